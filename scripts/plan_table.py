@@ -1,0 +1,200 @@
+"""Writes docs/plan.md and docs/plan.svg: what fits where, from 0.5B to 72B parameters on 1 to 64 GPUs.
+
+Run it again after a change of the memory model; ``--check`` says whether the files are those of today's model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cluster.plan import Report, make_plan  # noqa: E402
+from cluster.plan_cost import GPUS  # noqa: E402
+from cluster.plan_roles import GIB  # noqa: E402
+from cluster.shapes import SHAPES  # noqa: E402
+from rlhf.config import STAGES, build_config  # noqa: E402
+from rlhf.config.base import Section  # noqa: E402
+
+MODELS = ("qwen2.5-0.5b", "llama-3.2-1b", "qwen2.5-3b", "llama-7b", "llama-3-8b", "llama-13b", "qwen2.5-32b",
+          "llama-3-70b", "qwen2.5-72b")  # fmt: skip
+GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+SPEED = GPUS["a100"]
+PROMPT, RESPONSE = 512, 512
+
+HEAD = """\
+# What fits where
+
+`rlhf plan` predicts a run before anything is started: bytes per role and GPU, fits or not and what to change, steps,
+GPU-hours, cost.
+
+```
+rlhf plan --config configs/ppo/7b_lora_zero3_8gpu.yaml --shape qwen2.5-7b --gpus 8 --memory 80GiB --price 2.5
+```
+
+The model's sizes come from its `config.json`, or from a known name with `--shape`. The command loads no torch. When a
+run does not fit it names the fewest settings that make it fit.
+
+## How far to trust it
+
+Weights, adapters, gradients and optimizer state are compared in `tests/ray/test_plan_bytes.py` with the tensors of two
+real DeepSpeed ranks under ZeRO 0 to 3, and activations in `tests/unit/cluster/test_memory_model.py` with the tensors
+that autograd saves, all within 5%. The peak of a whole training step, every live tensor followed through every
+operation on a CPU, is met within 15%. A GPU's own counters have not been read yet, and the hours are estimates from
+data-sheet figures (a share of peak speed for training, bandwidth or kernel launches for decoding). 8% of a GPU is left
+to fragmentation and 1 GiB to the driver.
+"""
+
+
+def ppo(gpus: int, **changes: Any) -> Section:
+    """PPO with LoRA: half of the GPUs train, half roll out; a single GPU is shared."""
+    ranks = max(1, gpus // 2)
+    share = 0.5 if gpus == 1 else 1
+    tree: dict[str, Any] = {
+        "stage": "ppo",
+        "run_dir": "runs/plan",
+        "model": {"name": "plan", "gradient_checkpointing": True, **changes.pop("model", {})},
+        "prompts": "prompts.jsonl",
+        "scores": [{"kind": "reward_model", "run": "runs/reward"}],
+        "engine": {"zero_stage": 3 if ranks > 1 else 2},
+        "placement": {"num_ranks": ranks, "num_rollout_workers": ranks, "gpus_per_rank": share,
+                      "gpus_per_rollout_worker": share},
+        "rollout": {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE, "microbatch_sequences": 16},
+        "batch": {"prompts_per_step": 256, "minibatch_sequences": 64, "microbatch_sequences_per_gpu": 1, "epochs": 2},
+    }  # fmt: skip
+    return build_config(STAGES["ppo"], tree, source="table")
+
+
+def sft(gpus: int, **changes: Any) -> Section:
+    """Supervised fine-tuning on all GPUs."""
+    tree: dict[str, Any] = {
+        "stage": "sft",
+        "run_dir": "runs/plan",
+        "model": {"name": "plan", "gradient_checkpointing": True, **changes.pop("model", {})},
+        "data": {"train": "rows.jsonl", "max_sequence_tokens": PROMPT + RESPONSE},
+        "engine": {"zero_stage": 3 if gpus > 1 else 2},
+        "placement": {"num_ranks": gpus},
+        "batch": {"minibatch_sequences": 64, "microbatch_sequences_per_gpu": 1},
+        **changes,
+    }
+    return build_config(STAGES["sft"], tree, source="table")
+
+
+NF4 = {"model": {"quantization": "nf4"}}
+METHODS = {
+    "PPO, LoRA": lambda gpus: ppo(gpus),
+    "PPO, LoRA on a 4-bit base": lambda gpus: ppo(gpus, **NF4),
+    "SFT, LoRA": lambda gpus: sft(gpus),
+    "SFT, whole model": lambda gpus: sft(gpus, lora=None),
+}
+
+
+def report(method: str, model: str, gpus: int) -> Report:
+    """The plan of one cell."""
+    return make_plan(METHODS[method](gpus), shape=SHAPES[model], gpus=gpus, speed=SPEED, num_rows=50_000)
+
+
+def cell(found: Report) -> str:
+    """The fullest process in GiB; in bold when it fits."""
+    size = max(r.memory.total for r in found.roles) / GIB
+    return f"**{size:.0f}**" if found.fits else f"{size:.0f}"
+
+
+def table(method: str) -> list[str]:
+    """One table: models down, GPUs across."""
+    lines = [f"| model | {' | '.join(str(n) for n in GPU_COUNTS)} |", "|---|" + "--:|" * len(GPU_COUNTS)]
+    lines += [f"| {model} | {' | '.join(cell(report(method, model, n)) for n in GPU_COUNTS)} |" for model in MODELS]
+    return lines
+
+
+def cost_table() -> list[str]:
+    """PPO on eight GPUs: the parts of a trainer, and GPU-hours."""
+    heads = ["model", "weights", "adapters", "gradients + optimizer", "activations", "workspace", "rollout",
+             "GPU-hours for 200 steps"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
+    for model in MODELS:
+        found = report("PPO, LoRA", model, 8)
+        trainer, rollout = (role.memory for role in found.roles)
+        state = trainer.gradients + trainer.optimizer
+        sizes = (trainer.weights, trainer.adapters, state, trainer.activations, trainer.workspace, rollout.total)
+        hours = found.cost.gpu_hours * 2 if found.cost else 0  # the config plans 100 steps
+        lines.append(f"| {model} | {' | '.join(f'{s / GIB:.1f}' for s in sizes)} | {hours:,.0f} |")
+    return lines
+
+
+def page() -> str:
+    """docs/plan.md."""
+    lines = [HEAD, "## Gibibytes on the fullest GPU\n"]
+    lines.append(
+        f"GPUs of {SPEED.memory_gib:g} GiB; **bold fits**. Prompts and responses of {PROMPT} tokens, r = 16 on all "
+        "matrices, bf16, gradient checkpointing, one sequence per GPU and pass, ZeRO-3 from two ranks on. In PPO half "
+        "of the GPUs train and half roll out (16 sequences at a time); a single GPU is shared. A rollout worker holds "
+        "the whole base: from 32B on in bf16 it, not the trainer, decides.\n"
+    )
+    lines.append("![What fits on 80 GiB GPUs](plan.svg)\n")
+    for method in METHODS:
+        lines += [f"### {method}\n", "Number of GPUs across.\n", *table(method), ""]
+    lines += ["## PPO with LoRA on eight GPUs, GiB per GPU\n", *cost_table(), ""]
+    lines.append(
+        "The workspace is mostly DeepSpeed's: under ZeRO-3 one reduction bucket of 500 million elements for the whole "
+        "run, and parameters that are gathered for use.\n"
+    )
+    lines.append("This page is written by `python scripts/plan_table.py`.\n")
+    return "\n".join(lines)
+
+
+def picture() -> str:
+    """docs/plan.svg: the fullest GPU against the number of GPUs, for every method."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    colors = matplotlib.colormaps["viridis"].resampled(len(MODELS) + 1)
+    for index, method in enumerate(METHODS):
+        axes = figure.add_subplot(2, 2, index + 1)
+        for at, model in enumerate(MODELS):
+            sizes = [max(r.memory.total for r in report(method, model, n).roles) / GIB for n in GPU_COUNTS]
+            axes.plot(GPU_COUNTS, sizes, marker="o", markersize=3, color=colors(at), label=model)
+        axes.axhline(SPEED.memory_gib * 0.92, color="#c0392b", linestyle="--", linewidth=1.2, label="usable")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_ylim(1.5, 2000)
+        axes.xaxis.set_major_locator(FixedLocator(list(GPU_COUNTS)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_title(method, loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel("GPUs", fontsize=9)
+        axes.set_ylabel("GiB on the fullest process", fontsize=9)
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        if index == 0:
+            handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    path = ROOT / "docs" / "plan.svg"
+    with matplotlib.rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    return str(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare docs/plan.md with what would be written")
+    args = parser.parse_args()
+    path = ROOT / "docs" / "plan.md"
+    text = page()
+    if args.check:
+        same = path.is_file() and path.read_text(encoding="utf-8") == text
+        print("docs/plan.md is up to date" if same else "docs/plan.md is not what scripts/plan_table.py writes")
+        return 0 if same else 1
+    path.write_text(text, encoding="utf-8")
+    print(path, picture())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
