@@ -1,0 +1,122 @@
+"""Which rows form which minibatch, and which rank runs them in which micro-batch; integers only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Microbatch = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MinibatchPlan:
+    """One optimizer step.
+
+    Attributes:
+        ranks: for each rank its micro-batches, for each micro-batch its row indices. Every rank has the same
+            number of micro-batches and every micro-batch the same number of rows.
+    """
+
+    ranks: tuple[tuple[Microbatch, ...], ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """All rows of this step over all ranks, ascending."""
+        return tuple(sorted(row for microbatches in self.ranks for rows in microbatches for row in rows))
+
+    def rows_of_rank(self, rank: int) -> tuple[int, ...]:
+        """The rows of one rank, in the order it runs them."""
+        return tuple(row for rows in self.ranks[rank] for row in rows)
+
+
+def plan_minibatches(
+    num_sequences: int,
+    *,
+    minibatch_sequences: int,
+    num_ranks: int,
+    microbatch_sequences: int,
+    epochs: int,
+    seed: int,
+) -> list[list[MinibatchPlan]]:
+    """Shuffle the rows of a step anew for every epoch and deal them out.
+
+    Which rows form a minibatch depends on the seed, never on ``num_ranks`` or ``microbatch_sequences``: with
+    losses divided by a global count, neither changes what is learned.
+
+    Args:
+        num_sequences: rows in the batch; each is used exactly once per epoch.
+        minibatch_sequences: rows per optimizer step, over all ranks.
+        num_ranks: data-parallel workers.
+        microbatch_sequences: rows per forward pass on one rank.
+        epochs: passes over the batch.
+        seed: any integer; derive it from (run seed, step).
+
+    Returns:
+        ``[epoch][minibatch]``.
+
+    Raises:
+        ValueError: a number is below 1, or a division leaves a remainder.
+    """
+    counts = {
+        "num_sequences": num_sequences,
+        "minibatch_sequences": minibatch_sequences,
+        "num_ranks": num_ranks,
+        "microbatch_sequences": microbatch_sequences,
+        "epochs": epochs,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if num_sequences % minibatch_sequences:
+        raise ValueError(
+            f"num_sequences={num_sequences} is not a multiple of minibatch_sequences={minibatch_sequences}"
+        )
+    if minibatch_sequences % (num_ranks * microbatch_sequences):
+        raise ValueError(
+            f"minibatch_sequences={minibatch_sequences} is not a multiple of num_ranks={num_ranks} x "
+            f"microbatch_sequences={microbatch_sequences} = {num_ranks * microbatch_sequences}"
+        )
+    shuffler = random.Random(seed)
+    plan = []
+    for _ in range(epochs):
+        order = list(range(num_sequences))
+        shuffler.shuffle(order)
+        plan.append([_deal(chunk, num_ranks, microbatch_sequences) for chunk in _chunks(order, minibatch_sequences)])
+    return plan
+
+
+def balance_rows_by_length(lengths: Sequence[int], plan: MinibatchPlan) -> MinibatchPlan:
+    """Rearrange one minibatch so that little is padding and ranks have about equally much to do.
+
+    Rows of similar length share a micro-batch: sorting gives the least possible padding for micro-batches of
+    one size. The ranks' n-th micro-batches are neighbours in that order, so that in lockstep they wait
+    little for each other; of those, the rank with the fewest tokens so far takes the longest. Longest first:
+    what does not fit into memory fails at once. The rows of the minibatch, and hence the gradient, stay the
+    same.
+
+    Args:
+        lengths: tokens of every row, indexed by the row indices of the plan.
+        plan: from :func:`plan_minibatches`.
+    """
+    num_ranks, microbatch_sequences = len(plan.ranks), len(plan.ranks[0][0])
+    longest_first = sorted(plan.rows, key=lambda row: (-lengths[row], row))
+    microbatches = _chunks(longest_first, microbatch_sequences)
+    dealt: list[list[Microbatch]] = [[] for _ in range(num_ranks)]
+    load = [0] * num_ranks
+    for step in _chunks(microbatches, num_ranks):
+        least_loaded_first = sorted(range(num_ranks), key=lambda rank: (load[rank], rank))
+        heaviest_first = sorted(step, key=lambda rows: -sum(lengths[row] for row in rows))
+        for rank, rows in zip(least_loaded_first, heaviest_first, strict=True):
+            dealt[rank].append(tuple(rows))
+            load[rank] += sum(lengths[row] for row in rows)
+    return MinibatchPlan(tuple(tuple(microbatches) for microbatches in dealt))
+
+
+def _deal(rows: Sequence[int], num_ranks: int, microbatch_sequences: int) -> MinibatchPlan:
+    per_rank = _chunks(rows, len(rows) // num_ranks)
+    return MinibatchPlan(tuple(tuple(map(tuple, _chunks(part, microbatch_sequences))) for part in per_rank))
+
+
+def _chunks(items: Sequence, size: int) -> list:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,43 @@
+"""What every training stage has, and the rules that hold in all of them."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from rlhf.config.base import Section
+from rlhf.config.methods import why_not
+from rlhf.config.model import EngineConfig, LoraConfig, ModelConfig, PlacementConfig, TelemetryConfig
+from rlhf.config.recovery import CheckpointConfig, RecoveryConfig
+
+
+class StageConfig(Section):
+    """What every stage has."""
+
+    run_dir: str
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    placement: PlacementConfig = PlacementConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> StageConfig:
+        lora = getattr(self, "lora", None)
+        if isinstance(lora, LoraConfig):
+            quantization, zero_stage = self.model.quantization, self.engine.zero_stage
+            method = "dora" if lora.use_dora else lora.method
+            if reason := why_not(method, quantization=quantization, zero_stage=zero_stage):
+                raise ValueError(reason)
+        return self
+
+
+def exact_division(minibatch: int, micro: int, num_ranks: int, key: str) -> int:
+    if minibatch % (micro * num_ranks):
+        raise ValueError(
+            f"batch.{key}={minibatch} must be a multiple of batch.micro{key.removeprefix('mini')}_per_gpu={micro} "
+            f"x placement.num_ranks={num_ranks} (= {micro * num_ranks}); try "
+            f"batch.{key}={max(1, round(minibatch / (micro * num_ranks))) * micro * num_ranks}"
+        )
+    return minibatch // (micro * num_ranks)

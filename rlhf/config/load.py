@@ -1,0 +1,123 @@
+"""YAML plus dotted overrides into a frozen config, with errors that name the key and the remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlhf.config.base import Section
+from rlhf.config.explain import explain_all, known_keys
+from rlhf.config.secret import describe_literal, find_literals, mask_literals
+from rlhf.config.stages import STAGES
+from rlhf.config.strict_yaml import read_strict_yaml, write_strict_yaml
+from rlhf.errors import ConfigError
+
+__all__ = ["build_config", "config_hash", "dump_yaml", "known_keys", "load_config"]
+
+
+def load_config(stage: str, path: str | Path | None, overrides: Iterable[str] = ()) -> Any:
+    """Reads one stage's config.
+
+    Args:
+        stage: a key of ``STAGES``.
+        path: a YAML file, or None to start from defaults and overrides alone.
+        overrides: ``dotted.key=value`` strings; values are parsed as YAML.
+
+    Raises:
+        ConfigError: for an unreadable file, an unknown key (with the nearest known name), or a broken rule.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for item in overrides:
+        _apply_override(tree, item)
+    found = tree.setdefault("stage", stage)
+    if found != stage:
+        raise ConfigError(f"{path} is a config for stage {found!r}, not {stage!r}: run 'rlhf {found} --config {path}'")
+    return build_config(STAGES[stage], tree, source=str(path or "command line"))
+
+
+def build_config(cls: type[Section], tree: Mapping[str, Any], *, source: str) -> Any:
+    """Validates a plain tree against a section, turning every problem into one ConfigError.
+
+    A value is never bent to fit: text is no number, ``true`` is no 1, and 2.0 is no count.
+    """
+    try:
+        # JSON is the one form in which pydantic is strict about scalars and still takes lists for tuples
+        found = cls.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        lines = explain_all(cls, [dict(problem) for problem in error.errors()])
+        raise ConfigError(f"{source}: {len(lines)} problem(s)\n" + "\n".join(f"  - {line}" for line in lines)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: cannot be a config ({type(error).__name__}: {error})") from None
+    for key, kind in find_literals(found.model_dump(mode="json")):
+        raise ConfigError(
+            f"{source}: {key} holds {kind} in clear, and configs are stored with every run: take it out and, if it was "
+            "ever shared, revoke it; secrets belong in environment variables or files"
+        )
+    return found
+
+
+def stage_of(file: str | Path) -> str:
+    """The stage that a config file names.
+
+    Raises:
+        ConfigError: the file is not readable YAML, or its ``stage`` is none that there is.
+    """
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not readable YAML: {error}") from None
+    stage = tree.get("stage") if isinstance(tree, dict) else None
+    if stage not in STAGES:
+        raise ConfigError(f"{file}: the key 'stage' must be one of {', '.join(STAGES)}, got {stage!r}")
+    return str(stage)
+
+
+def config_hash(config: BaseModel) -> str:
+    """sha256 over the canonical JSON of the resolved config."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The resolved config as YAML, every default written out."""
+    return write_strict_yaml(config.model_dump(mode="json"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = read_strict_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist; the shipped ones are under configs/") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not readable YAML: {mask_literals(str(error))}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {path} must hold a mapping of keys to values")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], item: str) -> None:
+    key, separator, text = item.partition("=")
+    shown = repr(item) if describe_literal(item) is None else "that holds a secret in clear"
+    if not separator or not key:
+        raise ConfigError(f"override {shown} must look like dotted.key=value")
+    try:
+        value = read_strict_yaml(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {shown}: the value is not YAML: {mask_literals(str(error))}") from None
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = node.get(parent)
+        if below is None:
+            below = node[parent] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {shown}: {parent!r} holds a value, not a section")
+        node = below
+    node[last] = value

@@ -1,0 +1,143 @@
+"""Which model is trained, how it is held in memory, and which adapter is put on it."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.config.base import Section
+from rlhf.config.methods import why_not
+
+
+class ModelConfig(Section):
+    """The base model of a stage."""
+
+    name: str
+    """A model directory, a hub id, a run directory of an earlier stage, or ``builtin:helpline_base``."""
+    revision: str | None = None
+    """Hub commit; in full together with ``trust_remote_code`` (for a directory: the hash of its Python files)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 on an accelerator, float32 on a CPU."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Frozen base weights in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
+    double_quantization: bool = True
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    """Lets a model run Python code that it brings; needs ``revision``."""
+    chat_style: Literal["auto", "model", "default", "plain"] = "auto"
+    """Chat template: the model's own, the project's default, or plain continuation of text."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> ModelConfig:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code=true runs code from the model's repository: set revision to the full commit hash "
+                "(40 hex digits) of the code that was read; a branch or tag can change"
+            )
+        return self
+
+
+class LoraConfig(Section):
+    """The adapter: LoRA (arXiv:2106.09685) unless ``method`` names another of ``rlhf peft list``."""
+
+    method: str = "lora"
+    r: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    use_dora: bool = False
+    """Weight-decomposed LoRA (arXiv:2402.09353)."""
+    use_rslora: bool = False
+
+    @model_validator(mode="after")
+    def _method_is_usable(self) -> LoraConfig:
+        if reason := why_not(self.method):
+            raise ValueError(reason)
+        if self.method != "lora" and (self.use_dora or self.use_rslora):
+            raise ValueError(
+                f"lora.use_dora and lora.use_rslora change LoRA, not lora.method={self.method}: leave them false, "
+                "or set lora.method to dora or rslora"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """DeepSpeed ZeRO (arXiv:1910.02054)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    @model_validator(mode="after")
+    def _offload_needs_stage(self) -> EngineConfig:
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage=3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of all optimizer steps over which the learning rate rises from zero."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+
+
+class PlacementConfig(Section):
+    """How many processes run, and where."""
+
+    num_ranks: int = Field(1, ge=1)
+    """Training processes (DeepSpeed ranks)."""
+    num_rollout_workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1.0, ge=0)
+    gpus_per_rank: float | None = Field(None, ge=0)
+    """None: one GPU per rank where the cluster has GPUs, otherwise none."""
+    gpus_per_rollout_worker: float | None = Field(None, ge=0)
+    threads_per_worker: int = Field(1, ge=1)
+    """Intra-op CPU threads of every worker."""
+    ray_address: str | None = None
+    """``auto`` or ``host:port`` joins a cluster; None starts a private Ray runtime, except inside a Ray job."""
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How the workers of one role lie on nodes; the strict ones refuse what they cannot have."""
+    layout: Literal["split", "colocated"] = "split"
+    """Every role has resources of its own, or rollout worker i shares a node (and GPU, by fractions) with rank i."""
+    rank_labels: tuple[str, ...] = ()
+    """Node labels that training ranks need, e.g. ``ray.io/accelerator-type=H100``."""
+    rollout_labels: tuple[str, ...] = ()
+    """Node labels that rollout workers need."""
+    wait_for_nodes: bool = False
+    """Wait (at most ``start_timeout_seconds``) for nodes that an autoscaler may add, instead of refusing at once."""
+    network_interface: str | None = None
+    """Interface of the collectives between nodes; None: the one that has the node's address."""
+    start_timeout_seconds: float = Field(180.0, gt=0)
+    call_timeout_seconds: float = Field(900.0, gt=0)
+    collective_timeout_seconds: float = Field(120.0, gt=0)
+
+    @model_validator(mode="after")
+    def _rules(self) -> PlacementConfig:
+        for label in (*self.rank_labels, *self.rollout_labels):
+            if not all(label.partition("=")):
+                raise ValueError(f"label {label!r} must look like key=value")
+        if self.layout == "colocated" and (self.gpus_per_rank is None) != (self.gpus_per_rollout_worker is None):
+            raise ValueError("layout=colocated shares GPUs by fractions: set gpus_per_rank and gpus_per_rollout_worker "
+                             "both, e.g. to 0.5")  # fmt: skip
+        return self
+
+
+class TelemetryConfig(Section):
+    """Where numbers go; metrics.jsonl is always written."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    log_level: Literal["DEBUG", "INFO", "WARNING"] = "INFO"

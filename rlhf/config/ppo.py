@@ -1,0 +1,210 @@
+"""PPO's config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.config.base import Section
+from rlhf.config.common import StageConfig, exact_division
+from rlhf.config.model import LoraConfig, OptimConfig
+from rlhf.config.scores import ScoreSource
+
+
+class SamplingConfig(Section):
+    """How responses are drawn."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_prompt_tokens: int = Field(256, ge=1)
+    max_response_tokens: int = Field(128, ge=1)
+
+
+class RolloutConfig(SamplingConfig):
+    """Rollouts of PPO."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``vllm`` needs the extra ``rlhf[vllm]`` and an adapter of method lora or rslora."""
+    microbatch_sequences: int = Field(64, ge=1)
+    """Sequences decoded together by one rollout worker; one that ends makes room for the next."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share one copy of the weights in a vLLM engine."""
+    memory_share: float = Field(0.85, gt=0, le=1)
+    """Of a GPU's memory, for a vLLM engine's weights and cache."""
+    sleep_while_learning: bool = False
+    """vLLM gives its GPU memory back between rollouts: for engines that share GPUs with training."""
+
+    @model_validator(mode="after")
+    def _vllm_settings_need_vllm(self) -> RolloutConfig:
+        own = {"tensor_parallel": 1, "memory_share": 0.85, "sleep_while_learning": False}
+        given = [key for key, default in own.items() if getattr(self, key) != default]
+        if self.engine != "vllm" and given:
+            raise ValueError(f"rollout.{given[0]} needs rollout.engine=vllm")
+        if self.engine == "vllm" and (self.top_p < 1 or self.top_k):
+            raise ValueError("rollout.engine=vllm needs top_p=1 and top_k=0: its log-probabilities follow truncation")
+        return self
+
+    overlap: int = Field(0, ge=0, le=8)
+    """Steps that rollouts may run ahead of learning, each drawn by a policy that many steps old; 0: in turn."""
+
+
+class PpoBatch(Section):
+    """The batch words; everything else is derived by exact division."""
+
+    prompts_per_step: int = Field(32, ge=1)
+    responses_per_prompt: int = Field(1, ge=1)
+    minibatch_sequences: int = Field(32, ge=1)
+    microbatch_sequences_per_gpu: int = Field(8, ge=1)
+    epochs: int = Field(4, ge=1)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Responses drawn per step."""
+        return self.prompts_per_step * self.responses_per_prompt
+
+
+class KlConfig(Section):
+    """Distance from the reference policy."""
+
+    mode: Literal["reward", "loss", "none"] = "reward"
+    """Penalty per token in the reward, a term of the loss, or only measured."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    coef: float = Field(0.05, ge=0)
+    target: float | None = Field(None, gt=0)
+    """Nats per response; set it to adapt the coefficient (arXiv:1909.08593 sec. 2.2)."""
+    horizon: float = Field(10_000.0, gt=0)
+    limit: float | None = Field(None, gt=0)
+    """Nats per response above which the run stops with an error."""
+
+
+class PpoLossConfig(Section):
+    """Losses of PPO (arXiv:1707.06347)."""
+
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(None, gt=1)
+    value_clip: float | None = Field(0.2, gt=0)
+    value_coef: float = Field(0.1, ge=0)
+    entropy_coef: float = Field(0.0, ge=0)
+    critic_warmup_steps: int = Field(0, ge=0)
+    """First steps in which only the critic learns: advantages from an untrained critic move the policy at random."""
+    epoch_kl_stop: float | None = Field(None, gt=0)
+    """Mean per-token k3 between old and new policy above which the step's remaining epochs are left out."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weigh every token by min(trainer / sampler probability, cap); needed where rollouts run ahead."""
+    entropy_floor: float | None = Field(None, gt=0)
+    """Nats per token below which the run stops: the policy has collapsed."""
+
+
+class AdvantageConfig(Section):
+    """How scores become advantages."""
+
+    method: Literal["gae", "grpo", "rloo", "reinforce_plus_plus"] = "gae"
+    gamma: float = Field(1.0, ge=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    whiten: bool = True
+    """Mean 0, deviation 1 over the step's tokens; for gae (reinforce_plus_plus always, grpo and rloo never)."""
+    grpo_scale_by_std: bool = True
+
+
+class ScoreConfig(Section):
+    """What happens to a score before it becomes a reward."""
+
+    clip: float | None = Field(None, gt=0)
+    missing_eos: Literal["keep", "subtract", "replace", "scale"] = "keep"
+    missing_eos_value: float = 1.0
+    whiten_rewards: bool = False
+
+
+class PpoConfig(StageConfig):
+    """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
+
+    stage: Literal["ppo"] = "ppo"
+    prompts: str | tuple[str, ...]
+    prompt_format: str = "auto"
+    scores: tuple[ScoreSource, ...] = Field(min_length=1)
+    lora: LoraConfig = LoraConfig()
+    """Adapter of the critic, and of the policy when ``model.name`` has none yet."""
+    optim: OptimConfig = OptimConfig(learning_rate=3e-6, eps=1e-5)
+    critic_learning_rate: float | None = Field(None, gt=0)
+    """None: the policy's."""
+    rollout: RolloutConfig = RolloutConfig()
+    batch: PpoBatch = PpoBatch()
+    kl: KlConfig = KlConfig()
+    loss: PpoLossConfig = PpoLossConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    score: ScoreConfig = ScoreConfig()
+    num_steps: int = Field(100, ge=1)
+    sync_tolerance: float = Field(1e-4, gt=0)
+    """Largest |log-prob difference| of the canary prompt between trainer and rollout (fp32; 5e-2 suits bf16)."""
+    ratio_tolerance: float = Field(1e-4, gt=0)
+    """Largest |ratio - 1| on a step's first micro-batch (fp32; 2e-2 suits bf16)."""
+    mismatch_limit: float = Field(0.5, gt=0)
+    """Largest mean |log-prob difference| between rollout engine and trainer on one version's own tokens."""
+    sample_every_steps: int = Field(10, ge=1)
+
+    @property
+    def uses_critic(self) -> bool:
+        """Only GAE needs values."""
+        return self.advantage.method == "gae"
+
+    @property
+    def minibatches(self) -> int:
+        """Optimizer steps per epoch."""
+        return self.batch.sequences_per_step // self.batch.minibatch_sequences
+
+    @property
+    def microbatches_per_rank(self) -> int:
+        """Micro-batches per optimizer step on one rank."""
+        return exact_division(
+            self.batch.minibatch_sequences,
+            self.batch.microbatch_sequences_per_gpu,
+            self.placement.num_ranks,
+            "minibatch_sequences",
+        )
+
+    @model_validator(mode="after")
+    def _rules(self) -> PpoConfig:
+        batch, n = self.batch, self.batch.sequences_per_step
+        if n % batch.minibatch_sequences:
+            raise ValueError(
+                f"batch.prompts_per_step x batch.responses_per_prompt = {n} must be a multiple of "
+                f"batch.minibatch_sequences={batch.minibatch_sequences}"
+            )
+        if batch.prompts_per_step % self.placement.num_rollout_workers:
+            raise ValueError(
+                f"batch.prompts_per_step={batch.prompts_per_step} must be a multiple of "
+                f"placement.num_rollout_workers={self.placement.num_rollout_workers}"
+            )
+        self.microbatches_per_rank  # noqa: B018
+        if self.advantage.method in ("grpo", "rloo") and batch.responses_per_prompt < 2:
+            raise ValueError(f"advantage.method={self.advantage.method} compares responses of one prompt: "
+                             "set batch.responses_per_prompt to 2 or more")  # fmt: skip
+        if self.advantage.method == "reinforce_plus_plus" and not self.advantage.whiten:
+            raise ValueError(
+                "advantage.whiten=false has no meaning for advantage.method=reinforce_plus_plus, which is whitened by "
+                "definition: leave it true, or use advantage.method=gae"
+            )
+        if self.loss.critic_warmup_steps and not self.uses_critic:
+            raise ValueError(
+                f"loss.critic_warmup_steps={self.loss.critic_warmup_steps} needs advantage.method=gae: "
+                f"{self.advantage.method} has no critic"
+            )
+        if self.kl.mode == "loss" and self.kl.estimator == "k1":
+            raise ValueError("kl.estimator=k1 has zero expected gradient as a loss: use k2 (reverse KL) or k3")
+        if self.kl.target is not None and self.kl.mode == "none":
+            raise ValueError("kl.target adapts kl.coef, which kl.mode=none never uses: set kl.mode=reward or loss")
+        if self.kl.mode == "reward" and self.advantage.method in ("grpo", "rloo"):
+            raise ValueError(f"advantage.method={self.advantage.method} works on scores per response: "
+                             "set kl.mode=loss with kl.estimator=k2, or kl.mode=none")  # fmt: skip
+        if self.rollout.top_p < 1 or self.rollout.top_k:
+            raise ValueError("rollout.top_p and rollout.top_k must stay off (1 and 0) in PPO: truncated sampling draws "
+                             "from another distribution than the one whose log-probabilities are trained")  # fmt: skip
+        if self.rollout.overlap and self.loss.importance_cap is None:
+            raise ValueError(f"rollout.overlap={self.rollout.overlap} trains on tokens of an older policy: "
+                             "set loss.importance_cap (2.0 is usual)")  # fmt: skip
+        if self.lora.dropout > 0:
+            raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
+        return self

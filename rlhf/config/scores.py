@@ -1,0 +1,109 @@
+"""Where scores come from: reward models, Python functions, reward servers."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from rlhf.config.base import Section
+from rlhf.config.secret import SECRET_ERROR, Secret
+
+OnError = Literal["fail", "drop"]
+
+
+class RewardModelSource(Section):
+    """A score from a trained reward model."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    run: str
+    weight: float = 1.0
+    on_error: OnError = "fail"
+    """A score that is not finite stops the run, or its response is left out of the step and counted."""
+
+
+class FunctionSource(Section):
+    """A score from ``module:function(prompts, responses) -> scores``, in a process of its own."""
+
+    kind: Literal["function"] = "function"
+    path: str
+    weight: float = 1.0
+    timeout_seconds: float = Field(2.0, gt=0)
+    """Per response; a call with n of them may take n times as long, then its process is killed."""
+    start_timeout_seconds: float = Field(120.0, gt=0)
+    """For importing the module."""
+    rows_per_call: int | None = Field(None, ge=1)
+    """None: one call per step. 1 gives every response a deadline of its own."""
+    isolate: bool = True
+    """false calls it in the driver: no process to start, and nothing that could end a call that never returns."""
+    on_error: OnError = "fail"
+    """A failed call or a missing score stops the run, or its response is left out of the step and counted."""
+
+    @model_validator(mode="after")
+    def _has_colon(self) -> FunctionSource:
+        if self.path.count(":") != 1:
+            raise ValueError(f"path={self.path!r} must look like module.name:function")
+        return self
+
+
+class HttpSource(Section):
+    """A score from a reward server: POST ``{"prompts": [...], "responses": [...]}``, answer ``{"scores": [...]}``."""
+
+    kind: Literal["http"] = "http"
+    url: str
+    weight: float = 1.0
+    token: Secret | None = None
+    """Sent as ``Authorization: Bearer``; ``env:NAME`` or ``file:PATH``."""
+    timeout_seconds: float = Field(30.0, gt=0)
+    """For one whole request: connecting, sending, and the last byte of the answer."""
+    retries: int = Field(3, ge=0, le=20)
+    """Further attempts after the first."""
+    backoff_seconds: float = Field(0.5, gt=0)
+    """Longest wait before the first further attempt; it doubles with each, up to 30 s, and is drawn at random."""
+    rows_per_request: int = Field(64, ge=1)
+    concurrent_requests: int = Field(1, ge=1, le=64)
+    ca_file: str | None = None
+    """Certificates to trust instead of the system's; verification cannot be turned off."""
+    allow_plain_http: bool = False
+    """Lets ``http://`` reach another machine: prompts and token are then readable on the way."""
+    on_error: OnError = "fail"
+    """A request that failed for good stops the run, or its responses are left out of the step and counted."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise PydanticCustomError(SECRET_ERROR, "must look like https://host[:port]/path")
+        if parts.username is not None or parts.password is not None:
+            raise PydanticCustomError(
+                SECRET_ERROR, "holds a user or password: leave it out and name the secret with token=env:NAME"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _plain_http_stays_here(self) -> HttpSource:
+        parts = urlsplit(self.url)
+        if parts.scheme == "http" and not self.allow_plain_http and not _is_loopback(parts.hostname or ""):
+            raise ValueError(
+                f"url={self.url} sends prompts and token unencrypted to another machine: use https, or set "
+                "allow_plain_http=true on a network that is yours"
+            )
+        return self
+
+
+ScoreSource = Annotated[RewardModelSource | FunctionSource | HttpSource, Field(discriminator="kind")]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

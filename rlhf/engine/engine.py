@@ -1,0 +1,252 @@
+"""The training engine: DeepSpeed on every device, with the caller in charge of denominators."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import groups as deepspeed_groups
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor, nn
+
+from rlhf.config import EngineConfig, OptimConfig
+from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
+from rlhf.engine.checkpoint.store import full_disk, write_state
+from rlhf.engine.zero import deepspeed_config
+from rlhf.errors import CheckpointError, ConfigError, NumericsError
+
+SAFE_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
+"""All that DeepSpeed's files hold beside tensors and plain containers; nothing else is unpickled."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trained tensors of one role and their learning rate."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    learning_rate: float
+
+
+def _no_shared_memory_op() -> None:
+    """DeepSpeed builds a shared-memory all-reduce when it joins ranks on a CPU; only tensor-parallel inference uses it.
+
+    A rank that is killed while it builds or loads the operation leaves a lock file that every later run waits for,
+    without a bound; one that is killed afterwards leaves 66 MiB of shared memory.
+    """
+
+
+def init_process_group(timeout_seconds: float) -> str:
+    """Joins the process group named by the RANK/WORLD_SIZE/MASTER_* environment; returns the backend."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    # by its full name: as an attribute of its package it is hidden by torch itself
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = _no_shared_memory_op  # type: ignore[attr-defined]
+    if not torch.distributed.is_initialized():
+        bound = timedelta(seconds=timeout_seconds)
+        deepspeed.init_distributed(dist_backend=backend, timeout=bound, verbose=False)
+        # DeepSpeed's collectives run in a group of its own, which it would make with torch's default of half an hour:
+        # the peers of a frozen rank would wait that long
+        deepspeed_groups._WORLD_GROUP = torch.distributed.new_group(timeout=bound)
+    return backend
+
+
+def collective_timeouts() -> list[timedelta]:
+    """How long each process group of this rank waits for a peer."""
+    pgs: Any = torch.distributed.distributed_c10d._world.pg_map
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [pg._get_backend(device).options._timeout for pg in pgs]
+
+
+class TrainEngine:
+    """A module under DeepSpeed ZeRO.
+
+    Losses passed to ``backward`` are sums over this rank's tokens divided by the *global* denominator: the engine
+    undoes DeepSpeed's mean over ranks, so neither micro-batching nor the number of ranks changes the gradient.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: list[ParameterGroup],
+        optim: OptimConfig,
+        engine: EngineConfig,
+        *,
+        dtype: torch.dtype,
+        microbatch: int,
+    ) -> None:
+        self._groups = groups
+        optimizer = _build_optimizer(groups, optim)
+        config = deepspeed_config(
+            engine, dtype=dtype, microbatch=microbatch, accumulation=1, max_grad_norm=optim.max_grad_norm
+        )
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        self.zero_stage = engine.zero_stage
+        self.world_size = torch.distributed.get_world_size()
+        self.rank = torch.distributed.get_rank()
+
+    @property
+    def type_name(self) -> str:
+        """Type of the engine that really runs."""
+        return type(self._engine).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return self._engine.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module."""
+        return self._engine.module
+
+    def __call__(self, task: str, **inputs: Any) -> Any:
+        """A forward pass through the engine's hooks."""
+        return self._engine(task, **inputs)
+
+    def evaluate(self, task: str, **inputs: Any) -> Any:
+        """A pass without gradients."""
+        with torch.no_grad():
+            return self._engine(task, **inputs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulates one micro-batch's gradient; ``last`` closes the minibatch.
+
+        Raises:
+            NumericsError: for a loss that is not finite.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.world_size)
+
+    def step(self, scale_learning_rate: float, *, frozen: tuple[str, ...] = ()) -> float:
+        """One optimizer step at ``scale * base learning rate`` of every group; returns the gradient norm.
+
+        A gradient that is not finite changes nothing, on any rank, and returns infinity.
+
+        Args:
+            frozen: names of groups that stay as they are; their gradients must be zero in this step.
+        """
+        for group, ours in zip(self._engine.optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = 0.0 if ours.name in frozen else ours.learning_rate * scale_learning_rate
+        own = float(self._gradient_norm()) if self.zero_stage == 0 else None
+        if own is not None and not math.isfinite(own):
+            self._drop_gradients()
+        self._engine.step()
+        found = self._engine.get_global_grad_norm()
+        norm = float(own if own is not None else found if found is not None else math.nan)
+        return norm if math.isfinite(norm) else math.inf
+
+    def _drop_gradients(self) -> None:
+        """An update without gradients leaves weights and moments as they are; ZeRO 1 to 3 do this by themselves."""
+        for group in self._groups:
+            for parameter in group.parameters:
+                parameter.grad = None
+
+    def save_state(self, directory: Path, tag: str, own: Mapping[str, Any]) -> None:
+        """Writes what this rank needs to go on exactly: weights, optimizer partition, random states, ``own``.
+
+        All ranks call it with a directory that all see.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+            NumericsError: a trained tensor is not finite.
+        """
+        self._refuse_nonfinite()
+        try:
+            self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+            write_state(directory / f"rank-{self.rank}.json", {"rng": capture_rng(), **own})
+        except OSError as error:
+            raise full_disk(directory, error, 0) from error
+        except RuntimeError as error:
+            cause = error.__cause__ or error.__context__
+            if "PytorchStreamWriter" in str(error) or isinstance(cause, OSError):
+                known = cause if isinstance(cause, OSError) else OSError(str(error))
+                raise full_disk(directory, known, 0) from error
+            raise
+
+    def load_state(self, directory: Path, tag: str) -> dict[str, Any]:
+        """Takes over what ``save_state`` wrote; returns ``own``. Call it once, before the first step.
+
+        Raises:
+            CheckpointError: a file is missing or holds more than tensors and plain containers.
+        """
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        try:
+            with torch.serialization.safe_globals(SAFE_CLASSES):
+                path, _ = self._engine.load_checkpoint(str(directory), tag=tag, load_module_strict=False)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{directory / tag} holds pickled code and is not loaded: {error}") from None
+        if path is None:
+            raise CheckpointError(f"{directory} holds no state for {tag}")
+        state = json.loads((directory / f"rank-{self.rank}.json").read_text(encoding="utf-8"))
+        restore_rng(state.pop("rng"))
+        return state
+
+    def _refuse_nonfinite(self) -> None:
+        for group in self._groups:
+            for parameter in group.parameters:
+                local = getattr(parameter, "ds_tensor", parameter)
+                if not bool(torch.isfinite(local).all()):
+                    raise NumericsError(f"a trained tensor of {group.name} is not finite: no checkpoint is written")
+
+    def _gradient_norm(self) -> Tensor:
+        """Norm before clipping: without ZeRO every rank holds whole gradients, and DeepSpeed reports no norm."""
+        gradients = [p.grad for group in self._groups for p in group.parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def all_reduce_sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums scalars over ranks."""
+        packed = torch.tensor(
+            list(values.values()), dtype=torch.float64 if self.device.type == "cpu" else torch.float32
+        )
+        packed = packed.to(self.device)
+        torch.distributed.all_reduce(packed)
+        return dict(zip(values, packed.tolist(), strict=True))
+
+    @contextmanager
+    def gathered(self, parameters: list[nn.Parameter]) -> Any:
+        """Whole tensors of partitioned parameters (ZeRO-3) on every rank while the context is open."""
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
+            yield
+
+    def state(self, names: Callable[[str], bool], named: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+        """Whole CPU copies of the named parameters that ``names`` accepts."""
+        chosen = [(name, p) for name, p in named if names(name)]
+        if not chosen:
+            raise ConfigError("no trained tensor matches: the adapter is empty")
+        with self.gathered([p for _, p in chosen]):
+            return {name: p.detach().to("cpu", copy=True) for name, p in chosen}
+
+
+def _build_optimizer(groups: list[ParameterGroup], optim: OptimConfig) -> torch.optim.Optimizer:
+    params = [{"params": g.parameters, "lr": g.learning_rate, "name": g.name} for g in groups]
+    if optim.optimizer == "adamw_8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+
+
+def learning_rate_scale(optim: OptimConfig, step: int, num_steps: int) -> float:
+    """Multiplier of the base learning rate at optimizer step ``step`` of ``num_steps`` (0-based)."""
+    warmup = round(optim.warmup_fraction * num_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    if optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,202 @@
+"""Continuous decoding: a fixed number of running samples, refilled from a queue as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf.config import SamplingConfig
+from rlhf.errors import NumericsError
+from rlhf.rollout.protocol import PromptTask
+from rlhf.rollout.sampling import draw, uniforms
+from rlhf.rollout.slots import SlotCache, slot_attention
+
+REFILL_SHARE = 8
+"""A refill waits until one slot in this many is free: a pass over one short prompt costs as much as over several."""
+CLOSE_SHARE = 4
+"""Without a queue, gaps are closed when one slot in this many is free: closing copies keys and values."""
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
+"""Steps between two looks at what has ended: on a GPU a look waits for it. Ended slots stand still meanwhile."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for one task: tokens, their log-probabilities, and whether the last one is a stop token."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+class SlotDecoder:
+    """Draws responses for one list of tasks.
+
+    Slots 0 to n-1 are in use; every tensor of slots is (n,). Results are kept by task, (tasks, response).
+
+    Args:
+        model: the causal model, adapters inside.
+        num_slots: samples that run together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tasks: Sequence[PromptTask],
+        sampling: SamplingConfig,
+        *,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        num_slots: int,
+        suppress_ids: Sequence[int],
+    ) -> None:
+        self._model: Any = model
+        self._tasks, self._sampling, self._suppress = tasks, sampling, suppress_ids
+        self._device, self._pad_id = model.device, pad_id
+        self._look_every = LOOK_EVERY.get(self._device.type, 1)
+        order = sorted(range(len(tasks)), key=lambda i: (len(tasks[i].prompt_ids), tasks[i].prompt_ids))
+        self._queue = order[::-1]  # taken from its end: short prompts first, equal prompts together
+        self._num_slots = min(num_slots, len(tasks))
+        limit = sampling.max_response_tokens
+        numbers = np.zeros((len(tasks), limit + 1))  # the last column is where ended slots write
+        for row, task in enumerate(tasks):
+            numbers[row, :limit] = uniforms(task.seed, limit)
+        self._uniforms = self._on_device(numbers)
+        self._tokens = torch.zeros(len(tasks), limit + 1, dtype=torch.long, device=self._device)
+        self._logprobs = torch.zeros(len(tasks), limit + 1, device=self._device)
+        self._stop = self._on_device(list(stop_ids))
+        self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + 1)
+        self._task = self._step = self._column = self._token = self._on_device([], torch.long)
+        self._live = self._on_device([], torch.bool)
+        self._begun: list[int] = []  # per slot: column minus number of steps at its start
+        self._num_steps = 0
+
+    @torch.no_grad()
+    def run(self) -> list[Drawn]:
+        """Draws everything; results in the order of the tasks.
+
+        Raises:
+            NumericsError: when the model's logits are not finite.
+        """
+        with slot_attention(self._model):
+            self._settle()
+            while self._begun:
+                for _ in range(self._look_every):
+                    self._advance()
+                self._settle()
+        return self._results()
+
+    def _advance(self) -> None:
+        """One token for every slot."""
+        self._num_steps += 1
+        width = self._num_steps + max(self._begun)
+        self._cache.begin_step(self._column, width)
+        columns = torch.arange(width, device=self._device)
+        logits = self._model(
+            input_ids=self._token[:, None],
+            attention_mask=(columns <= self._column[:, None])[:, None, None],  # (slots, 1, 1, columns)
+            position_ids=self._column[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # (slots, vocabulary)
+        self._token, live = self._draw(logits, self._task, self._step)
+        self._step, self._column = self._step + self._live, self._column + self._live
+        self._live &= live
+
+    def _draw(self, logits: Tensor, task: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws and keeps one token each; returns them and whether the sample goes on."""
+        token, logprob = draw(logits, self._uniforms[task, step], self._sampling, self._suppress)
+        self._tokens[task, step], self._logprobs[task, step] = token, logprob
+        return token, ~torch.isin(token, self._stop) & (step + 1 < self._sampling.max_response_tokens)
+
+    def _settle(self) -> None:
+        """Looks at what has ended; refills free slots, or closes the gaps when nothing waits."""
+        free = [slot for slot, live in enumerate(self._live.tolist()) if not live]
+        free += range(len(self._begun), self._num_slots) if self._queue else ()
+        if self._queue and len(free) * REFILL_SHARE >= self._num_slots:
+            count = min(len(free), len(self._queue))
+            self._fill(free[:count], [self._queue.pop() for _ in range(count)])
+            free = free[count:]
+        if not self._queue and len(free) * CLOSE_SHARE >= len(self._begun):
+            self._close(free)
+
+    def _fill(self, slots: list[int], rows: list[int]) -> None:
+        """Runs the prompts of new samples, each distinct prompt once, and draws their first tokens."""
+        prompts = list(dict.fromkeys(self._tasks[row].prompt_ids for row in rows))
+        lengths = [len(prompt) for prompt in prompts]
+        ids = torch.full((len(prompts), max(lengths)), self._pad_id)
+        for at, prompt in enumerate(prompts):
+            ids[at, : len(prompt)] = torch.tensor(prompt)
+        kept = sorted(set(lengths))
+        self._cache.begin_prefill()
+        logits = self._model(  # padding stands on the right: causal attention never meets it
+            input_ids=ids.to(self._device),
+            position_ids=torch.arange(ids.shape[1], device=self._device)[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=self._on_device([length - 1 for length in kept]),
+        ).logits  # (prompts, kept, vocabulary)
+        number = {prompt: at for at, prompt in enumerate(prompts)}
+        source = [number[self._tasks[row].prompt_ids] for row in rows]
+        last = self._on_device([kept.index(lengths[at]) for at in source])
+        at_source, where, task = self._on_device(source), self._on_device(slots), self._on_device(rows)
+        self._cache.place(at_source, where)
+        step = torch.zeros_like(task)
+        token, live = self._draw(logits[at_source, last], task, step)
+        self._grow(max(slots) + 1)
+        column = self._on_device([lengths[at] for at in source])
+        self._task[where], self._step[where], self._column[where] = task, step + 1, column
+        self._token[where], self._live[where] = token, live
+        for slot, at in zip(slots, source, strict=True):
+            self._begun[slot] = lengths[at] - self._num_steps
+
+    def _grow(self, num_slots: int) -> None:
+        more = num_slots - len(self._begun)
+        if more > 0:
+            self._begun += [0] * more
+            grown = [torch.cat([t, t.new_zeros(more)]) for t in self._state()]
+            self._task, self._step, self._column, self._token, self._live = grown
+
+    def _close(self, free: list[int]) -> None:
+        """Moves the last running samples into the gaps and gives the rest of the slots up."""
+        ended = set(free)
+        num_left = len(self._begun) - len(ended)
+        gaps = [slot for slot in free if slot < num_left]
+        movers = [slot for slot in range(num_left, len(self._begun)) if slot not in ended]
+        if movers:
+            source, target = self._on_device(movers), self._on_device(gaps)
+            self._cache.move(source, target)
+            for tensor in self._state():
+                tensor[target] = tensor[source]
+            for mover, gap in zip(movers, gaps, strict=True):
+                self._begun[gap] = self._begun[mover]
+        del self._begun[num_left:]
+        self._task, self._step, self._column, self._token, self._live = (t[:num_left] for t in self._state())
+
+    def _state(self) -> tuple[Tensor, ...]:
+        return self._task, self._step, self._column, self._token, self._live
+
+    def _results(self) -> list[Drawn]:
+        limit = self._sampling.max_response_tokens
+        tokens, logprobs = self._tokens[:, :limit].cpu(), self._logprobs[:, :limit].cpu()
+        stops = torch.isin(tokens, self._stop.cpu())
+        finished = stops.any(dim=1)
+        lengths = torch.where(finished, stops.int().argmax(dim=1) + 1, limit)
+        kept = torch.arange(limit) < lengths[:, None]
+        if not torch.isfinite(logprobs[kept]).all():
+            raise NumericsError("the policy's logits are not finite: the adapter has diverged")
+        return [
+            Drawn(token[:length], logprob[:length], ended)
+            for token, logprob, length, ended in zip(
+                tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True
+            )
+        ]
+
+    def _on_device(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(self._device)

@@ -1,0 +1,110 @@
+"""The default rollout engine: continuous sampling on a transformers model, no other package needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from rlhf.algos.logprobs import token_logprobs
+from rlhf.config import SamplingConfig
+from rlhf.errors import WeightSyncError
+from rlhf.models import adapters
+from rlhf.models.roles import POLICY
+from rlhf.rollout.batching import BatchDecoder
+from rlhf.rollout.decoding import SlotDecoder
+from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.rollout.slots import fits_slots
+from rlhf.weights.snapshot import Snapshot, write
+
+
+class TransformersGenerator:
+    """Samples with one random number per (sample, token), so results do not depend on what else is in the batch.
+
+    Args:
+        microbatch: samples that run together; one that ends makes room for the next of the list.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        lora_config: adapters.peft.LoraConfig | None,
+        *,
+        stop_ids: tuple[int, ...],
+        pad_id: int,
+        microbatch: int,
+        suppress_ids: tuple[int, ...] = (),
+    ) -> None:
+        self._model: Any = adapters.attach(base, lora_config, POLICY).eval() if lora_config is not None else base.eval()
+        self._adapted = lora_config is not None
+        causal: Any = self._model.get_base_model() if self._adapted else self._model
+        self._causal, self._slots = causal, fits_slots(causal)
+        self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch
+        self._suppress_ids = suppress_ids
+        self._version, self._sha = (-1, "") if self._adapted else (0, "base")
+
+    @property
+    def version(self) -> int:
+        """Version of the installed adapter, -1 before the first."""
+        return self._version
+
+    def install(self, snapshot: Snapshot) -> str:
+        """Writes an adapter and hashes the live weights.
+
+        Raises:
+            WeightSyncError: for tampered bytes, another adapter's shape, or live weights that differ.
+        """
+        sha = write(snapshot, dict(adapters.adapter_parameters(self._model, POLICY)))
+        self._model.base_model.enable_adapter_layers()
+        self._version, self._sha = snapshot.version, sha
+        return sha
+
+    def use_bare_base(self) -> None:
+        """Samples from the base alone until the next ``install``."""
+        if self._adapted:
+            self._model.base_model.disable_adapter_layers()
+        self._version, self._sha = 0, "base"
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig) -> list[Rollout]:
+        """Draws one response per task, in order.
+
+        Raises:
+            WeightSyncError: before the first adapter was installed.
+            NumericsError: when the model's logits are not finite.
+        """
+        if self._version < 0:
+            raise WeightSyncError("no adapter has been installed: this worker would sample from the bare base")
+        if not tasks:
+            return []
+        decoder = (SlotDecoder if self._slots else BatchDecoder)(
+            self._causal,
+            tasks,
+            sampling,
+            stop_ids=self._stop_ids,
+            pad_id=self._pad_id,
+            num_slots=self._microbatch,
+            suppress_ids=self._suppress_ids,
+        )
+        return [
+            Rollout(
+                key=task.key,
+                prompt_ids=task.prompt_ids,
+                response_ids=tuple(drawn.tokens),
+                logprobs=tuple(drawn.logprobs),
+                finished=drawn.finished,
+                version=self._version,
+                adapter_sha256=self._sha,
+            )
+            for task, drawn in zip(tasks, decoder.run(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def score_tokens(self, prompt_ids: list[int], response_ids: list[int], temperature: float) -> list[float]:
+        """Log-probabilities of given response tokens."""
+        ids = torch.tensor([prompt_ids + response_ids], device=self._model.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        logits = self._model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=len(response_ids) + 1).logits
+        target = ids[:, len(prompt_ids) :]
+        found = token_logprobs(logits[:, :-1], target, temperature=temperature, suppress_ids=self._suppress_ids)
+        return found[0].tolist()

@@ -1,0 +1,135 @@
+"""Rows to token ids, in the driver, so that a row that does not fit stops the run before any worker starts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import DataConfig
+from rlhf.data.chat import ChatFormat
+from rlhf.data.schema import DemonstrationRow, PreferenceRow
+from rlhf.errors import DataError
+
+IGNORED = -100
+TokenRow = dict[str, Any]
+
+
+class LongRows:
+    """Decides about rows over ``data.max_sequence_tokens`` and accounts for each of them."""
+
+    def __init__(self, data: DataConfig, dropped_path: Path | None) -> None:
+        self._data, self._path = data, dropped_path
+        self.found: list[dict[str, Any]] = []
+
+    def note(self, row_id: str, num_tokens: int, action: str) -> None:
+        """Remembers one row that was refused, dropped or truncated."""
+        self.found.append({"id": row_id, "num_tokens": num_tokens, "action": action})
+
+    def settle(self, kept: int) -> dict[str, int]:
+        """Refuses, or writes the account of what was dropped or cut; returns counts by action.
+
+        Raises:
+            DataError: ``data.on_long_row=refuse`` and there are long rows, or nothing is left.
+        """
+        limit = self._data.max_sequence_tokens
+        refused = [row for row in self.found if row["action"] == "refuse"]
+        if refused:
+            longest = max(row["num_tokens"] for row in refused)
+            shown = ", ".join(f"{row['id']} ({row['num_tokens']})" for row in refused[:5])
+            raise DataError(
+                f"{len(refused)} row(s) are longer than data.max_sequence_tokens={limit}: {shown}; "
+                f"set data.max_sequence_tokens={longest}, or data.on_long_row=drop or truncate"
+            )
+        if kept == 0:
+            raise DataError(
+                f"no row is left: all {len(self.found)} are longer than data.max_sequence_tokens={limit}; raise it"
+            )
+        if self.found and self._path is not None:
+            lines = [json.dumps(row, ensure_ascii=False) for row in self.found]
+            self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return dict(Counter(row["action"] for row in self.found))
+
+
+def encode_demonstrations(
+    rows: Sequence[DemonstrationRow], chat: ChatFormat, data: DataConfig, dropped_path: Path | None = None
+) -> tuple[list[TokenRow], dict[str, int]]:
+    """Token ids and labels (-100 off the assistant's tokens) of demonstrations.
+
+    ``truncate`` keeps the beginning of a conversation; a row whose assistant tokens are all cut off is dropped.
+
+    Returns:
+        Rows with ``input_ids`` and ``labels``, and how many were truncated or dropped.
+
+    Raises:
+        DataError: see ``LongRows.settle``.
+    """
+    limit, long_rows, encoded = data.max_sequence_tokens, LongRows(data, dropped_path), []
+    for row in rows:
+        found = chat.encode_demonstration(row)
+        ids, keep = list(found.input_ids), list(found.loss_mask)
+        labels = [token if flag else IGNORED for token, flag in zip(ids, keep, strict=True)]
+        labels[0] = IGNORED  # nothing stands before the first token that could predict it
+        if len(ids) > limit:
+            labels = labels[:limit]
+            cut = data.on_long_row == "truncate"
+            learnable = any(label != IGNORED for label in labels)
+            long_rows.note(row.id, len(ids), "drop" if cut and not learnable else data.on_long_row)
+            if not (cut and learnable):
+                continue
+            ids = ids[:limit]
+        encoded.append({"input_ids": ids, "labels": labels})
+    return encoded, long_rows.settle(len(encoded))
+
+
+def encode_preferences(
+    rows: Sequence[PreferenceRow],
+    chat: ChatFormat,
+    data: DataConfig,
+    *,
+    use_margins: bool,
+    weight_by_prompt: bool,
+    dropped_path: Path | None = None,
+) -> tuple[list[TokenRow], dict[str, int]]:
+    """Token ids of both responses of every pair, each ending with the stop token.
+
+    ``truncate`` cuts the beginning of the prompt, equally for both, and never a response.
+
+    Returns:
+        Rows with ``chosen_ids``, ``rejected_ids``, ``probability``, ``margin``, ``weight`` and ``group``; and how many
+        were truncated or dropped. With ``weight_by_prompt`` the weights of one prompt's pairs sum to 1.
+    """
+    limit, long_rows = data.max_sequence_tokens, LongRows(data, dropped_path)
+    encoded: list[TokenRow] = []
+    for row in rows:
+        prompt = list(chat.encode_prompt(row.prompt))
+        chosen, rejected = list(chat.encode_response(row.chosen)), list(chat.encode_response(row.rejected))
+        longest = len(prompt) + max(len(chosen), len(rejected))
+        if longest > limit:
+            cut = data.on_long_row == "truncate" and longest - limit < len(prompt)
+            long_rows.note(row.id, longest, data.on_long_row if cut or data.on_long_row != "truncate" else "drop")
+            if not cut:
+                continue
+            prompt = prompt[longest - limit :]
+        encoded.append(
+            {
+                "chosen_ids": prompt + chosen,
+                "rejected_ids": prompt + rejected,
+                "probability": row.probability,
+                "margin": row.margin if use_margins else 0.0,
+                "weight": row.weight,
+                "group": row.group,
+            }
+        )
+    counts = long_rows.settle(len(encoded))
+    if weight_by_prompt:
+        totals: dict[str, float] = {}
+        for pair in encoded:
+            totals[pair["group"]] = totals.get(pair["group"], 0.0) + pair["weight"]
+        for pair in encoded:
+            pair["weight"] /= totals[pair["group"]] or 1.0
+    if not sum(pair["weight"] for pair in encoded) > 0:
+        raise DataError("all pairs have weight 0: nothing can be learnt; give at least one row a positive weight")
+    return encoded, counts

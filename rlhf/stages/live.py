@@ -1,0 +1,129 @@
+"""Candidates on demand: a process that answers single prompts of the ranking page, without Ray.
+
+    python -m rlhf.stages.live RUN [--temperature T] [--max-response-tokens N] [--threads N]
+
+One JSON object per line in, ``{"text": ..., "count": K, "seed": S}``, one per line out: the prompt as the policy reads
+it and its responses in the form the preference store imports, or ``{"error": ...}``. The first line out is
+``{"ready": true}``. End of input ends the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rlhf.config import ModelConfig, SamplingConfig, derive_seed
+from rlhf.data.schema import Message, RowError, check_text
+from rlhf.errors import DataError, RlhfError
+from rlhf.models.source import resolve_model
+from rlhf.rollout.protocol import PromptTask
+from rlhf.workers.context import WorkerContext
+
+
+class CandidateSource:
+    """One policy that answers single prompts several times."""
+
+    def __init__(self, run: str, sampling: SamplingConfig, *, threads: int = 1) -> None:
+        model = ModelConfig(name=run)
+        source = resolve_model(model.name)
+        if source.record is not None:
+            record = source.record
+            model = model.model_copy(update={"chat_style": record.chat_style, "quantization": record.quantization})
+        # Late: a run that is not there should be told at once.
+        from rlhf.workers.rollout import RolloutWorker
+
+        context = WorkerContext("live", 0, 1, tempfile.gettempdir())
+        self._worker = RolloutWorker(context, model, None, microbatch=8, threads=threads, follows_trainer=False)
+        self._run, self._sampling = run, sampling
+        self._adapter = str(source.adapter or "")
+
+    def candidates(self, text: str, count: int, seed: int) -> dict[str, Any]:
+        """Draws ``count`` responses; equal and unreadable ones are left out.
+
+        Raises:
+            DataError: the prompt is longer than the sampling allows.
+        """
+        chat = self._worker.chat
+        prompt = Message("text" if chat.style == "plain" else "user", text)
+        ids = tuple(chat.encode_prompt((prompt,)))
+        if len(ids) > self._sampling.max_prompt_tokens:
+            raise DataError(f"the prompt has {len(ids)} tokens, the limit is {self._sampling.max_prompt_tokens}")
+        seeds = [derive_seed(seed, "live", text, k) for k in range(count)]
+        rollouts = self._worker.generate([PromptTask(f"live/{s}", ids, s) for s in seeds], self._sampling, 0)
+        responses: dict[str, dict[str, Any]] = {}
+        for drawn, own_seed in zip(rollouts, seeds, strict=True):
+            answer = chat.decode_response(list(drawn.response_ids)).strip()
+            if not _storable(answer):
+                continue
+            responses.setdefault(
+                answer,
+                {
+                    "text": answer,
+                    "run": self._run,
+                    "adapter_uri": self._adapter,
+                    "adapter_sha256": drawn.adapter_sha256,
+                    "sampling": {**self._sampling.model_dump(), "seed": own_seed, "finished": drawn.finished},
+                    "num_tokens": len(drawn.response_ids),
+                },
+            )
+        return {"prompt": [prompt.as_dict()], "responses": list(responses.values())}
+
+
+def _storable(text: str) -> bool:
+    try:
+        check_text(text, "response")
+    except RowError:
+        return False
+    return bool(text)
+
+
+def serve(source: CandidateSource, requests: TextIO, answers: TextIO) -> None:
+    """Answers line by line until the input ends."""
+    _write(answers, {"ready": True})
+    for line in requests:
+        try:
+            wanted = json.loads(line)
+            answer = source.candidates(str(wanted["text"]), int(wanted["count"]), int(wanted["seed"]))
+        except (KeyError, TypeError, ValueError, RlhfError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        _write(answers, answer)
+
+
+def _write(answers: TextIO, value: dict[str, Any]) -> None:
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf.stages.live", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run directory, model directory or hub id")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--max-prompt-tokens", type=int, default=1024)
+    parser.add_argument("--max-response-tokens", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    # Libraries print to standard output; only our lines may stand there.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        sampling = SamplingConfig(
+            temperature=args.temperature,
+            max_prompt_tokens=args.max_prompt_tokens,
+            max_response_tokens=args.max_response_tokens,
+        )
+        try:
+            source = CandidateSource(args.run, sampling, threads=args.threads)
+        except RlhfError as error:
+            _write(answers, {"error": f"{type(error).__name__}: {error}"})
+            return error.exit_code
+        serve(source, sys.stdin, answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

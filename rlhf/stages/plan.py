@@ -1,0 +1,212 @@
+"""What a stage would do, without starting anything: derived sizes, trained parameters, files to be written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config import (
+    EvaluateConfig,
+    ModelConfig,
+    PpoConfig,
+    RewardConfig,
+    SampleConfig,
+    SftConfig,
+    config_hash,
+)
+from rlhf.config.base import Section
+from rlhf.config.model import LoraConfig
+from rlhf.config.scores import ScoreSource
+from rlhf.data.loading import load_prompts
+from rlhf.models import adapters
+from rlhf.models.loading import build_empty, torch_dtype
+from rlhf.models.source import ModelSource, resolve_model
+from rlhf.stages import reward as reward_stage
+from rlhf.stages import sft as sft_stage
+
+Plan = list[tuple[str, str]]
+
+
+def plan_stage(config: Section) -> Plan:
+    """Rows of (key, value) that ``--dry-run`` prints; reads data and the model's shape, and starts no process.
+
+    Raises:
+        RlhfError: whatever would stop the run before its workers start.
+    """
+    makers: dict[type, Callable[[Any], Plan]] = {
+        SftConfig: _plan_sft,
+        RewardConfig: _plan_reward,
+        PpoConfig: _plan_ppo,
+        SampleConfig: _plan_sample,
+        EvaluateConfig: _plan_evaluate,
+    }
+    return [*makers[type(config)](config), ("config hash", config_hash(config)[:12])]
+
+
+def trained_parameters(
+    source: ModelSource, model: ModelConfig, lora: LoraConfig | None, *, head: bool
+) -> tuple[int, int]:
+    """(trained, all) parameter counts, from the model's shape alone.
+
+    Args:
+        head: the model gets a scalar head that is trained too.
+    """
+    empty = build_empty(source, model)
+    base = sum(p.numel() for p in empty.parameters())
+    scalar = 0
+    if head:
+        output = empty.get_output_embeddings()
+        tied = output is None or output.weight is empty.get_input_embeddings().weight
+        scalar = empty.config.get_text_config().hidden_size
+        base -= 0 if tied or output is None else output.weight.numel()
+    if lora is None:
+        return base + scalar, base + scalar
+    config = adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(lora)
+    with torch.device("meta"):
+        trained, _ = adapters.count_parameters(adapters.attach(empty, config, "default"))
+    return trained + scalar, base + trained + scalar
+
+
+def _plan_sft(config: SftConfig) -> Plan:
+    source, chat = sft_stage.open_model(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = sft_stage.read_rows(config, chat, Path(scratch))
+    batch, unit = config.batch, "packed rows" if config.packing else "rows"
+    minibatch = (
+        f"{batch.minibatch_sequences} {unit} = {batch.microbatch_sequences_per_gpu} per pass x "
+        f"{config.gradient_accumulation} accumulated x {config.placement.num_ranks} ranks"
+    )
+    return [
+        *_model_rows(source, config.model, config.lora, chat.style, head=False),
+        ("rows", _rows_text(rows.counts)),
+        ("minibatch", minibatch),
+        ("optimizer steps", f"{rows.num_steps} (the last one is filled up from the next shuffle)"),
+        *_engine_rows(config),
+        *_files(config.run_dir, "adapter/" if config.lora else "model/", "tokenizer/"),
+    ]
+
+
+def _plan_reward(config: RewardConfig) -> Plan:
+    source, chat = reward_stage.open_model(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = reward_stage.read_rows(config, chat, Path(scratch))
+    minibatch = (
+        f"{config.batch.minibatch_pairs} pairs = {config.batch.microbatch_pairs_per_gpu} per pass x "
+        f"{config.gradient_accumulation} accumulated x {config.placement.num_ranks} ranks"
+    )
+    folder = "adapter/" if config.lora else "model/"
+    return [
+        *_model_rows(source, config.model, config.lora, chat.style, head=True),
+        ("pairs", _rows_text(rows.counts)),
+        ("normalized on", f"{len(rows.samples)} sequences"),
+        ("minibatch", minibatch),
+        ("optimizer steps", f"{rows.num_steps} (the last one is filled up from the next shuffle)"),
+        *_engine_rows(config),
+        *_files(config.run_dir, folder, f"{folder}reward.json", "tokenizer/"),
+    ]
+
+
+def _plan_ppo(config: PpoConfig) -> Plan:
+    source = resolve_model(config.model.name, config.model.revision)
+    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    batch, placement = config.batch, config.placement
+    updates = config.minibatches * batch.epochs
+    rollouts = (
+        f"{batch.sequences_per_step} = {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses, "
+        f"by {placement.num_rollout_workers} rollout workers"
+    )
+    minibatch = (
+        f"{batch.minibatch_sequences} sequences = {batch.microbatch_sequences_per_gpu} per pass x "
+        f"{config.microbatches_per_rank} accumulated x {placement.num_ranks} ranks"
+    )
+    sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
+    return [
+        *_model_rows(source, config.model, config.lora, config.model.chat_style, head=False),
+        ("critic", "an adapter of its own and a scalar head" if config.uses_critic else "none"),
+        ("prompts", str(len(prompts))),
+        ("rollouts per step", rollouts),
+        ("minibatch", minibatch),
+        ("optimizer steps", f"{config.num_steps * updates} = {config.num_steps} steps x {batch.epochs} epochs x "
+                            f"{config.minibatches} minibatches"),
+        ("scores", sources),
+        ("KL", f"{config.kl.mode}, {config.kl.estimator}, coefficient {config.kl.coef:g}, limit {config.kl.limit}"),
+        *_engine_rows(config),
+        *_files(config.run_dir, "adapter/", "tokenizer/", "checkpoints/", "rollouts.jsonl"),
+    ]  # fmt: skip
+
+
+def _plan_sample(config: SampleConfig) -> Plan:
+    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    source = resolve_model(config.model.name, config.model.revision)
+    total = len(prompts) * config.responses_per_prompt
+    return [
+        ("model", _source_text(source)),
+        ("responses", f"{total} = {len(prompts)} prompts x {config.responses_per_prompt}"),
+        ("sampling", f"temperature {config.sampling.temperature:g}, top_p {config.sampling.top_p:g}, "
+                     f"at most {config.sampling.max_response_tokens} tokens"),
+        ("workers", str(config.placement.num_rollout_workers)),
+        ("files", f"{config.run_dir}/: config.yaml, candidates.jsonl, logs/"),
+    ]  # fmt: skip
+
+
+def _plan_evaluate(config: EvaluateConfig) -> Plan:
+    prompts = load_prompts(config.prompts, format=config.prompt_format, limit=config.limit)
+    judge = _score_name(config.judge)
+    return [
+        ("policy", _source_text(resolve_model(config.model.name, config.model.revision))),
+        ("baseline", _source_text(resolve_model(config.baseline))),
+        ("prompts", str(len(prompts))),
+        ("judge", str(judge)),
+        ("interval", f"{config.num_bootstrap} bootstrap draws by prompt"),
+        ("files", f"{config.run_dir}/: config.yaml, samples.jsonl, summary.json, logs/"),
+    ]
+
+
+def _model_rows(source: ModelSource, model: ModelConfig, lora: LoraConfig | None, style: str, *, head: bool) -> Plan:
+    trained, total = trained_parameters(source, model, lora, head=head)
+    if lora is None:
+        method = "full fine-tuning"
+    elif source.adapter is not None:
+        shape = adapters.read_peft_config(source.adapter)
+        method = f"continues a copy of {source.adapter} (r={shape.r}, alpha={shape.lora_alpha:g})"
+    else:
+        method = f"new {'DoRA' if lora.use_dora else 'LoRA'} r={lora.r}, alpha={lora.alpha:g} on {lora.target_modules}"
+    return [
+        ("model", _source_text(source)),
+        ("precision", f"{str(torch_dtype(model)).removeprefix('torch.')} here, base {model.quantization}"),
+        ("chat style", style),
+        ("adapter", method),
+        ("trained parameters", f"{trained:,} of {total:,} ({100 * trained / total:.3g}%)"),
+    ]
+
+
+def _engine_rows(config: SftConfig | RewardConfig | PpoConfig) -> Plan:
+    engine, placement = config.engine, config.placement
+    offloaded = [name for name in ("optimizer", "parameters") if getattr(engine, f"offload_{name}")]
+    where = placement.ray_address or "a private Ray runtime"
+    offload = f", {' and '.join(offloaded)} on the CPU" if offloaded else ""
+    return [
+        ("engine", f"DeepSpeed ZeRO-{engine.zero_stage}{offload}"),
+        ("ranks", f"{placement.num_ranks} on {where}"),
+    ]
+
+
+def _files(run_dir: str, *names: str) -> Plan:
+    common = ("config.yaml", "config.json", "metrics.jsonl", "logs/", *names, "summary.json", "run.json")
+    return [("files", f"{run_dir}/: {', '.join(common)}")]
+
+
+def _source_text(source: ModelSource) -> str:
+    return source.base if source.run_dir is None else f"{source.run_dir} (on {source.base})"
+
+
+def _score_name(source: ScoreSource) -> str:
+    return next(str(getattr(source, key)) for key in ("run", "path", "url") if hasattr(source, key))
+
+
+def _rows_text(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in counts.items() if value or key in ("train", "evaluation"))

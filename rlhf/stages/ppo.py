@@ -1,0 +1,328 @@
+"""PPO, read top to bottom: act, judge, learn, share, record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from rlhf.algos.kl import kl_k3, sequence_kl
+from rlhf.algos.losses import truncated_importance_weights
+from rlhf.algos.masks import masked_mean
+from rlhf.algos.minibatch import balance_rows_by_length, plan_minibatches
+from rlhf.config import PpoConfig, derive_seed
+from rlhf.errors import NumericsError, WeightSyncError, WorkerError
+from rlhf.rollout.experience import Experience, collect
+from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.stages.judging import Judged, compute_advantages
+from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, commit, finish, open_session, prompt_rows_of, start
+from rlhf.stages.scoring import prompt_text
+from rlhf.workers.group import share
+from rlhf.workers.ray_metrics import report_step
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Acted:
+    """A step's rollouts; row i answers prompt ``prompt_rows[i]``."""
+
+    rollouts: list[Rollout]
+    prompt_rows: list[int]
+    responses: list[str]
+    redispatched: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What judging adds to the rollouts."""
+
+    judged: Judged
+    scores: torch.Tensor
+    kl: torch.Tensor
+    figures: dict[str, Any]
+
+
+def run_ppo(config: PpoConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains a policy; returns the summary that is also written to ``summary.json``.
+
+    A run directory with a checkpoint is gone on from; a training rank that dies is replaced, with all ranks, from the
+    last checkpoint.
+
+    Args:
+        progress: called as ``progress(step, total, **figures)`` after every step.
+
+    Raises:
+        RlhfError: see ``rlhf.errors``; nothing is skipped silently.
+    """
+    with ExitStack() as stack:
+        session = open_session(config, stack)
+        while True:
+            try:
+                with ExitStack() as attempt:
+                    return train(start(session, attempt), progress)
+            except WorkerError as error:
+                session.restarts.again_or_raise(error)
+
+
+def train(run: PpoRun, progress: Progress | None) -> dict[str, Any]:
+    """All steps that are left, then the records of a whole run."""
+    total = run.config.num_steps
+    for step in range(run.step, total):
+        acted = act(run, step)
+        verdict = judge(run, step, acted)
+        learned = learn(run, step, verdict)
+        synced = share_policy(run, learned)
+        record(run, step, acted, verdict, learned, synced)
+        if progress is not None:
+            progress(step + 1, total, **_headline(run.last))
+        run.session.stop.raise_if_asked(step + 1, total)
+    return finish(run)
+
+
+def act(run: PpoRun, step: int) -> Acted:
+    """Takes the step's responses, and starts drawing ahead as far as ``rollout.overlap`` and checkpoints allow."""
+    with _timed(run, "act"):
+        _draw(run, upto=step)
+        drawn_for, rows, batch = run.ahead.popleft()
+        if drawn_for != step:
+            raise WeightSyncError(f"step {step} was handed the rollouts of step {drawn_for}")
+        rollouts = run.fleet.collect(batch)
+        run.channel.check(batch.version, {r.version for r in rollouts}, {r.adapter_sha256 for r in rollouts})
+        _draw(run, upto=min(step + run.config.rollout.overlap, _last_before_commit(run.config, step)))
+        decode = run.session.chat.decode_response
+        return Acted(rollouts, rows, [decode(list(r.response_ids)) for r in rollouts], batch.redispatched)
+
+
+def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
+    """Scores, old and reference log-probs, values; then advantages over the whole batch."""
+    with _timed(run, "judge"):
+        config, prompts = run.config, run.session.prompts
+        batch = collect(acted.rollouts, run.session.pad_id)
+        messages = [prompts[row].messages for row in acted.prompt_rows]
+        found = _judge_on_ranks(run, batch, list(zip(messages, acted.responses, strict=True)))
+        batch = batch.with_judgement(
+            old_logprobs=found["old_logprobs"], ref_logprobs=found["ref_logprobs"], values=found.get("values")
+        )
+        scorer = run.session.scorer
+        answer = scorer.total([prompt_text(m) for m in messages], acted.responses, found["scores"])
+        kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
+        _check_reference(config, step, kl)
+        groups = torch.tensor(acted.prompt_rows)
+        shaped = scorer.shape(answer.scores, batch.finished)
+        judged = compute_advantages(batch, shaped, config, run.kl.coef, groups, answer.scored)
+        staleness = run.channel.version - acted.rollouts[0].version
+        figures = {
+            "entropy": float(masked_mean(found["entropy"], batch.response_mask)),
+            "staleness": staleness,
+            "unscored": int((~answer.scored).sum()),
+            "reward_errors_total": sum(scorer.errors.values()),
+            **mismatch(batch),
+        }
+        if staleness == 0 and not figures["mismatch_mean"] <= config.mismatch_limit:
+            raise WeightSyncError(
+                f"step {step}: rollout engine and trainer differ by {figures['mismatch_mean']:.3g} nats per token "
+                f"(mismatch_limit={config.mismatch_limit:g}) on the same adapter: they do not compute the same model"
+            )
+        judged, weights = weigh(judged, config.loss.importance_cap)
+        return Verdict(judged, answer.scores, kl, {**figures, **weights})
+
+
+def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
+    """Epochs x minibatches of clipped updates on all ranks."""
+    with _timed(run, "learn"):
+        config, batch = run.config, verdict.judged.batch
+        plans = plan_minibatches(
+            batch.num_sequences,
+            minibatch_sequences=config.batch.minibatch_sequences,
+            num_ranks=config.placement.num_ranks,
+            microbatch_sequences=config.batch.microbatch_sequences_per_gpu,
+            epochs=config.batch.epochs,
+            seed=derive_seed(config.seed, "minibatches", step),
+        )
+        lengths = batch.lengths
+        plans = [[balance_rows_by_length(lengths, plan) for plan in epoch] for epoch in plans]
+        train_policy = step >= config.loss.critic_warmup_steps
+        learned = run.policy.call("learn", share(batch), plans, run.updates_done, run.kl.coef, train_policy)[0]
+        run.updates_done += config.batch.epochs * config.minibatches
+        if not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
+            raise NumericsError(
+                f"step {step}: the first micro-batch's ratio is off 1 by {learned['ratio_first']:.3g} "
+                f"(ratio_tolerance={config.ratio_tolerance:g}): old log-probs are not those of the trained policy"
+            )
+        run.kl.update(float(verdict.kl.mean()), batch.num_sequences)
+        return learned
+
+
+def share_policy(run: PpoRun, learned: dict[str, float]) -> dict[str, float]:
+    """Publishes the new adapter and checks the canary on every rollout worker."""
+    with _timed(run, "share"):
+        for _, _, batch in run.ahead:
+            run.fleet.collect(batch)  # drawn by the version before; only then may the workers take the next
+        moved = learned["policy_trained"] > 0 and learned["grad_norm"] > 0
+        return run.channel.publish(must_differ=moved)
+
+
+def record(
+    run: PpoRun,
+    step: int,
+    acted: Acted,
+    verdict: Verdict,
+    learned: dict[str, float],
+    synced: dict[str, float],
+) -> None:
+    """Writes the step's metrics, some samples, and a checkpoint when due; enforces the limits on KL and entropy."""
+    config, session, batch = run.config, run.session, verdict.judged.batch
+    lengths = batch.response_mask.sum(dim=1).float()
+    run.last = {
+        "score_mean": float(verdict.scores.nanmean()),
+        "score_std": float(verdict.scores[~verdict.scores.isnan()].std()),
+        "reward_mean": float(verdict.judged.rewards.sum(dim=1).mean()),
+        "kl": float(verdict.kl.mean()),
+        "kl_max": float(verdict.kl.max()),
+        "kl_coef": run.kl.coef,
+        "kl_limit": config.kl.limit,
+        "response_tokens_mean": float(lengths.mean()),
+        "eos_rate": float(batch.finished.float().mean()),
+        "explained_variance": verdict.judged.explained_variance,
+        **verdict.figures,
+        **learned,
+        "adapter_version": run.channel.version,
+        "redispatched": acted.redispatched,
+        "sync": synced,
+        "seconds": dict(run.seconds),
+    }
+    session.metrics.write("ppo", step, run.last)
+    report_step(run.last, run_dir=session.run_dir, num_sequences=batch.num_sequences)
+    if step % config.sample_every_steps == 0 or step == config.num_steps - 1:
+        _write_samples(run, step, acted, verdict)
+    _refuse_beyond_limits(config, step, run.last)
+    run.step = step + 1
+    if run.step % config.checkpoint.every == 0 or session.stop.asked.is_set():
+        with _timed(run, "checkpoint"):
+            commit(run)
+
+
+def mismatch(batch: Experience) -> dict[str, float]:
+    """How far the sampler's log-probs are from the trainer's: mean and largest difference, KL (k3), nats per token."""
+    mask, drift = batch.response_mask, (batch.behaviour_logprobs - batch.old_logprobs).abs()
+    return {
+        "mismatch_mean": float(masked_mean(drift, mask)),
+        "mismatch_max": float(drift.masked_fill(~mask, 0).max()),
+        "mismatch_kl": float(masked_mean(kl_k3(batch.behaviour_logprobs, batch.old_logprobs, mask), mask)),
+    }
+
+
+def weigh(judged: Judged, cap: float | None) -> tuple[Judged, dict[str, float]]:
+    """Truncated importance weights for tokens that another policy, or another engine, has drawn.
+
+    The policy loss is linear in the advantages, so weighing these weighs each token's term (truncation as in
+    arXiv:1802.01561); values and returns stay.
+    """
+    if cap is None:
+        return judged, {}
+    batch = judged.batch
+    weights = truncated_importance_weights(batch.old_logprobs, batch.behaviour_logprobs, batch.response_mask, cap=cap)
+    figures = {
+        "importance_mean": float(masked_mean(weights, batch.response_mask)),
+        "importance_capped": float(masked_mean((weights >= cap).float(), batch.response_mask)),
+    }
+    return replace(judged, batch=batch.with_judgement(advantages=batch.advantages * weights)), figures
+
+
+def _draw(run: PpoRun, *, upto: int) -> None:
+    """Submits rollouts up to a step; equal keys and seeds give equal responses on any worker."""
+    config, session = run.config, run.session
+    while run.next_draw <= min(upto, config.num_steps - 1):
+        step = run.next_draw
+        tasks, prompt_rows, taken = [], [], Counter[int]()
+        for row in prompt_rows_of(config, len(session.prompts), step):
+            first = taken[row]  # where two epochs meet, a step may hold a prompt twice: not the same samples again
+            taken[row] += config.batch.responses_per_prompt
+            for sample in range(first, taken[row]):
+                key = (step, session.prompts[row].id, sample)
+                seed = derive_seed(config.seed, "rollout", *key)
+                tasks.append(PromptTask(f"{step}/{key[1]}/{sample}", session.prompt_ids[row], seed))
+                prompt_rows.append(row)
+        batch = run.fleet.submit(tasks, config.rollout, run.channel.version)
+        run.ahead.append((step, prompt_rows, batch))
+        run.next_draw += 1
+
+
+def _last_before_commit(config: PpoConfig, step: int) -> int:
+    """Last step that may be drawn during ``step``: a commit is made with nothing under way, so it can be exact."""
+    every = config.checkpoint.every
+    return (step // every + 1) * every - 1
+
+
+def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) -> None:
+    if config.kl.limit is not None and values["kl"] > config.kl.limit:
+        raise NumericsError(
+            f"step {step}: KL to the reference is {values['kl']:.2f} nats per response, above "
+            f"kl.limit={config.kl.limit:g}; "
+            "raise kl.coef or set kl.target, or lower optim.learning_rate"
+        )
+    floor = config.loss.entropy_floor
+    if floor is not None and values["entropy"] < floor:
+        raise NumericsError(
+            f"step {step}: entropy is {values['entropy']:.3g} nats per token, below loss.entropy_floor={floor:g}: the "
+            "policy has collapsed; raise loss.entropy_coef or kl.coef, or lower optim.learning_rate"
+        )
+
+
+def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
+    num_ranks = run.config.placement.num_ranks
+    by_length = sorted(range(batch.num_sequences), key=lambda row: batch.lengths[row])
+    rows_of = [by_length[rank::num_ranks] for rank in range(num_ranks)]
+    ref = share(batch)
+    parts = run.policy.scatter("judge", [(ref, rows, [texts[r] for r in rows]) for rows in rows_of])
+    back = torch.empty(batch.num_sequences, dtype=torch.long)
+    back[torch.tensor([row for rows in rows_of for row in rows])] = torch.arange(batch.num_sequences)
+    return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
+
+
+def _check_reference(config: PpoConfig, step: int, kl: torch.Tensor) -> None:
+    if step == 0 and float(kl.abs().max()) > config.sync_tolerance:
+        raise WeightSyncError(
+            f"KL to the reference is {float(kl.abs().max()):.3g} before any update: "
+            "the reference is not the start policy"
+        )
+
+
+class _timed:
+    """Adds the wall time of an act to the step's seconds."""
+
+    def __init__(self, run: PpoRun, name: str) -> None:
+        self._run, self._name = run, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._run.seconds[self._name] = time.perf_counter() - self._started
+
+
+def _write_samples(run: PpoRun, step: int, acted: Acted, verdict: Verdict) -> None:
+    with (run.session.run_dir / SAMPLES_FILE).open("a", encoding="utf-8") as handle:
+        for index in range(0, len(acted.rollouts), max(1, len(acted.rollouts) // 8)):
+            row = {
+                "step": step,
+                "key": acted.rollouts[index].key,
+                "version": acted.rollouts[index].version,
+                "prompt": prompt_text(run.session.prompts[acted.prompt_rows[index]].messages),
+                "response": acted.responses[index],
+                "score": float(verdict.scores[index]) if verdict.scores[index].isfinite() else None,
+                "kl": float(verdict.kl[index]),
+            }
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _headline(values: dict[str, Any]) -> dict[str, Any]:
+    keys = {"score": "score_mean", "kl": "kl", "entropy": "entropy", "tokens": "response_tokens_mean"}
+    return {name: values[key] for name, key in keys.items()}

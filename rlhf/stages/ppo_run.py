@@ -1,0 +1,348 @@
+"""What lives through a PPO run, and how it starts, goes on from a checkpoint, and ends."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.algos.kl import AdaptiveKLController, FixedKLController
+from rlhf.config import PpoConfig, derive_seed
+from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.loading import load_prompts
+from rlhf.data.schema import PromptRow
+from rlhf.engine.checkpoint.store import CheckpointStore
+from rlhf.errors import WeightSyncError
+from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.stages.drawing import encode_prompts
+from rlhf.stages.restarts import RankRestarts
+from rlhf.stages.resume import (
+    Resumed,
+    StopRequest,
+    find_commit,
+    identity_of,
+    open_store,
+    require_shared,
+    stop_on_signals,
+)
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_atomic, write_json
+from rlhf.stages.scoring import Scorer, check_sources
+from rlhf.stages.share import AdapterChannel
+from rlhf.telemetry.environment import versions
+from rlhf.telemetry.events import EventLog
+from rlhf.telemetry.metrics import MetricsWriter
+from rlhf.workers.fleet import Batch, RolloutFleet
+from rlhf.workers.group import WorkerGroup
+from rlhf.workers.placement import Ask, Reservation, reserve
+from rlhf.workers.runtime import gpus_per_worker, ray_runtime
+
+SAMPLES_FILE = "rollouts.jsonl"
+KLController = FixedKLController | AdaptiveKLController
+
+
+@dataclass
+class Session:
+    """What outlives a rebuilding of the training ranks."""
+
+    config: PpoConfig
+    run_dir: Path
+    prompts: list[PromptRow]
+    prompt_ids: list[tuple[int, ...]]
+    chat: ChatFormat
+    pad_id: int
+    scorer: Scorer
+    metrics: MetricsWriter
+    events: EventLog
+    store: CheckpointStore
+    identity: dict[str, Any]
+    resources: dict[str, float]
+    stop: StopRequest
+    restarts: RankRestarts
+
+
+@dataclass
+class PpoRun:
+    """One attempt: ranks, rollout workers, and where the run is.
+
+    Attributes:
+        step: steps done.
+        ahead: rollouts under way, oldest first: (step, prompt rows, batch).
+        next_draw: the first step whose rollouts have not been asked for.
+        last: the metrics of the last step done.
+    """
+
+    session: Session
+    policy: WorkerGroup
+    fleet: RolloutFleet
+    channel: AdapterChannel
+    kl: KLController
+    description: dict[str, Any]
+    step: int = 0
+    next_draw: int = 0
+    updates_done: int = 0
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    last: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    ahead: deque[tuple[int, list[int], Batch]] = field(default_factory=deque)
+
+    @property
+    def config(self) -> PpoConfig:
+        """The stage's config."""
+        return self.session.config
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of this attempt and of those that it continues."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+
+def open_session(config: PpoConfig, stack: ExitStack) -> Session:
+    """Claims the run directory, reads all input, starts or joins Ray."""
+    run_dir = prepare_run_dir(config)
+    stack.callback(release_run_dir, run_dir)
+    source = resolve_model(config.model.name, config.model.revision)
+    tokenizer = load_tokenizer(source, config.model)
+    chat = chat_format(tokenizer, config.model.chat_style)
+    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
+    check_sources(config.scores)
+    scorer = Scorer(config.scores, config.score)
+    stack.callback(scorer.close)
+    identity = identity_of(
+        config,
+        base_sha256=base_fingerprint(source.base),
+        chat_fingerprint=chat.fingerprint(),
+        data=[(prompt.id, ids) for prompt, ids in zip(prompts, prompt_ids, strict=True)],
+    )
+    placement = config.placement
+    num_workers = placement.num_ranks + placement.num_rollout_workers
+    resources = stack.enter_context(ray_runtime(placement, num_workers=num_workers))
+    stop = stack.enter_context(stop_on_signals())  # after Ray, which puts a handler of its own
+    metrics = stack.enter_context(
+        MetricsWriter(run_dir, tensorboard=config.telemetry.tensorboard, wandb_project=config.telemetry.wandb_project)
+    )
+    store = open_store(config, run_dir)
+    events = EventLog(run_dir)
+    restarts = RankRestarts("ppo", "policy", placement.num_ranks, config.recovery.max_restarts, events, run_dir)
+    return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, scorer, metrics,
+                   events, store, identity, resources, stop, restarts)  # fmt: skip
+
+
+def start(session: Session, stack: ExitStack) -> PpoRun:
+    """Starts all workers and publishes the first policy, or the one of the newest checkpoint."""
+    config = session.config
+    session.store.clean()  # of what a rank that died left of its commit
+    resumed = find_commit(config, session.store, session.identity, session.events)
+    places = reserve_places(session)
+    if places is not None:
+        stack.callback(places.close)
+    policy = _launch_policy(session, places)
+    stack.callback(policy.close)
+    require_shared(policy, session.run_dir)
+    fleet = RolloutFleet(
+        _launch_rollout(session, places, config.placement.num_rollout_workers, 0),
+        lambda rank: _launch_rollout(session, places, 1, rank),
+        config.recovery,
+        session.events,
+    )
+    stack.callback(fleet.close)
+    description = _check_pairing(policy, fleet, session.chat)
+    canary = list(session.prompt_ids[0])
+    channel = AdapterChannel(
+        policy, fleet, config.sync_tolerance, config.rollout.temperature, (canary[:1], canary[1:] or canary[:1])
+    )
+    kl: KLController = (
+        FixedKLController(config.kl.coef)
+        if config.kl.target is None
+        else AdaptiveKLController(config.kl.coef, config.kl.target, config.kl.horizon)
+    )
+    run = PpoRun(session, policy, fleet, channel, kl, description)
+    if resumed is None:
+        channel.publish(must_differ=False)
+    else:
+        _restore(run, resumed)
+    session.metrics.rewind("ppo", run.step - 1)
+    rewind_samples(session.run_dir / SAMPLES_FILE, run.step)
+    session.restarts.resolved(run.step)
+    return run
+
+
+def commit(run: PpoRun) -> Path:
+    """Writes everything that the run needs to go on exactly as one directory."""
+    session, store = run.session, run.session.store
+    if run.ahead:
+        run.ahead.clear()
+        run.next_draw = run.step  # only a stop that was asked for comes here: what was drawn ahead is drawn again
+    temporary = store.open()
+    tag = f"global_step{run.step}"
+    try:
+        names = run.policy.call("save_state", str(temporary), tag)[0]
+        run.policy.call("save", str(temporary / "policy"))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return store.commit(
+        temporary,
+        run.step,
+        stage="ppo",
+        identity=session.identity,
+        metric=run.last.get("score_mean"),
+        versions=versions(),
+        state={
+            "tag": tag,
+            "trained": names,
+            "updates_done": run.updates_done,
+            "kl": run.kl.state_dict(),
+            "adapter_version": run.channel.version,
+            "adapter_sha256": run.channel.sha256,
+            "sync_history": run.channel.history,
+            "seconds": run.total_seconds,
+            "last": run.last,
+        },
+    )
+
+
+def finish(run: PpoRun) -> dict[str, Any]:
+    """Writes the policy, ``summary.json`` and, last of all, ``run.json``: its presence means that the run is whole."""
+    config, session = run.config, run.session
+    run.policy.call("save", str(session.run_dir))
+    source = resolve_model(config.model.name, config.model.revision)
+    history = run.channel.history
+    summary = {
+        "stage": "ppo",
+        "engine": run.description["engine"],
+        "zero_stage": run.description["zero_stage"],
+        "num_ranks": run.description["world_size"],
+        "trainable": run.description["trainable"],
+        "seconds": run.total_seconds,
+        "seed": config.seed,
+        "kl": run.last["kl"],
+        "kl_limit": config.kl.limit,
+        "score_mean": run.last["score_mean"],
+        "sync": {
+            "max_logprob_diff": max(h["max_logprob_diff"] for h in history),
+            "bytes": history[-1]["bytes"],
+            "milliseconds": sorted(h["milliseconds"] for h in history)[len(history) // 2],
+        },
+        "adapter_version": run.channel.version,
+        "adapter_sha256": run.channel.sha256,
+        "restarts": {"ranks": session.restarts.count, "rollout_workers": run.fleet.num_restarts},
+    }
+    write_json(session.run_dir / "summary.json", summary)
+    RunRecord(
+        stage="ppo",
+        base=source.base,
+        revision=source.revision,
+        adapter="adapter",
+        quantization=config.model.quantization,
+        chat_style=config.model.chat_style,
+        chat_fingerprint=session.chat.fingerprint(),
+        base_sha256=base_fingerprint(source.base),
+    ).write(session.run_dir)
+    return summary
+
+
+def prompt_rows_of(config: PpoConfig, num_prompts: int, step: int) -> list[int]:
+    """Prompts of a step: consecutive ones of an endless order that is shuffled anew in every epoch."""
+    first = step * config.batch.prompts_per_step
+    epoch, skip = divmod(first, num_prompts)
+    order = _prompt_order(config, num_prompts, epoch)
+    for _ in range(skip):
+        next(order)
+    return [next(order) for _ in range(config.batch.prompts_per_step)]
+
+
+def _prompt_order(config: PpoConfig, num_prompts: int, epoch: int = 0) -> Iterator[int]:
+    while True:
+        order = list(range(num_prompts))
+        random.Random(derive_seed(config.seed, "prompts", epoch)).shuffle(order)
+        yield from order
+        epoch += 1
+
+
+def rewind_samples(path: Path, step: int) -> None:
+    """Drops the samples of ``step`` and later ones, which the run is about to write again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
+
+
+def _restore(run: PpoRun, resumed: Resumed) -> None:
+    manifest = resumed.manifest
+    state = manifest.state
+    run.policy.call("load_state", str(resumed.path), state["tag"], state["trained"])
+    run.step = run.next_draw = manifest.step
+    run.updates_done, run.last = state["updates_done"], state["last"]
+    run.seconds_before = state["seconds"]
+    run.kl.load_state_dict(state["kl"])
+    run.channel.history = list(state["sync_history"])
+    run.channel.resume(state["adapter_version"], state["adapter_sha256"])
+
+
+def reserve_places(session: Session) -> Reservation | None:
+    """Places for all roles at once, so that two runs never hold half of what each needs."""
+    placement, resources = session.config.placement, session.resources
+    rank_gpus = gpus_per_worker(placement.gpus_per_rank, resources)
+    rollout_gpus = gpus_per_worker(placement.gpus_per_rollout_worker, resources)
+    asks = [
+        Ask.of("policy", placement.num_ranks, placement, rank_gpus, is_rank=True),
+        Ask.of("rollout", placement.num_rollout_workers, placement, rollout_gpus, is_rank=False),
+    ]
+    return reserve(placement, asks)
+
+
+def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
+    config, placement = session.config, session.config.placement
+    return WorkerGroup.launch(
+        "rlhf.workers.policy:PolicyWorker",
+        "policy",
+        size=placement.num_ranks,
+        placement=placement,
+        run_dir=str(session.run_dir),
+        args=(config,),
+        gpus_per_worker=gpus_per_worker(placement.gpus_per_rank, session.resources),
+        collective=True,
+        reservation=places,
+        log_level=config.telemetry.log_level,
+    )
+
+
+def _launch_rollout(session: Session, places: Reservation | None, size: int, first_rank: int) -> WorkerGroup:
+    config, placement = session.config, session.config.placement
+    return WorkerGroup.launch(
+        "rlhf.workers.rollout:RolloutWorker",
+        "rollout",
+        size=size,
+        placement=placement,
+        run_dir=str(session.run_dir),
+        args=(config.model, config.lora),
+        kwargs={
+            "microbatch": config.rollout.microbatch_sequences,
+            "threads": placement.threads_per_worker,
+            "follows_trainer": True,
+            "rollout": config.rollout,
+        },
+        gpus_per_worker=gpus_per_worker(placement.gpus_per_rollout_worker, session.resources),
+        first_rank=first_rank,
+        reservation=places,
+        log_level=config.telemetry.log_level,
+    )
+
+
+def _check_pairing(policy: WorkerGroup, fleet: RolloutFleet, chat: ChatFormat) -> dict[str, Any]:
+    trainers, workers = policy.call("describe"), fleet.call("describe").values()
+    prints = {d["chat_fingerprint"] for d in [*trainers, *workers]} | {chat.fingerprint()}
+    if len(prints) != 1:
+        raise WeightSyncError("trainer, rollout workers and driver render text differently: the tokenizers differ")
+    return trainers[0]

@@ -1,0 +1,49 @@
+"""Rebuilding the training ranks of a run after faults that other processes may not have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.errors import RolloutFleetExhausted, WorkerError
+from rlhf.telemetry.events import EventLog
+from rlhf.workers.ray_metrics import report_restart
+
+
+@dataclass
+class RankRestarts:
+    """Counts restarts and puts each fault on record, with what became of it.
+
+    Attributes:
+        role: of the ranks, as their ``WorkerGroup`` calls them.
+        limit: ``recovery.max_restarts``.
+    """
+
+    stage: str
+    role: str
+    num_ranks: int
+    limit: int
+    events: EventLog
+    run_dir: Path
+    count: int = 0
+
+    def again_or_raise(self, error: WorkerError) -> None:
+        """Returns when the ranks may be rebuilt.
+
+        Raises:
+            WorkerError: the fault is one of the program or its data, or the restarts are used up.
+        """
+        if isinstance(error, RolloutFleetExhausted):
+            raise error  # the fleet has had its restarts, and has put them on record
+        fault = f"{error.role}-{error.rank}"
+        self.events.fault_detected(fault, kind=error.fault, cause=error.cause[:300])
+        if not error.is_infrastructure or self.count >= self.limit:
+            self.events.fault_fatal(fault, restarts=self.count)
+            raise error
+        self.count += 1
+        report_restart(self.role, stage=self.stage, run_dir=self.run_dir)
+
+    def resolved(self, step: int) -> None:
+        """All ranks are back, ``step`` steps being done."""
+        for rank in range(self.num_ranks):
+            self.events.fault_resolved(f"{self.role}-{rank}", step=step)

@@ -1,0 +1,197 @@
+"""Going on where a run stopped: what must be the same, which commit it is, and what is said about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.stages import StageConfig
+from rlhf.engine.checkpoint.manifest import Manifest
+from rlhf.engine.checkpoint.store import CheckpointStore
+from rlhf.errors import CheckpointError, StoppedError
+from rlhf.stages.run_dir import CHECKPOINTS, fencing_token
+from rlhf.telemetry.events import EventLog
+from rlhf.workers.group import WorkerGroup
+
+logger = logging.getLogger(__name__)
+
+FREE_SECTIONS = ("run_dir", "telemetry", "checkpoint", "recovery", "placement", "sample_every_steps", "sync_tolerance",
+                 "mismatch_limit", "ratio_tolerance")  # fmt: skip
+"""Keys that do not change what is computed; ``placement.num_ranks`` is compared on its own."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A commit that the run goes on from."""
+
+    path: Path
+    manifest: Manifest
+
+
+def identity_of(config: StageConfig, *, base_sha256: str, chat_fingerprint: str, data: Any) -> dict[str, Any]:
+    """What a checkpoint belongs to; equal for the run that wrote it and the run that may read it.
+
+    Args:
+        data: anything JSON can hold that names every row and its order.
+    """
+    tree = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
+    return {
+        "config": _flat(tree),
+        "num_ranks": config.placement.num_ranks,
+        "base_sha256": base_sha256,
+        "chat_fingerprint": chat_fingerprint,
+        "data_sha256": hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest(),
+    }
+
+
+def open_store(config: StageConfig, run_dir: Path) -> CheckpointStore:
+    """The run's checkpoints, cleaned of what killed commits left; call it under the run's claim."""
+    settings = config.checkpoint
+    store = CheckpointStore(
+        run_dir / CHECKPOINTS,
+        token=fencing_token(run_dir),
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
+    )
+    if left := store.clean():
+        logger.warning("removed %d unfinished checkpoints of a killed process", len(left))
+    store.preflight()
+    return store
+
+
+def find_commit(
+    config: StageConfig, store: CheckpointStore, identity: dict[str, Any], events: EventLog
+) -> Resumed | None:
+    """The newest whole commit, when the run is to go on from one.
+
+    Raises:
+        CheckpointError: no commit is whole, the commit belongs to another run, or ``checkpoint.resume`` forbids it.
+    """
+    found = store.newest()
+    mode = config.checkpoint.resume
+    if found is None:
+        if mode == "must":
+            raise CheckpointError(f"checkpoint.resume=must, and {store.directory} holds no checkpoint")
+        return None
+    path, manifest, wrong = found
+    if mode == "never":
+        raise CheckpointError(
+            f"checkpoint.resume=never, and {store.directory} holds {path.name}: set another run_dir, or set this one "
+            "aside with --fresh"
+        )
+    _compare(path, manifest.identity, identity)
+    for reason in wrong:
+        events.write("checkpoint_refused", reason=reason)
+    events.write("resumed", step=manifest.step, checkpoint=path.name, refused=len(wrong))
+    logger.info("going on from %s", path.name)
+    return Resumed(path, manifest)
+
+
+def require_shared(group: WorkerGroup, run_dir: Path) -> None:
+    """Checks that every rank sees the driver's run directory: a commit needs the files of all ranks in one place.
+
+    Raises:
+        CheckpointError: naming the ranks that do not.
+    """
+    probe = run_dir / f".seen-{uuid.uuid4().hex[:8]}"
+    probe.write_text("")
+    try:
+        blind = [rank for rank, seen in enumerate(group.call_host("sees", str(probe.resolve()))) if not seen]
+    finally:
+        probe.unlink()
+    if blind:
+        raise CheckpointError(
+            f"{group.role} ranks {blind} do not see run_dir={run_dir}: put run_dir on a file system that all nodes "
+            "share (checkpoints of several ranks are one directory), or keep the ranks on one node"
+        )
+
+
+def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Refuses a commit of another config, base, tokenizer, data set or number of ranks, naming what differs."""
+    if saved == present:
+        return
+    if saved.get("num_ranks") != present["num_ranks"]:
+        raise CheckpointError(
+            f"{path} was written by {saved.get('num_ranks')} ranks, this run has {present['num_ranks']}: set "
+            f"placement.num_ranks={saved.get('num_ranks')}, or start a new run from its adapter"
+        )
+    before, now = saved.get("config", {}), present["config"]
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        others = f" (and {', '.join(changed[1:6])})" if changed[1:] else ""
+        raise CheckpointError(
+            f"{path} was written with {key}={before.get(key)!r}, this run has {now.get(key)!r}{others}: put the old "
+            "value back to go on, set another run_dir, or set this one aside with --fresh"
+        )
+    names = {
+        "base_sha256": "the base model's weights have",
+        "chat_fingerprint": "the tokenizer or chat template has",
+        "data_sha256": "the data has",
+    }
+    what = next((text for key, text in names.items() if saved.get(key) != present[key]), "its description has")
+    raise CheckpointError(
+        f"{path}: {what} changed since the checkpoint was written: put the old files back to go on, set another "
+        "run_dir, or set this one aside with --fresh"
+    )
+
+
+@dataclass
+class StopRequest:
+    """Set by SIGTERM or SIGINT: the step that runs is finished and committed, then the run ends."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+    name: str = ""
+
+    def raise_if_asked(self, step: int, total: int) -> None:
+        """Ends the run, its checkpoint being written.
+
+        Raises:
+            StoppedError: a stop was asked for.
+        """
+        if self.asked.is_set():
+            raise StoppedError(
+                f"stopped by {self.name} after step {step} of {total}, checkpoint written: run the same command again "
+                "to go on"
+            )
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """SIGTERM (``ray job stop``, preemption) and the first Ctrl-C ask for a stop; a second Ctrl-C is immediate."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def ask(number: int, _: Any) -> None:
+        request.name = signal.Signals(number).name
+        request.asked.set()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found

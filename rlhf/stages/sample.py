@@ -1,0 +1,87 @@
+"""Candidates for the annotators: K responses per prompt, each with the policy version and seed that drew it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import SampleConfig
+from rlhf.data.loading import load_prompts
+from rlhf.data.schema import PromptRow, RowError, check_text
+from rlhf.stages.drawing import Drawn, draw
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
+
+CANDIDATES_FILE = "candidates.jsonl"
+
+
+def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = None) -> dict[str, Any]:
+    """Draws candidates and writes ``candidates.jsonl``, which ``rlhf prefs import`` reads; returns the summary.
+
+    Equal and unreadable responses are left out, and with them prompts that keep fewer than two.
+    """
+    started = time.perf_counter()
+    run_dir = prepare_run_dir(config)
+    try:
+        prompts = load_prompts(config.prompts, format=config.prompt_format)
+        drawn = draw(
+            [config.model],
+            prompts,
+            responses_per_prompt=config.responses_per_prompt,
+            sampling=config.sampling,
+            placement=config.placement,
+            microbatch=config.microbatch_sequences,
+            seed=config.seed,
+            run_dir=str(run_dir),
+            progress=progress,
+        )[0]
+        num_items = _write(run_dir / CANDIDATES_FILE, config, prompts, drawn)
+        summary = {
+            "stage": "sample",
+            "num_prompts": len(prompts),
+            "num_items": num_items,
+            "num_responses": len(prompts) * config.responses_per_prompt,
+            "seconds": time.perf_counter() - started,
+        }
+        write_json(run_dir / "summary.json", summary)
+        return summary
+    finally:
+        release_run_dir(run_dir)
+
+
+def _write(path: Path, config: SampleConfig, prompts: list[PromptRow], drawn: Drawn) -> int:
+    """One line per prompt in the store's import format; returns how many prompts have something to compare."""
+    sampling, written = config.sampling.model_dump(), 0
+    with path.open("w", encoding="utf-8") as handle:
+        for row, texts, rollouts, seeds in zip(prompts, drawn.texts, drawn.rollouts, drawn.seeds, strict=True):
+            responses: dict[str, dict[str, Any]] = {}
+            for text, rollout, seed in zip(texts, rollouts, seeds, strict=True):
+                if _storable(text):
+                    responses.setdefault(
+                        text.strip(),
+                        {
+                            "text": text.strip(),
+                            "run": config.model.name,
+                            "adapter_sha256": rollout.adapter_sha256,
+                            "sampling": {**sampling, "seed": seed, "finished": rollout.finished},
+                            "num_tokens": len(rollout.response_ids),
+                        },
+                    )
+            if len(responses) < 2:
+                continue
+            prompt = [message.as_dict() for message in row.messages]
+            line = {"id": row.id, "prompt": prompt, "responses": list(responses.values()), "source": config.model.name}
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            written += 1
+    return written
+
+
+def _storable(text: str) -> bool:
+    """Whether people can read it: a byte-level tokenizer can also spell nothing, or control characters."""
+    try:
+        check_text(text, "response")
+    except RowError:
+        return False
+    return True

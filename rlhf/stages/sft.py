@@ -1,0 +1,123 @@
+"""Supervised fine-tuning: rows to tokens, ranks that train, an adapter and its record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import SftConfig
+from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.loading import load_demonstrations
+from rlhf.data.packing import pack_rows
+from rlhf.data.schema import DemonstrationRow
+from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.stages.encode import IGNORED, encode_demonstrations
+from rlhf.stages.quality import report_quality
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from rlhf.stages.training import (
+    Progress,
+    TokenRow,
+    finish,
+    read_description,
+    refuse_full_training_on_adapter,
+    split,
+    train_on_ranks,
+)
+from rlhf.workers.schedule import optimizer_steps
+
+
+@dataclass(frozen=True)
+class SftRows:
+    """Encoded rows, and how they came to be."""
+
+    train: list[TokenRow]
+    evaluation: list[TokenRow]
+    num_steps: int
+    counts: dict[str, Any]
+
+
+def run_sft(config: SftConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Fine-tunes on demonstrations; returns the summary that is also written to ``summary.json``.
+
+    Args:
+        progress: called as ``progress(step, total, **figures)`` after every step and evaluation.
+
+    Raises:
+        RlhfError: see ``rlhf.errors``; no row is left out silently.
+    """
+    started = time.perf_counter()
+    source, chat = open_model(config)
+    run_dir = prepare_run_dir(config)
+    try:
+        rows = read_rows(config, chat, run_dir)
+        figures = train_on_ranks(
+            "rlhf.workers.sft:SftWorker",
+            config,
+            run_dir,
+            (rows.train, rows.evaluation),
+            rows.num_steps,
+            progress,
+            source=source,
+            chat_fingerprint=chat.fingerprint(),
+        )
+        figures["rows"] = rows.counts
+        figures["seconds"] = time.perf_counter() - started
+        return finish(config, run_dir, source, chat.fingerprint(), read_description(run_dir), figures)
+    finally:
+        release_run_dir(run_dir)
+
+
+def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
+    """Where the model comes from and how it reads conversations."""
+    source = resolve_model(config.model.name, config.model.revision)
+    refuse_full_training_on_adapter(config, source)
+    return source, chat_format(load_tokenizer(source, config.model), config.model.chat_style)
+
+
+def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
+    """Loads, splits, encodes and, where asked, packs the demonstrations."""
+    data = config.data
+    train, held_out = split(
+        _load(config, data.train, run_dir, data.limit), _held_out(config, run_dir), data, config.seed
+    )
+    encoded, long_rows = encode_demonstrations(train, chat, data, run_dir / "long_rows.jsonl")
+    evaluation: list[TokenRow] = []
+    long_evaluation: dict[str, int] = {}
+    if held_out:
+        evaluation, long_evaluation = encode_demonstrations(
+            held_out, chat, data, run_dir / "long_rows_evaluation.jsonl"
+        )
+    loss_tokens = sum(label != IGNORED for row in encoded for label in row["labels"])
+    counts = {
+        "train": len(encoded),
+        "evaluation": len(evaluation),
+        "tokens": sum(len(row["input_ids"]) for row in encoded),
+        "loss_tokens": loss_tokens,
+        "long": long_rows,
+        "long_evaluation": long_evaluation,
+    }
+    if config.packing:
+        encoded = pack_rows(encoded, data.max_sequence_tokens)
+        counts["packed"] = len(encoded)
+    steps = optimizer_steps(len(encoded), config.batch.minibatch_sequences, config.num_epochs, config.max_steps)
+    return SftRows(encoded, evaluation, steps, counts)
+
+
+def _held_out(config: SftConfig, run_dir: Path) -> list[DemonstrationRow] | None:
+    if config.data.evaluation is None:
+        return None
+    return _load(config, config.data.evaluation, run_dir, None)
+
+
+def _load(config: SftConfig, paths: Any, run_dir: Path, limit: int | None) -> list[DemonstrationRow]:
+    data = config.data
+    name = "dropped.jsonl" if paths == data.train else "dropped_evaluation.jsonl"
+    rows = load_demonstrations(
+        paths, format=data.format, on_bad_row=data.on_bad_row, dropped_path=run_dir / name, limit=limit
+    )
+    if paths == data.train:
+        report_quality(rows, run_dir)
+    return rows

@@ -1,0 +1,101 @@
+"""Publishing the policy adapter and proving that every rollout worker took it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rlhf.errors import WeightSyncError
+from rlhf.workers.fleet import RolloutFleet
+from rlhf.workers.group import WorkerGroup
+
+KEPT_HASHES = 16
+
+
+@dataclass
+class AdapterChannel:
+    """Carries adapter versions from the trainer to the rollout workers.
+
+    Attributes:
+        tolerance: largest |log-prob difference| of the canary tokens between trainer and rollout workers.
+        canary: (prompt tokens, scored tokens), fixed for the run.
+        version / sha256: what all rollout workers hold now; version -1 before the first publish.
+        hashes: sha256 by version, of the versions that rollouts on their way may still carry.
+    """
+
+    policy: WorkerGroup
+    rollout: RolloutFleet
+    tolerance: float
+    temperature: float
+    canary: tuple[list[int], list[int]]
+    version: int = -1
+    sha256: str = ""
+    hashes: dict[int, str] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def publish(self, *, must_differ: bool) -> dict[str, float]:
+        """Gathers the adapter, ships it once, and compares log-probs afterwards.
+
+        Args:
+            must_differ: an optimizer step with a non-zero gradient lies behind; equal bytes then mean that
+                nothing was learned, or the wrong tensors were gathered.
+
+        Returns:
+            ``{max_logprob_diff, bytes, milliseconds}``; the time is from gathering to the last worker's answer.
+
+        Raises:
+            WeightSyncError: unchanged, stale, mixed or disagreeing adapters.
+        """
+        started = time.perf_counter()
+        snapshot = self.policy.call("snapshot", self.version + 1)[0]
+        if must_differ and snapshot.sha256 == self.sha256:
+            raise WeightSyncError(
+                f"adapter version {snapshot.version} has the bytes of version {self.version} after a real optimizer "
+                "step: the trained tensors are not the published ones"
+            )
+        self.rollout.install(snapshot)
+        milliseconds = (time.perf_counter() - started) * 1e3
+        difference = self._canary_difference()
+        if not difference <= self.tolerance:
+            raise WeightSyncError(
+                f"after sync of version {snapshot.version} the canary's log-probs differ by {difference:.3g} between "
+                f"trainer and rollout workers (sync_tolerance={self.tolerance:g}): the workers do not run the "
+                "trained policy"
+            )
+        self.version, self.sha256 = snapshot.version, snapshot.sha256
+        self.hashes[self.version] = self.sha256
+        self.hashes.pop(self.version - KEPT_HASHES, None)
+        result = {
+            "max_logprob_diff": difference,
+            "bytes": float(snapshot.num_bytes),
+            "milliseconds": milliseconds,
+        }
+        self.history.append(result)
+        return result
+
+    def check(self, version: int, versions: set[int], hashes: set[str]) -> None:
+        """Refuses rollouts that were not all drawn by the version that was asked for."""
+        if versions != {version} or hashes != {self.hashes[version]}:
+            raise WeightSyncError(
+                f"rollouts carry adapter versions {sorted(versions)}, the current one is {version}: "
+                "a worker is stale or was replaced without its adapter"
+            )
+
+    def resume(self, version: int, sha256: str) -> None:
+        """Publishes a checkpoint's policy under its old version number.
+
+        Raises:
+            WeightSyncError: the trainer's tensors are not those whose hash the checkpoint names.
+        """
+        self.version = version - 1
+        self.publish(must_differ=False)
+        if self.sha256 != sha256:
+            raise WeightSyncError(
+                f"the checkpoint's policy has sha256 {sha256[:12]}, the trainer loaded {self.sha256[:12]}: "
+                "the trained tensors were not restored"
+            )
+
+    def _canary_difference(self) -> float:
+        trained = self.policy.call("canary", *self.canary)
+        drawn = self.rollout.call("canary", *self.canary, self.temperature).values()
+        return max(abs(a - b) for ours in trained for theirs in drawn for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,1 @@
+"""What a run says about itself: logs, metrics, progress, memory, versions and the report."""

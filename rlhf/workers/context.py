@@ -1,0 +1,32 @@
+"""What a worker knows about its place; a plain object, so that workers run in-process in a unit test."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class WorkerContext:
+    """A worker's place in its group and its way to tell the driver how far it is.
+
+    Attributes:
+        role: e.g. ``"sft"``, ``"policy"``, ``"rollout"``.
+        rank / num_ranks: index in the group and its size.
+        run_dir: the run directory (logs, outputs).
+        stop_requested: the driver has asked for a checkpoint and an end after the running step.
+        events: what the worker has emitted and the driver has not yet read.
+    """
+
+    role: str
+    rank: int
+    num_ranks: int
+    run_dir: str
+    log_level: str = "INFO"
+    stop_requested: bool = False
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=10_000))
+
+    def emit(self, kind: str, **values: Any) -> None:
+        """Tells the driver something: ``kind`` is ``"metrics"``, ``"progress"`` or a stage's own word."""
+        self.events.append({"kind": kind, "rank": self.rank, **values})

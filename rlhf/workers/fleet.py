@@ -1,0 +1,279 @@
+"""Rollout workers that may die: work goes to those that live, and a replacement draws nothing before its adapter.
+
+Every piece of work is a fixed list of tasks with seeds of their own, so whoever draws it draws the same tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+
+from rlhf.config import RecoveryConfig, SamplingConfig
+from rlhf.errors import RolloutFleetExhausted, WeightSyncError, WorkerError
+from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.telemetry.events import EventLog
+from rlhf.weights.snapshot import Snapshot
+from rlhf.workers.group import WorkerGroup, end_process, result_of, share
+from rlhf.workers.health import Health, HealthRecord
+from rlhf.workers.ray_metrics import report_restart
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+Launch = Callable[[int], WorkerGroup]
+"""Starts one worker of the given rank, as a group of one."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work at a worker.
+
+    Attributes:
+        life: which process of this rank has it: the death of an earlier one says nothing about its replacement.
+    """
+
+    index: int
+    rank: int
+    life: int
+    began: float
+
+
+@dataclass
+class Batch:
+    """Generation under way: pieces of work, who draws each, and what has come back.
+
+    Attributes:
+        version: the adapter version that every piece must be drawn with.
+    """
+
+    pieces: list[list[PromptTask]]
+    sampling: SamplingConfig
+    version: int
+    done: dict[int, list[Rollout]] = field(default_factory=dict)
+    running: dict[Any, Piece] = field(default_factory=dict)
+    redispatched: int = 0
+
+    def restart_clocks(self, rank: int | None = None) -> None:
+        """Counts waiting anew, for the pieces of one worker or for all."""
+        for ref, piece in self.running.items():
+            if rank in (None, piece.rank):
+                self.running[ref] = replace(piece, began=time.monotonic())
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """In the order of the tasks."""
+        return [rollout for index in range(len(self.pieces)) for rollout in self.done[index]]
+
+
+class RolloutFleet:
+    """The rollout workers of a run.
+
+    Args:
+        group: the workers as started; replaced one by one when they die.
+        launch: starts a replacement.
+    """
+
+    def __init__(self, group: WorkerGroup, launch: Launch, recovery: RecoveryConfig, events: EventLog) -> None:
+        self._group, self._launch, self._recovery, self._events = group, launch, recovery, events
+        self.health = [HealthRecord(rank) for rank in range(len(group.actors))]
+        self._snapshot: tuple[Any, str] | None = None
+        self.num_restarts = 0
+
+    @property
+    def size(self) -> int:
+        """Workers as configured, dead ones included."""
+        return len(self.health)
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Gives every worker the adapter and reads its hash back; dead workers are replaced first.
+
+        Raises:
+            WeightSyncError: a worker holds something else afterwards.
+            RolloutFleetExhausted: none is left.
+        """
+        for record in self.health:
+            if record.now is Health.HEALTHY:
+                record.move(Health.STALE)
+        self._snapshot = (share(snapshot), snapshot.sha256)
+        self._restart_dead()
+        self._give([r.rank for r in self.health if r.now is Health.STALE])
+        self.heal()
+
+    def heal(self) -> None:
+        """Replaces dead workers and gives them the current adapter, as far as the budget goes."""
+        while any(r.now is Health.DEAD for r in self.health):
+            if not self._restart_dead():
+                return
+            self._give([r.rank for r in self.health if r.now is Health.STALE])
+
+    def submit(self, tasks: Sequence[PromptTask], sampling: SamplingConfig, version: int) -> Batch:
+        """Starts drawing one response per task; hand the result to ``collect``.
+
+        The pieces depend on the configured number of workers and on nothing else.
+        """
+        share_of = -(-len(tasks) // self.size)
+        pieces = [list(tasks[i : i + share_of]) for i in range(0, len(tasks), share_of)]
+        batch = Batch(pieces, sampling, version)
+        for index in range(len(pieces)):
+            self._start(batch, index, preferred=index % self.size)
+        return batch
+
+    def collect(self, batch: Batch) -> list[Rollout]:
+        """Waits for all pieces; pieces of dead, frozen or lost workers are drawn again by others.
+
+        Consumes ``submit``'s batch; waits for rollout workers; unblocked at the latest by
+        ``recovery.generate_timeout_seconds`` per piece and attempt, counted from this call, from the piece's start, and
+        from the worker's last answer: what it did while nobody waited is no delay.
+
+        Raises:
+            RolloutFleetExhausted: no worker is left.
+            RlhfError: a worker's own error: drawing the piece elsewhere would only repeat it.
+        """
+        batch.restart_clocks()
+        while batch.running:
+            ready, _ = ray.wait(list(batch.running), num_returns=1, timeout=POLL_SECONDS)
+            for ref in ready:
+                piece = batch.running.pop(ref)
+                try:
+                    batch.done[piece.index] = result_of("rollout", piece.rank, ref)
+                    batch.restart_clocks(piece.rank)
+                except WorkerError as error:
+                    if not error.is_infrastructure:
+                        raise
+                    if piece.life == self.health[piece.rank].restarts:
+                        self._lose(piece.rank, error, time.monotonic() - piece.began)
+                    self._again(batch, [piece])
+            self._end_overdue(batch)
+        return batch.rollouts
+
+    def call(self, method: str, *args: Any) -> dict[int, Any]:
+        """Calls every living worker; answers by rank. Workers that die of it are replaced, and answer again."""
+        found: dict[int, Any] = {}
+        while missing := [r.rank for r in self.health if r.is_alive and r.rank not in found]:
+            found.update(self._ask(missing, method, args))
+            self.heal()
+        return found
+
+    def close(self) -> None:
+        """Ends all workers."""
+        self._group.close()
+
+    def _start(self, batch: Batch, index: int, *, preferred: int | None = None) -> None:
+        live = [r.rank for r in self.health if r.now is Health.HEALTHY]
+        if not live:
+            self.heal()
+            live = [r.rank for r in self.health if r.now is Health.HEALTHY]
+        if preferred in live:
+            rank = preferred
+        else:
+            load = {rank: sum(piece.rank == rank for piece in batch.running.values()) for rank in live}
+            rank = min(live, key=lambda r: (load[r], r))
+        ref: Any = self._group.actors[rank].call.remote(
+            "generate", (batch.pieces[index], batch.sampling, batch.version), {}
+        )
+        batch.running[ref] = Piece(index, rank, self.health[rank].restarts, time.monotonic())
+
+    def _again(self, batch: Batch, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            batch.redispatched += 1
+            self._start(batch, piece.index)
+            logger.warning("piece %d is drawn again after %.1f s", piece.index, time.monotonic() - piece.began)
+
+    def _end_overdue(self, batch: Batch) -> None:
+        limit, now = self._recovery.generate_timeout_seconds, time.monotonic()
+        late = {ref: piece for ref, piece in batch.running.items() if now - piece.began > limit}
+        answered, _ = ray.wait(list(late), num_returns=len(late), timeout=0) if late else ([], [])
+        for first in [piece for ref, piece in late.items() if ref not in answered]:
+            same = {ref: p for ref, p in batch.running.items() if (p.rank, p.life) == (first.rank, first.life)}
+            if not same:
+                continue  # given to another worker a moment ago
+            for ref in same:
+                del batch.running[ref]
+            if first.life == self.health[first.rank].restarts:
+                cause = f"no rollouts within {limit:g} s (recovery.generate_timeout_seconds)"
+                self._lose(first.rank, WorkerError("rollout", first.rank, cause, "silent"), now - first.began)
+            self._again(batch, list(same.values()))
+
+    def _lose(self, rank: int, error: WorkerError, waited: float | None = None) -> None:
+        record = self.health[rank]
+        if not record.is_alive:
+            return
+        self._events.fault_detected(
+            f"rollout-{rank}",
+            detect_seconds=None if waited is None else round(waited, 3),
+            cause=error.cause.split("\n")[0][:300],
+            kind=error.fault,
+        )
+        logger.warning("rollout worker %d is replaced: %s", rank, error.cause.split("\n")[0])
+        record.move(Health.DEAD)
+        end_process(self._group.actors[rank], self._group.pids[rank], self._group.nodes[rank])
+
+    def _restart_dead(self) -> bool:
+        """Starts replacements; False when nothing more can be started and the survivors carry on."""
+        started = False
+        for record in self.health:
+            while record.now is Health.DEAD and self.num_restarts < self._recovery.max_rollout_restarts:
+                self.num_restarts += 1
+                record.move(Health.RESTARTING)
+                report_restart("rollout", run_dir=self._group.run_dir)
+                try:
+                    fresh = self._launch(record.rank)
+                except WorkerError as error:
+                    logger.warning("a replacement for rollout worker %d did not start: %s", record.rank, error)
+                    record.move(Health.DEAD)
+                    continue
+                self._group.actors[record.rank] = fresh.actors[0]
+                self._group.pids[record.rank] = fresh.pids[0]
+                self._group.nodes[record.rank] = fresh.nodes[0]
+                record.move(Health.STALE)
+                started = True
+        if not any(record.is_alive for record in self.health):
+            for record in self.health:
+                self._events.fault_fatal(f"rollout-{record.rank}")
+            raise RolloutFleetExhausted(
+                "rollout",
+                0,
+                f"RolloutFleetExhausted: no rollout worker is left after {self.num_restarts} restarts "
+                f"(recovery.max_rollout_restarts={self._recovery.max_rollout_restarts}); look into logs/rollout-*.log, "
+                "then run the same command again: it goes on from the last checkpoint",
+                "died",
+            )
+        return started
+
+    def _give(self, ranks: Sequence[int]) -> None:
+        if self._snapshot is None:
+            return
+        ref, wanted = self._snapshot
+        for rank, (sha, _) in self._ask(ranks, "install", (ref,)).items():
+            if sha != wanted:
+                raise WeightSyncError(f"rollout worker {rank} holds {sha[:12]}, published was {wanted[:12]}")
+            self.health[rank].move(Health.HEALTHY)
+            self._events.fault_resolved(f"rollout-{rank}", restarts=self.health[rank].restarts)
+
+    def _ask(self, ranks: Sequence[int], method: str, args: tuple) -> dict[int, Any]:
+        """Answers of the given workers; those that die or stay silent are marked dead and missing."""
+        began, limit = time.monotonic(), self._recovery.sync_timeout_seconds
+        refs: dict[Any, int] = {self._group.actors[rank].call.remote(method, args, {}): rank for rank in ranks}
+        found: dict[int, Any] = {}
+        while refs:
+            left = began + limit - time.monotonic()
+            ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, left))
+            for ref in ready:
+                rank = refs.pop(ref)
+                try:
+                    found[rank] = result_of("rollout", rank, ref)
+                except WorkerError as error:
+                    if not error.is_infrastructure:
+                        raise
+                    self._lose(rank, error, time.monotonic() - began)
+            if not ready:
+                for rank in refs.values():
+                    cause = f"no answer to {method} within {limit:g} s (recovery.sync_timeout_seconds)"
+                    self._lose(rank, WorkerError("rollout", rank, cause, "silent"), time.monotonic() - began)
+                break
+        return found

@@ -1,0 +1,376 @@
+"""A group of equal workers as Ray actors: call all ranks, scatter, gather, and name the first failure."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rlhf.config import PlacementConfig
+from rlhf.errors import RlhfError, WorkerError
+from rlhf.workers.context import WorkerContext
+from rlhf.workers.placement import Ask, Reservation, reserve
+from rlhf.workers.runtime import base_environment, free_port, node_address, node_interface, worker_environment
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+FETCH_SECONDS = 300.0
+"""How long a worker waits for a shared argument to reach its node."""
+STACK_SECONDS = 5.0
+"""How long a process is given to say where it stands."""
+PEER_SECONDS = 2.0
+"""How long a lost connection waits for the death that explains it."""
+COLLECTIVE_KINDS = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"})
+COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "tcpstore")
+EventHandler = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class RemoteFailure:
+    """A failure as data: exceptions that cross a process boundary lose their type when they cannot be pickled."""
+
+    kind: str
+    message: str
+    trace: str
+    error: RlhfError | None = None
+
+
+class _Host:
+    """The actor around one plain worker object."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+        self._worker: Any = None
+        self._context: WorkerContext | None = None
+
+    def where(self) -> tuple[str, int, str, int, str | None]:
+        """(node address, a free port, node id, pid, network interface)."""
+        return node_address(), free_port(), ray.get_runtime_context().get_node_id(), os.getpid(), node_interface()
+
+    def build(
+        self, cls: type | str, context: WorkerContext, environment: dict[str, str], args: tuple, kwargs: dict
+    ) -> Any:
+        os.environ.update(environment)
+        self._context = context
+
+        def construct() -> None:
+            from rlhf.telemetry.logging import setup_logging
+
+            setup_logging(context.run_dir, context.role, context.rank, level=context.log_level)
+            self._worker = _resolve(cls)(context, *_fetch(args), **kwargs)
+
+        return self._guard(construct)
+
+    def call(self, method: str, args: tuple, kwargs: dict) -> Any:
+        return self._guard(lambda: getattr(self._worker, method)(*_fetch(args), **kwargs))
+
+    @ray.method(concurrency_group="control")
+    def sees(self, path: str) -> bool:
+        """Whether a file is there for this process."""
+        return Path(path).is_file()
+
+    @ray.method(concurrency_group="control")
+    def ask_stop(self) -> None:
+        """The worker sees it between two steps."""
+        if self._context is not None:
+            self._context.stop_requested = True
+
+    @ray.method(concurrency_group="control")
+    def stacks(self) -> str:
+        """Where every thread of the process stands now; answers while ``call`` is busy."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        parts = [
+            f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
+            for ident, frame in sys._current_frames().items()
+        ]
+        return "\n".join(parts)
+
+    @ray.method(concurrency_group="control")
+    def drain(self) -> list[dict[str, Any]]:
+        """Events since the last call; answers while ``call`` is busy."""
+        if self._context is None:
+            return []
+        events = self._context.events
+        return [events.popleft() for _ in range(len(events))]
+
+    @staticmethod
+    def _guard(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            logging.getLogger("rlhf.worker").exception("worker failed")
+            own = error if isinstance(error, RlhfError) else None
+            return RemoteFailure(type(error).__name__, str(error), traceback.format_exc(limit=-6), own)
+
+
+def _resolve(cls: type | str) -> type:
+    if isinstance(cls, str):
+        module, _, name = cls.partition(":")
+        return getattr(importlib.import_module(module), name)
+    return cls
+
+
+def _fetch(args: tuple) -> tuple:
+    """Arguments with shared ones taken out of the object store."""
+    return tuple(ray.get(a, timeout=FETCH_SECONDS) if isinstance(a, ray.ObjectRef) else a for a in args)
+
+
+def share(value: Any) -> Any:
+    """Puts a value into the object store once; hand the reference to any number of workers as an argument."""
+    return ray.put(value)
+
+
+def result_of(role: str, rank: int, ref: Any) -> Any:
+    """The answer behind a reference that is ready.
+
+    Raises:
+        WorkerError: the worker died, does not hand over its answer, or failed.
+        RlhfError: what the worker raised, when it is one of ours.
+    """
+    try:
+        value = ray.get(ref, timeout=30)
+    except RayActorError as error:
+        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "died") from None
+    except GetTimeoutError as error:
+        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "silent") from None
+    except RayTaskError as error:
+        raise WorkerError(role, rank, f"{type(error).__name__}: {error}") from None
+    if isinstance(value, RemoteFailure):
+        if value.error is not None and not isinstance(value.error, WorkerError):
+            raise value.error
+        lost = value.kind in COLLECTIVE_KINDS or (
+            value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
+        )
+        cause = f"{value.kind}: {value.message}\n{value.trace}"
+        raise WorkerError(role, rank, cause, "collective" if lost else "error")
+    return value
+
+
+def end_process(actor: ActorHandle, pid: int | None, node: str | None) -> None:
+    """Kills an actor; one that is frozen on this node does not answer Ray and is killed by its process id."""
+    ray.kill(actor, no_restart=True)
+    if pid is not None and node == ray.get_runtime_context().get_node_id():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class WorkerGroup:
+    """Handles of all ranks of one role.
+
+    Every call waits at most ``call_timeout_seconds``, counted anew from each event that a rank reports; the first
+    failed, dead or silent rank becomes a ``WorkerError`` (or the typed error that the worker raised).
+
+    Attributes:
+        on_poll: called about twice a second while a call with events runs.
+    """
+
+    role: str
+    timeout_seconds: float
+    actors: list[ActorHandle] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
+    reservation: Reservation | None = None
+    run_dir: str = ""
+    on_poll: Callable[[], None] | None = None
+
+    @classmethod
+    def launch(
+        cls,
+        worker: type | str,
+        role: str,
+        *,
+        size: int,
+        placement: PlacementConfig,
+        run_dir: str,
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+        gpus_per_worker: float = 0.0,
+        collective: bool = False,
+        first_rank: int = 0,
+        log_level: str = "INFO",
+        reservation: Reservation | None = None,
+    ) -> WorkerGroup:
+        """Starts ``size`` actors and builds ``worker(context, *args, **kwargs)`` in each.
+
+        Args:
+            worker: a class, or ``"module:Class"`` so that only the actors import what it needs.
+            collective: the ranks form one process group (their environment names rank 0's address and a free port).
+            reservation: places taken for several roles at once; by default the group takes its own.
+            first_rank: rank of the first worker, for one that stands in for another.
+        """
+        use_gpu = gpus_per_worker > 0
+        environment = base_environment(threads=placement.threads_per_worker, use_gpu=use_gpu)
+        # Ray's overloads do not know the option
+        actor_class: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
+        options = {
+            "num_cpus": placement.cpus_per_worker,
+            "num_gpus": gpus_per_worker,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": environment},
+        }
+        group = cls(role, placement.call_timeout_seconds, run_dir=run_dir)
+        if reservation is None:
+            ask = Ask.of(role, size, placement, gpus_per_worker, is_rank=collective)
+            group.reservation = reserve(placement, [ask])
+            seats = group.reservation.seats(role)
+        else:
+            seats = reservation.seats(role)[first_rank : first_rank + size]
+        group.actors = [actor_class(_Host).options(**options, **seat).remote(environment) for seat in seats]
+        try:
+            places = group._gather([a.where.remote() for a in group.actors], placement.start_timeout_seconds)
+            group.pids, group.nodes = [p[3] for p in places], [p[2] for p in places]
+            address, port = places[0][0], places[0][1]
+            across = len(set(group.nodes)) > 1
+            for rank, place in enumerate(places):
+                logger.info("%s %d on %s, pid %d", role, rank, place[0], place[3])
+            refs: list[Any] = []
+            for rank, actor in enumerate(group.actors):
+                node = group.nodes[rank]
+                env = worker_environment(
+                    rank,
+                    size,
+                    group.nodes[:rank].count(node),
+                    group.nodes.count(node),
+                    address,
+                    port,
+                    threads=placement.threads_per_worker,
+                    use_gpu=use_gpu,
+                    interface=placement.network_interface or (places[rank][4] if across else None),
+                )
+                context = WorkerContext(role, first_rank + rank, size, run_dir, log_level)
+                refs.append(actor.build.remote(worker, context, env if collective else {}, args, kwargs or {}))
+            group._gather(refs, placement.start_timeout_seconds)
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    def call(self, method: str, *args: Any, on_event: EventHandler | None = None, **kwargs: Any) -> list[Any]:
+        """Calls every rank with the same arguments; results in rank order."""
+        return self.scatter(method, [args] * len(self.actors), on_event=on_event, **kwargs)
+
+    def scatter(
+        self,
+        method: str,
+        args_by_rank: Sequence[tuple],
+        *,
+        on_event: EventHandler | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Calls rank i with ``args_by_rank[i]``; results in rank order."""
+        return self.wait(self.submit(method, args_by_rank, **kwargs), on_event=on_event)
+
+    def submit(self, method: str, args_by_rank: Sequence[tuple], **kwargs: Any) -> list[Any]:
+        """Starts a call on every rank without waiting; hand the result to ``wait``."""
+        return [a.call.remote(method, args, kwargs) for a, args in zip(self.actors, args_by_rank, strict=True)]
+
+    def wait(self, refs: list[Any], *, on_event: EventHandler | None = None) -> list[Any]:
+        """Results of ``submit`` in rank order, or the first failure."""
+        return self._gather(refs, self.timeout_seconds, on_event)
+
+    def call_host(self, method: str, *args: Any) -> list[Any]:
+        """Calls the process around every worker, busy or not; results in rank order."""
+        return self._gather([getattr(actor, method).remote(*args) for actor in self.actors], STACK_SECONDS * 6)
+
+    def ask_stop(self) -> None:
+        """Asks every rank to commit a checkpoint and end after the running step."""
+        for actor in self.actors:
+            actor.ask_stop.remote()
+
+    def close(self) -> None:
+        """Ends the actors' processes."""
+        for rank, actor in enumerate(self.actors):
+            known = rank < len(self.pids)
+            end_process(actor, self.pids[rank] if known else None, self.nodes[rank] if known else None)
+        self.actors = []
+        if self.reservation is not None:
+            self.reservation.close()
+
+    def _gather(self, refs: list[Any], timeout: float, on_event: EventHandler | None = None) -> list[Any]:
+        deadline = time.monotonic() + timeout
+        pending, results = list(refs), {}
+        while pending:
+            wait = POLL_SECONDS if on_event else max(0.0, deadline - time.monotonic())
+            done, pending = ray.wait(pending, num_returns=1 if on_event is None else len(pending), timeout=wait)
+            for ref in done:
+                try:
+                    results[ref] = result_of(self.role, refs.index(ref), ref)
+                except WorkerError as error:
+                    found = self._first_cause(error, refs)
+                    if found.fault == "collective":
+                        self.dump_stacks(str(found))
+                    raise found from None
+            if self.on_poll is not None:
+                self.on_poll()
+            if on_event and self._forward_events(on_event):
+                deadline = time.monotonic() + timeout  # a call that reports may take hours; silence may not
+            if pending and time.monotonic() > deadline:
+                rank = refs.index(pending[0])
+                cause = f"no answer within {timeout:.0f} s (placement.call_timeout_seconds)"
+                self.dump_stacks(f"{self.role} worker {rank}: {cause}")
+                raise WorkerError(self.role, rank, cause, "silent")
+        return [results[ref] for ref in refs]
+
+    def dump_stacks(self, reason: str) -> None:
+        """Writes where every rank stands into ``stalls/`` of the run directory: a stall is explained while it lasts."""
+        if not self.run_dir or not self.actors:
+            return
+        parts = [reason]
+        refs: list[Any] = [actor.stacks.remote() for actor in self.actors]
+        for rank, ref in enumerate(refs):
+            try:
+                text = ray.get(ref, timeout=STACK_SECONDS)
+            except (GetTimeoutError, RayActorError) as error:
+                text = f"{type(error).__name__}: no answer; the process is gone or frozen"
+            pid = self.pids[rank] if rank < len(self.pids) else "?"
+            parts.append(f"=== {self.role} {rank}, pid {pid}\n{text}")
+        directory = Path(self.run_dir) / "stalls"
+        directory.mkdir(parents=True, exist_ok=True)
+        target = directory / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{self.role}.txt"
+        target.write_text("\n\n".join(parts), encoding="utf-8")
+        logger.error("stalled: stacks of all %s workers are in %s", self.role, target)
+
+    def _first_cause(self, error: WorkerError, refs: list[Any]) -> WorkerError:
+        """A rank that lost its peers is not the cause: waits a little for the death that was."""
+        deadline = time.monotonic() + PEER_SECONDS
+        while error.fault == "collective" and time.monotonic() < deadline:
+            for rank, ref in enumerate(refs):
+                if rank == error.rank or not ray.wait([ref], timeout=0.1)[0]:
+                    continue
+                try:
+                    result_of(self.role, rank, ref)
+                except WorkerError as other:
+                    if other.fault == "died":
+                        return other
+                except RlhfError:
+                    continue
+        return error
+
+    def _forward_events(self, on_event: EventHandler) -> bool:
+        found = False
+        for actor in self.actors:
+            try:
+                events: list[dict[str, Any]] = ray.get(actor.drain.remote(), timeout=5)
+                for event in events:
+                    found = True
+                    on_event(event)
+            except (GetTimeoutError, RayActorError):
+                continue  # a dead or busy rank shows itself through its own call
+        return found

@@ -1,0 +1,341 @@
+"""The training rank of PPO: judges sequences, learns from them, publishes the policy adapter."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algos.minibatch import MinibatchPlan
+from rlhf.config import PpoConfig, RewardModelSource, derive_seed
+from rlhf.data.chat import chat_format
+from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, learning_rate_scale
+from rlhf.errors import CheckpointError, ConfigError, NumericsError
+from rlhf.models import adapters
+from rlhf.models.loading import load_causal_lm, torch_dtype
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, RoleInit, RolesModel
+from rlhf.models.scorer import SeparateScorer, load_reward_model, read_reward_settings
+from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.rollout.experience import Experience
+from rlhf.weights.snapshot import Snapshot, pack
+from rlhf.workers.context import WorkerContext
+from rlhf.workers.ppo_loss import LearnTotals, Outputs, ppo_loss
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyWorker:
+    """One DeepSpeed rank that holds the base once, with policy, reference, critic and reward adapters on it."""
+
+    def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
+        self.context, self.config = context, config
+        torch.set_num_threads(config.placement.threads_per_worker)
+        torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
+        init_process_group(config.placement.collective_timeout_seconds)
+        source = resolve_model(config.model.name, config.model.revision)
+        self.tokenizer = load_tokenizer(source, config.model)
+        self.chat = chat_format(self.tokenizer, config.model.chat_style)
+        base = load_causal_lm(source, config.model, self.tokenizer)
+        self.base_name = source.base
+        self.policy_config = (
+            adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
+        )
+        self.shared_score, separate = self._split_scorers(source)
+        self.scorers: dict[int, SeparateScorer] = {
+            index: load_reward_model(Path(run)) for index, run in separate.items()
+        }
+        self.roles = RolesModel(base, self._role_init(source), suppress_ids=(self.tokenizer.pad_token_id,))
+        self.roles.trains_entropy = config.loss.entropy_coef > 0
+        self._set_dropout_off()
+        if config.model.gradient_checkpointing:
+            self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
+        self.engine = self._build_engine()
+        self.policy_weight = 1.0
+        self.nonfinite_in_a_row = 0
+        self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
+
+    def describe(self) -> dict[str, Any]:
+        """What runs here, for the summary and for checks in the driver."""
+        trained = self.roles.named_trained()
+        return {
+            "engine": self.engine.type_name,
+            "zero_stage": self.engine.zero_stage,
+            "world_size": self.engine.world_size,
+            "chat_fingerprint": self.chat.fingerprint(),
+            "trainable": {role: sum(p_numel(p) for n, p in trained if n.startswith(role)) for role in (POLICY, CRITIC)},
+            "shared_reward": self.shared_score is not None,
+        }
+
+    @torch.no_grad()
+    def judge(self, batch: Experience, rows: list[int], texts: list[tuple[Any, str]]) -> dict[str, Tensor]:
+        """Old and reference log-probs, entropies, values and model scores of the given rows.
+
+        Args:
+            batch: the whole step's sequences.
+            rows: those of this rank; every rank has equally many.
+            texts: (prompt messages, response text) per row, for reward models with another tokenizer.
+
+        Returns:
+            Tensors with ``len(rows)`` rows, padded to the batch's response width; ``scores`` is (rows, sources).
+        """
+        micro = self.config.batch.microbatch_sequences_per_gpu
+        width = batch.response_ids.shape[1]
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(rows), micro):
+            part = batch.select(rows[start : start + micro]).to(self.engine.device)
+            found = {k: pad_columns(v.cpu(), width) for k, v in self._judge_part(part).items()}
+            found["scores"] = self._model_scores(part, texts[start : start + micro])
+            parts.append(found)
+        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+
+    def learn(
+        self,
+        batch: Experience,
+        epochs: list[list[MinibatchPlan]],
+        first_update: int,
+        kl_coef: float,
+        train_policy: bool = True,
+    ) -> dict[str, float]:
+        """Trains policy and critic on a judged batch.
+
+        Losses are sums over this rank's rows divided by the global token count of the minibatch, so neither the
+        number of ranks nor the micro-batch size changes the gradient.
+
+        Args:
+            epochs: ``[epoch][minibatch]`` from ``plan_minibatches``.
+            first_update: optimizer steps done before, for the learning-rate schedule.
+            kl_coef: used when ``kl.mode`` is ``loss``.
+            train_policy: False while only the critic warms up; the policy's bytes then stay as they are.
+
+        Returns:
+            Metrics, already summed or maximised over ranks; equal on every rank.
+        """
+        totals, update, epochs_run = LearnTotals(), first_update, 0
+        self.policy_weight = 1.0 if train_policy else 0.0
+        frozen = () if train_policy else (POLICY,)
+        for epoch in epochs:
+            epoch_totals = LearnTotals()
+            for plan in epoch:
+                self._minibatch(batch, plan, kl_coef, epoch_totals, first=update == first_update)
+                scale = learning_rate_scale(self.config.optim, update, self.total_updates)
+                norm = self.engine.step(scale, frozen=frozen)
+                self._count_nonfinite(norm, plan, epoch_totals)
+                update += 1
+            epochs_run += 1
+            totals.grad_norms += epoch_totals.grad_norms
+            totals.num_skipped += epoch_totals.num_skipped
+            totals.ratio_first = max(totals.ratio_first, epoch_totals.ratio_first)
+            totals.add(**epoch_totals.sums)
+            reduced = self.engine.all_reduce_sum({k: float(v) for k, v in epoch_totals.sums.items()})
+            stop = self.config.loss.epoch_kl_stop
+            if stop is not None and reduced["approx_kl"] / max(1.0, reduced["tokens"]) > stop:
+                break
+        return self._read_out(totals, update - first_update, epochs_run)
+
+    def _count_nonfinite(self, norm: float, plan: MinibatchPlan, totals: LearnTotals) -> None:
+        """Every rank sees the same norm, so all ranks skip, count and stop alike."""
+        if math.isfinite(norm):
+            self.nonfinite_in_a_row = 0
+            totals.grad_norms.append(norm)
+            return
+        self.nonfinite_in_a_row += 1
+        totals.num_skipped += 1
+        logger.warning("update skipped: its gradient is not finite; sequences %s", list(plan.rows))
+        if self.nonfinite_in_a_row > self.config.recovery.max_nonfinite_updates:
+            raise NumericsError(
+                f"{self.nonfinite_in_a_row} updates in a row had a gradient that is not finite "
+                f"(recovery.max_nonfinite_updates={self.config.recovery.max_nonfinite_updates}); the last one was over "
+                f"sequences {list(plan.rows)} of the step: lower optim.learning_rate, or look at these rows' scores"
+            )
+
+    def save_state(self, directory: str, tag: str) -> list[str]:
+        """Writes this rank's part of a checkpoint; the driver commits it. Returns the names of the trained tensors."""
+        own = {"policy_weight": self.policy_weight, "nonfinite_in_a_row": self.nonfinite_in_a_row}
+        self.engine.save_state(Path(directory), tag, own)
+        return [name for name, _ in self.roles.named_trained()]
+
+    def load_state(self, directory: str, tag: str, names: list[str]) -> None:
+        """Takes over this rank's part of a checkpoint that the driver has verified.
+
+        Raises:
+            CheckpointError: it holds other trained tensors than this model has.
+        """
+        here = [name for name, _ in self.roles.named_trained()]
+        if here != names:
+            odd = sorted(set(here) ^ set(names))[:3]
+            raise CheckpointError(f"{directory} was written for other trained tensors, e.g. {', '.join(odd)}")
+        own = self.engine.load_state(Path(directory), tag)
+        self.policy_weight = own["policy_weight"]
+        self.nonfinite_in_a_row = own["nonfinite_in_a_row"]
+
+    def snapshot(self, version: int) -> Snapshot | None:
+        """The policy adapter as one flat buffer; only rank 0 returns it, all ranks take part."""
+        state = self.engine.state(lambda n: n.startswith(f"{POLICY}."), self.roles.named_trained())
+        return (
+            pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version)
+            if self.context.rank == 0
+            else None
+        )
+
+    def canary(self, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+        """Log-probabilities of fixed tokens under the live policy, to compare with the rollout workers'."""
+        ids = torch.tensor([prompt_ids + response_ids], device=self.engine.device)
+        found, _ = self.engine.evaluate(
+            "logprobs",
+            role=POLICY,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+            response_ids=ids[:, len(prompt_ids) :],
+            temperature=self.config.rollout.temperature,
+        )
+        return found[0].tolist()
+
+    def save(self, directory: str) -> str | None:
+        """Writes the policy (and critic) adapter in PEFT's format; rank 0 writes, all ranks take part."""
+        state = self.engine.state(lambda n: True, self.roles.named_trained())
+        if self.context.rank != 0:
+            return None
+        target = Path(directory)
+        policy = {k.removeprefix(f"{POLICY}."): v for k, v in state.items() if k.startswith(f"{POLICY}.")}
+        adapters.save_adapter_file(target / "adapter", self.policy_config, self.base_name, policy)
+        if self.roles.has_critic:
+            critic = {k.removeprefix(f"{CRITIC}."): v for k, v in state.items() if k.startswith(f"{CRITIC}.")}
+            config: Any = self.roles.model.peft_config[CRITIC]
+            adapters.save_adapter_file(target / "critic", config, self.base_name, critic)
+        self.tokenizer.save_pretrained(str(target / "tokenizer"))
+        return str(target)
+
+    def _split_scorers(self, source: ModelSource) -> tuple[int | None, dict[int, str]]:
+        """The reward model that shares the policy's base (by index of ``scores``), and the others."""
+        shared, separate = None, {}
+        for index, score in enumerate(self.config.scores):
+            if not isinstance(score, RewardModelSource):
+                continue
+            reward = resolve_model(score.run)
+            if reward.record is None or reward.record.stage != "reward":
+                raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
+            same_base = reward.adapter is not None and reward.base == source.base
+            same_text = reward.record.chat_fingerprint == self.chat.fingerprint()
+            if shared is None and same_base and same_text:
+                shared = index
+            else:
+                separate[index] = score.run
+        return shared, separate
+
+    def _role_init(self, source: ModelSource) -> RoleInit:
+        policy_state = adapters.read_adapter_file(source.adapter)[0] if source.adapter else None
+        critic = adapters.peft_config(self.config.lora) if self.config.uses_critic else None
+        init = RoleInit(self.policy_config, policy_state, critic_config=critic)
+        if self.shared_score is None:
+            return init
+        run = resolve_model(self.config.scores[self.shared_score].run)  # type: ignore[union-attr]
+        if run.adapter is None:
+            raise ConfigError(f"{run.run_dir}: a shared reward model needs an adapter")
+        state, rest = adapters.read_adapter_file(run.adapter)
+        settings = read_reward_settings(run.adapter)
+        return RoleInit(
+            self.policy_config,
+            policy_state,
+            reward_config=adapters.read_peft_config(run.adapter),
+            reward_state=state,
+            reward_head=rest["score.weight"],
+            reward_mean=settings.mean,
+            reward_std=settings.std,
+            critic_config=critic,
+        )
+
+    def _set_dropout_off(self) -> None:
+        """Old and new log-probs must come from the same function: dropout would make the first ratio differ from 1."""
+        for module in self.roles.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+
+    def _build_engine(self) -> TrainEngine:
+        trained = self.roles.named_trained()
+        optim = self.config.optim
+        groups = [ParameterGroup(POLICY, [p for n, p in trained if n.startswith(POLICY)], optim.learning_rate)]
+        if self.roles.has_critic:
+            rate = self.config.critic_learning_rate or optim.learning_rate
+            groups.append(ParameterGroup(CRITIC, [p for n, p in trained if n.startswith(CRITIC)], rate))
+        return TrainEngine(
+            self.roles,
+            groups,
+            optim,
+            self.config.engine,
+            dtype=torch_dtype(self.config.model),
+            microbatch=self.config.batch.microbatch_sequences_per_gpu,
+        )
+
+    def _judge_part(self, part: Experience) -> dict[str, Tensor]:
+        inputs = {"input_ids": part.input_ids, "attention_mask": part.attention_mask}
+        words = {"response_ids": part.response_ids, "temperature": self.config.rollout.temperature}
+        old, entropies = self.engine.evaluate("logprobs", role=POLICY, **inputs, **words)
+        ref, _ = self.engine.evaluate("logprobs", role=REFERENCE, **inputs, **words)
+        found = {"old_logprobs": old, "ref_logprobs": ref, "entropy": entropies}
+        if self.roles.has_critic:
+            found["values"] = self.engine.evaluate("values", **inputs, num_response=part.response_ids.shape[1])
+        return found
+
+    def _model_scores(self, part: Experience, texts: list[tuple[Any, str]]) -> Tensor:
+        scores = torch.zeros(part.num_sequences, len(self.config.scores))
+        for index in range(len(self.config.scores)):
+            if index == self.shared_score:
+                found = self.engine.evaluate("scores", input_ids=part.input_ids, attention_mask=part.attention_mask)
+                scores[:, index] = found.cpu()
+            elif index in self.scorers:
+                scores[:, index] = torch.tensor(self.scorers[index].score_texts(texts))
+        return scores
+
+    def _minibatch(
+        self, batch: Experience, plan: MinibatchPlan, kl_coef: float, totals: LearnTotals, *, first: bool
+    ) -> None:
+        denominator = max(1.0, float(batch.response_mask[list(plan.rows)].sum()))
+        mine = plan.ranks[self.context.rank]
+        for index, rows in enumerate(mine):
+            part = batch.select(rows).to(self.engine.device)
+            logprobs, entropies, values = self.engine(
+                "train",
+                input_ids=part.input_ids,
+                attention_mask=part.attention_mask,
+                response_ids=part.response_ids,
+                temperature=self.config.rollout.temperature,
+                want_values=self.roles.has_critic,
+            )
+            outputs = Outputs(logprobs, entropies, values)
+            loss, policy = ppo_loss(self.config, part, outputs, denominator, kl_coef, self.policy_weight, totals)
+            if first and index == 0:
+                totals.ratio_first = float(policy.ratio_deviation_max)
+            self.engine.backward(loss, last=index == len(mine) - 1)
+
+    def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int) -> dict[str, float]:
+        reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()})
+        tokens = max(1.0, reduced.pop("tokens"))
+        worst = torch.tensor([totals.ratio_first], device=self.engine.device)
+        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        per_update = {"policy_loss", "value_loss", "kl_loss"}
+        metrics = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
+        metrics["ratio_first"] = float(worst)
+        metrics["grad_norm"] = sum(totals.grad_norms) / max(1, len(totals.grad_norms))
+        metrics["updates"], metrics["epochs_run"] = updates, epochs_run
+        metrics["updates_skipped"] = totals.num_skipped
+        metrics["policy_trained"] = self.policy_weight
+        return metrics
+
+
+def p_numel(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, also when ZeRO-3 has partitioned it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def pad_columns(tensor: Tensor, width: int) -> Tensor:
+    """Pads (rows, columns) with zeros on the right."""
+    missing = width - tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor

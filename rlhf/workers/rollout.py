@@ -1,0 +1,111 @@
+"""The rollout worker: holds its own base, takes adapter versions, draws responses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config import ModelConfig, RolloutConfig, SamplingConfig
+from rlhf.config.model import LoraConfig
+from rlhf.data.chat import chat_format
+from rlhf.errors import WeightSyncError
+from rlhf.models import adapters
+from rlhf.models.loading import load_causal_lm
+from rlhf.models.source import resolve_model
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.rollout.transformers_engine import TransformersGenerator
+from rlhf.rollout.vllm.engine import VllmGenerator, VllmSettings
+from rlhf.weights.snapshot import Snapshot, pack
+from rlhf.workers.context import WorkerContext
+
+
+class RolloutWorker:
+    """One rollout engine.
+
+    Args:
+        lora: shape of the policy adapter when ``model.name`` carries none; None: the model is used as it is.
+        follows_trainer: wait for the trainer's versions instead of installing the run's own adapter.
+        rollout: names the engine; None: transformers.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        model: ModelConfig,
+        lora: LoraConfig | None,
+        *,
+        microbatch: int,
+        threads: int,
+        follows_trainer: bool,
+        rollout: RolloutConfig | None = None,
+    ) -> None:
+        self.context = context
+        torch.set_num_threads(threads)
+        source = resolve_model(model.name, model.revision)
+        self.tokenizer = load_tokenizer(source, model)
+        self.chat = chat_format(self.tokenizer, model.chat_style)
+        config = adapters.read_peft_config(source.adapter) if source.adapter else None
+        if config is None and follows_trainer and lora is not None:
+            config = adapters.peft_config(lora)
+        pad = self.tokenizer.pad_token_id
+        self.generator: Any
+        if rollout is not None and rollout.engine == "vllm":
+            self.generator = VllmGenerator(
+                source.base,
+                config,
+                VllmSettings.of(rollout, model),
+                stop_ids=self.chat.stop_ids,
+                suppress_ids=(pad,),
+                revision=source.revision,
+            )
+        else:
+            base: Any = load_causal_lm(source, model, self.tokenizer)
+            if torch.cuda.is_available() and model.quantization == "none":
+                base = base.to("cuda")
+            self.generator = TransformersGenerator(
+                base, config, stop_ids=self.chat.stop_ids, pad_id=pad, microbatch=microbatch, suppress_ids=(pad,)
+            )
+        self.sleeps = rollout is not None and rollout.sleep_while_learning
+        if source.adapter and not follows_trainer:
+            self.load(str(source.adapter))
+
+    def describe(self) -> dict[str, Any]:
+        """What runs here."""
+        return {"chat_fingerprint": self.chat.fingerprint(), "version": self.generator.version}
+
+    def install(self, snapshot: Snapshot) -> tuple[str, float]:
+        """Takes an adapter version; returns (sha256 read back from the live weights, milliseconds)."""
+        started = time.perf_counter()
+        sha = self.generator.install(snapshot)
+        return sha, (time.perf_counter() - started) * 1e3
+
+    def load(self, adapter: str | None) -> str:
+        """Takes a saved adapter, or the bare base for None; returns its sha256."""
+        if adapter is None:
+            self.generator.use_bare_base()
+            return "base"
+        state, _ = adapters.read_adapter_file(Path(adapter))
+        return self.generator.install(pack(state, version=0))
+
+    def canary(self, prompt_ids: list[int], response_ids: list[int], temperature: float) -> list[float]:
+        """Log-probabilities of fixed tokens under the live adapter."""
+        return self.generator.score_tokens(prompt_ids, response_ids, temperature)
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
+        """Draws one response per task with exactly the wanted policy version.
+
+        Raises:
+            WeightSyncError: when another version is installed.
+        """
+        if self.generator.version != version:
+            raise WeightSyncError(
+                f"rollout worker {self.context.rank} holds adapter version {self.generator.version}, wanted {version}"
+            )
+        found = self.generator.generate(tasks, sampling)
+        if self.sleeps:
+            self.generator.sleep()
+        return found

@@ -1,0 +1,173 @@
+"""Starting or joining a Ray runtime, and the environment of every worker process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayError
+
+from rlhf.config import PlacementConfig
+from rlhf.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+REACH_SECONDS = 10.0
+
+
+@contextmanager
+def ray_runtime(placement: PlacementConfig, *, num_workers: int) -> Iterator[dict[str, float]]:
+    """Starts a private Ray runtime, or joins the configured one; yields the cluster's resources.
+
+    A private runtime ends with the context, and with it every process that it started; a joined cluster is left
+    as it was found. Inside a Ray job the job's own cluster is joined.
+    """
+    address = cluster_address(placement)
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    _secure_token_file()
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    if address is None:
+        num_cpus = max(os.cpu_count() or 1, round(num_workers * placement.cpus_per_worker) + 1)
+        # Ray would give workers the lowest priority: beside any other load two ranks then wait for each other
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=2**29, **common)
+    else:
+        _join(address, common)
+    _secure_token_file()
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, common: dict[str, Any]) -> None:
+    """Joins a cluster, or says why it cannot be joined.
+
+    Raises:
+        ConfigError: nobody answers at the address, or the token is missing or refused.
+    """
+    host, separator, port = address.rpartition(":")
+    try:
+        if separator and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        ray.init(address=address, **common)
+    except (OSError, RayError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise ConfigError(
+            f"placement.ray_address={address}: {reason}. Is the head up ('python -m cluster.start head'), and is this "
+            "machine's ~/.ray/auth_token the head's?"
+        ) from None
+
+
+def cluster_address(placement: PlacementConfig) -> str | None:
+    """The cluster to join, or None for a private runtime.
+
+    Ray sets RAY_ADDRESS inside a job; the same variable may hold a dashboard's http address in a shell from which
+    jobs are submitted, and then says nothing about where this process belongs.
+    """
+    inherited = os.environ.get("RAY_ADDRESS", "")
+    if placement.ray_address is not None or not inherited or inherited.startswith(("http://", "https://")):
+        return placement.ray_address
+    return inherited
+
+
+def worker_environment(
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    local_size: int,
+    address: str,
+    port: int,
+    *,
+    threads: int,
+    use_gpu: bool,
+    interface: str | None = None,
+) -> dict[str, str]:
+    """Environment of one training process, complete before torch or deepspeed is imported.
+
+    Args:
+        local_rank / local_size: this process among the ``local_size`` ranks of its node.
+        interface: network interface of the collectives; None leaves the choice to gloo and NCCL, which take
+            the one that the host's name resolves to: wrong on many hosts, harmless within one.
+    """
+    environment = base_environment(threads=threads, use_gpu=use_gpu)
+    if interface is not None:
+        environment.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
+    environment.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0" if use_gpu else str(local_rank),
+        LOCAL_WORLD_SIZE=str(local_size),
+        LOCAL_SIZE=str(local_size),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    return environment
+
+
+def base_environment(*, threads: int, use_gpu: bool) -> dict[str, str]:
+    """Environment of every worker process."""
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # DeepSpeed asks for full unpickling, which can run code
+        # what DeepSpeed builds, it builds with ninja, which lives beside the interpreter
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    if not use_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+        environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    return environment
+
+
+def node_address() -> str:
+    """Address of this node within the cluster."""
+    return ray.util.get_node_ip_address()
+
+
+def node_interface() -> str | None:
+    """The network interface for collectives on this node: as the environment says, or the one with its address."""
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
+    if chosen:
+        return chosen
+    address = node_address()
+    found = (name for name, entries in psutil.net_if_addrs().items() for entry in entries if entry.address == address)
+    return next(found, None)
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
+
+
+def _secure_token_file() -> None:
+    """Ray writes its token readable by everyone; a token is a password."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if not path.is_file():
+        return
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        try:
+            path.chmod(0o600)
+        except PermissionError:
+            raise ConfigError(f"{path} can be read by others and is not yours to change: chmod 600 it") from None
+
+
+def gpus_per_worker(wanted: float | None, resources: dict[str, float]) -> float:
+    """The configured GPUs per worker; by default one where the cluster has GPUs, otherwise none."""
+    if wanted is not None:
+        return wanted
+    return 1.0 if resources.get("GPU", 0) >= 1 else 0.0
