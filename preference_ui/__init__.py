@@ -1,0 +1,1 @@
+"""The preference store, its queue, statistics and web page."""

@@ -1,0 +1,214 @@
+"""Every read and write of the ranking page: plain routes, authorised in the database, answered after the commit.
+
+They bypass Gradio's event queue on purpose: it drops an event whose tab has gone before its turn came, and a vote must
+never vanish silently. What the page sends is a hint; who may do what is decided by session and lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from preference_ui import queue
+from preference_ui.app.limits import RateLimit
+from preference_ui.app.payload import boot_json, progress_json, task_json, text_json
+from preference_ui.app.site import Site
+from preference_ui.errors import AuthError, DataError, LeaseError, RlhfError, StoreError, TooSoon, VoteConflict
+from preference_ui.i18n import DEFAULT_LOCALE, LOCALES
+from preference_ui.people import Person, update_annotator
+from preference_ui.projects import get_guideline, get_project
+from preference_ui.votes import Vote
+
+Body = dict[str, Any]
+Handler = Callable[[Person, Body], Body]
+
+WRITES_PER_SECOND, WRITE_BURST = 5.0, 60.0
+
+
+def _text(body: Body, name: str, limit: int = 200) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value or len(value) > limit:
+        raise DataError(f"{name}: must be a text of 1 to {limit} characters")
+    return value
+
+
+def _refusal(error: RlhfError) -> JSONResponse:
+    """The error as a code that the page can put into the reader's language, and the text for details."""
+    known: list[tuple[type[RlhfError], str, int]] = [
+        (VoteConflict, "conflict", 409),
+        (TooSoon, "too_soon", 409),
+        (LeaseError, "lease", 409),
+        (AuthError, "role", 403),
+        (DataError, "data", 422),
+        (StoreError, "server", 503),
+    ]
+    code, status = next(((c, s) for kind, c, s in known if isinstance(error, kind)), ("data", 422))
+    return JSONResponse({"error": code, "detail": str(error)}, status_code=status)
+
+
+class RankingApi:
+    """The handlers, one per write; each gets a person who is logged in and the JSON body."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def _after(self, person: Person, task: queue.Assignment | None, **more: Any) -> Body:
+        project = get_project(self.site.store, self.site.project)
+        return {"task": task_json(task, project), "progress": progress_json(self.site, person), **more}
+
+    def task(self, person: Person, body: Body) -> Body:
+        """Claim, or get back what is held."""
+        return self._after(person, queue.claim(self.site.store, self.site.project, person.id))
+
+    def submit(self, person: Person, body: Body) -> Body:
+        """Store a vote; the answer is sent after the commit and brings the next task."""
+        revision = body.get("revision")
+        if not isinstance(revision, int) or isinstance(revision, bool) or not isinstance(body.get("vote"), dict):
+            raise DataError("revision: must be a whole number, and vote an object")
+        lease, vote = _text(body, "lease"), Vote.from_dict(body["vote"])
+        receipt = queue.submit(
+            self.site.store, person.id, lease, vote, revision, claim_next=body.get("next", True) is True
+        )
+        saved = {
+            "judgment": receipt.judgment_id,
+            "revision": receipt.revision,
+            "duplicate": receipt.duplicate,
+            "counted": receipt.counted,
+        }
+        return self._after(person, receipt.next, saved=saved)
+
+    def skip(self, person: Person, body: Body) -> Body:
+        """Decline a task."""
+        lease, reason = _text(body, "lease"), _text(body, "reason", 2000)
+        return self._after(person, queue.skip(self.site.store, person.id, lease, reason, claim_next=True), saved={})
+
+    def undo(self, person: Person, body: Body) -> Body:
+        """Take back the newest vote or skip and hold its task again."""
+        return self._after(person, queue.withdraw(self.site.store, person.id))
+
+    def recall(self, person: Person, body: Body) -> Body:
+        """Show an own answer again, to change it."""
+        return self._after(person, queue.recall(self.site.store, person.id, _text(body, "lease")))
+
+    def draft(self, person: Person, body: Body) -> Body:
+        """Keep an unfinished vote."""
+        draft = body.get("draft")
+        if not isinstance(draft, dict):
+            raise DataError("draft: must be an object")
+        queue.save_draft(self.site.store, person.id, _text(body, "lease"), draft)
+        return {"saved": True}
+
+    def renew(self, person: Person, body: Body) -> Body:
+        """Hold the task for longer."""
+        queue.renew(self.site.store, person.id, _text(body, "lease"))
+        return {"saved": True}
+
+    def settings(self, person: Person, body: Body) -> Body:
+        """Change the language."""
+        locale = _text(body, "locale")
+        if locale not in LOCALES:
+            raise DataError(f"locale: {locale!r} is not one of {', '.join(LOCALES)}")
+        update_annotator(self.site.store, person.id, actor=person.id, locale=locale)
+        return {"saved": True}
+
+    def history(self, person: Person, body: Body) -> Body:
+        """Own answers, newest first."""
+        entries = queue.history(self.site.store, person.id, self.site.project, limit=100)
+        return {
+            "answers": [
+                {
+                    "lease": e.lease_id,
+                    "voted": e.voted.isoformat(timespec="seconds"),
+                    "revision": e.revision,
+                    "frozen": e.frozen,
+                    "opening": e.opening,
+                }
+                for e in entries
+            ]
+        }
+
+    def boot(self, person: Person, body: Body) -> Body:
+        """Everything but the task."""
+        project = get_project(self.site.store, self.site.project)
+        return boot_json(self.site, person, project, _locale(person))
+
+    def guideline(self, person: Person, body: Body) -> Body:
+        """The guideline in force, rendered."""
+        project = get_project(self.site.store, self.site.project)
+        words = get_guideline(self.site.store, project.id, project.guideline_version)
+        return {"version": project.guideline_version, "empty": not words.strip(), **text_json(words)}
+
+
+def _locale(person: Person) -> str:
+    return person.locale if person.locale in LOCALES else DEFAULT_LOCALE
+
+
+_READS = ("boot", "history", "guideline")
+_WRITES = ("task", "submit", "skip", "undo", "recall", "draft", "renew", "settings")
+
+
+async def _body_of(request: Request) -> Body:
+    if request.method == "GET":
+        return {}
+    # A plain form of another site cannot send this content type without asking first.
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise DataError("the body must be application/json")
+    try:
+        body = json.loads(await request.body(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError("the body is not JSON") from error
+    if not isinstance(body, dict):
+        raise DataError("the body must be an object")
+    return body
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _make_route(site: Site, handler: Handler, limit: RateLimit | None) -> Callable[..., Any]:
+    def work(request: Request, body: Body) -> JSONResponse:
+        person = site.visitor(request)
+        if person is None:
+            return JSONResponse({"error": "login"}, status_code=401)
+        if limit is not None and not limit.allows(person.id):
+            return JSONResponse({"error": "rate"}, status_code=429)
+        return JSONResponse(handler(person, body))
+
+    async def route(request: Request) -> JSONResponse:
+        try:
+            body = await _body_of(request)
+            return await run_in_threadpool(work, request, body)
+        except RlhfError as error:
+            return _refusal(error)
+
+    return route
+
+
+def api_routes(site: Site) -> APIRouter:
+    """``/api/...`` for the page and ``/healthz`` for whoever watches the server."""
+    router = APIRouter()
+    api = RankingApi(site)
+    limit = RateLimit(WRITES_PER_SECOND, WRITE_BURST)
+    for name in _READS:
+        router.add_api_route(f"/api/{name}", _make_route(site, getattr(api, name), None), methods=["GET"])
+    for name in _WRITES:
+        router.add_api_route(f"/api/{name}", _make_route(site, getattr(api, name), limit), methods=["POST"])
+
+    @router.get("/healthz")
+    def health() -> JSONResponse:
+        try:
+            with site.store.read() as session:
+                session.execute(text("SELECT 1 FROM project LIMIT 1"))
+        except SQLAlchemyError:
+            return JSONResponse({"status": "store unreachable"}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    return router

@@ -1,0 +1,332 @@
+"""What ``rlhf prefs ...`` does: plain arguments in, tables out. Nothing here prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from preference_ui import backup as backups
+from preference_ui.db import Store, open_store
+from preference_ui.errors import DataError, StoreError
+from preference_ui.events import Transaction, head
+from preference_ui.export import demonstrations, export_preferences, read_snapshot
+from preference_ui.formats import write_file, write_preferences
+from preference_ui.ids import canonical_json, new_id
+from preference_ui.importing import import_file
+from preference_ui.models import AnnotatorStat, GoldKey, Item, Judgment, Lease, Rating
+from preference_ui.projects import ensure_project, get_guideline, get_project
+from preference_ui.ranking import PairOptions, Tiers
+from preference_ui.sampling import CANDIDATES_FILE, SampleOrder, chosen_project, sample_into
+from preference_ui.settings import ProjectSettings
+from preference_ui.statistics import Interval, ProjectReport, project_report
+from preference_ui.versions import freeze
+
+Place = Store | str | Path | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts to print.
+
+    Attributes:
+        notes: lines to show below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def render(self) -> str:
+        """Aligned plain text."""
+        widths = [max(len(c), *(len(r[i]) for r in self.rows), 0) for i, c in enumerate(self.columns)]
+        lines = [self.title] if self.title else []
+        for row in (self.columns, *self.rows):
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return "\n".join([*lines, *self.notes])
+
+
+class _Opened:
+    """Opens a store by path or URL and closes it again; an open one is left open."""
+
+    def __init__(self, place: Place, create: bool = False) -> None:
+        self._given = isinstance(place, Store)
+        self._store = place if isinstance(place, Store) else open_store(place, create)
+
+    def __enter__(self) -> Store:
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        if not self._given:
+            self._store.close()
+
+
+def prefs_import(
+    place: Place,
+    project: str,
+    paths: Sequence[str | Path],
+    *,
+    file_format: str | None = None,
+    keep_rankings: bool = True,
+    settings: ProjectSettings | None = None,
+    guideline: str = "",
+) -> Table:
+    """Import files into a project, made with the given settings when it is missing."""
+    with _Opened(place, create=True) as store:
+        info = ensure_project(store, project, guideline=guideline, settings=settings)
+        rows: list[tuple[str, ...]] = []
+        notes: list[str] = []
+        for path in paths:
+            report = import_file(store, info.id, path, file_format=file_format, keep_rankings=keep_rankings)
+            rows.append((str(path), str(report.num_items), str(report.num_rankings), str(len(report.left_out))))
+            notes += [f"left out: {line}" for line in report.left_out[:20]]
+            if len(report.left_out) > 20:
+                notes.append(f"left out: {len(report.left_out) - 20} more")
+    return Table(f"imported into {project}", ("file", "items", "rankings", "left out"), rows, tuple(notes))
+
+
+def prefs_sample(
+    place: Place,
+    project: str | None,
+    *,
+    run: str,
+    prompts: str | None = None,
+    limit: int = 100,
+    responses_per_prompt: int = 4,
+    seed: int = 0,
+    config: str | None = None,
+    folder: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Table:
+    """Let a policy answer prompts and put its answers into the queue; see ``sampling``."""
+    with _Opened(place) as store:
+        name = chosen_project(store, project)
+        at = Path(folder) if folder else Path("runs/samples") / f"{name}-{store.clock():%Y%m%d-%H%M%S}"
+        order = SampleOrder(run, at, prompts, limit, responses_per_prompt, seed, config, overrides)
+        report = sample_into(store, name, order)
+    return Table(
+        f"sampled into {name}",
+        ("run", "tasks", "left out", "candidates"),
+        [(run, str(report.num_items), str(len(report.left_out)), str(at / CANDIDATES_FILE))],
+        (f"people rank them in the page: rlhf annotate --project {name}",),
+    )
+
+
+def prefs_export(
+    place: Place,
+    project: str,
+    path: str | Path,
+    *,
+    file_format: str = "jsonl",
+    votes: str = "soft",
+    ties: str = "soft",
+    weight_by_reliability: bool = False,
+    include_edits: bool = True,
+) -> Table:
+    """Write a project's preferences to a file; ``sft`` as format writes rewritten responses as demonstrations."""
+    with _Opened(place) as store:
+        if file_format == "sft":
+            with store.read() as session:
+                rows = demonstrations(read_snapshot(session, project))
+            write_file(Path(path), "".join(canonical_json(r.as_dict()) + "\n" for r in rows).encode("utf-8"))
+            return Table(f"exported {project}", ("file", "format", "rows"), [(str(path), "sft", str(len(rows)))])
+        options = pair_options(store, project, votes, ties, weight_by_reliability)
+        written = write_preferences(
+            export_preferences(store, project, options, include_edits=include_edits), path, file_format
+        )
+    notes: tuple[str, ...] = ()
+    if written.num_ties_left_out:
+        notes = (f"left out: {written.num_ties_left_out} exact ties, which {file_format} cannot hold",)
+    return Table(
+        f"exported {project}", ("file", "format", "rows"), [(str(path), file_format, str(written.num_rows))], notes
+    )
+
+
+def pair_options(store: Store, project: str, votes: str, ties: str, weight_by_reliability: bool) -> PairOptions:
+    """Options from plain words.
+
+    Raises:
+        DataError: an unknown word.
+    """
+    if votes not in ("soft", "each") or ties not in ("soft", "drop"):
+        raise DataError(f"votes={votes!r} must be soft or each, ties={ties!r} must be soft or drop")
+    weights = report_of(store, project).reliability() if weight_by_reliability else {}
+    return PairOptions(
+        votes="soft" if votes == "soft" else "each", ties="soft" if ties == "soft" else "drop", reliability=weights
+    )
+
+
+def report_of(store: Store, project: str) -> ProjectReport:
+    """The project's statistics, gold keys and ratings included; for leads, never for the voting page."""
+    with store.read() as session:
+        snapshot = read_snapshot(session, project)
+        return project_report(
+            snapshot, _gold_keys(session, snapshot.project.id), _ratings(session, snapshot.project.id)
+        )
+
+
+def _gold_keys(session: Session, project_id: str) -> dict[str, Tiers]:
+    query = select(GoldKey).join(Item, Item.id == GoldKey.item_id).where(Item.project_id == project_id)
+    return {key.item_id: json.loads(key.tiers_json) for key in session.scalars(query)}
+
+
+def _ratings(session: Session, project_id: str) -> dict[tuple[str, str], dict[str, dict[str, int]]]:
+    query = (
+        select(Item.id, Rating.axis, Rating.response_id, Lease.annotator_id, Rating.value)
+        .join(Judgment, Judgment.id == Rating.judgment_id)
+        .join(Lease, (Lease.id == Judgment.lease_id) & (Lease.revision == Judgment.revision))
+        .join(Item, Item.id == Lease.item_id)
+        .where(Item.project_id == project_id, Item.kind == "normal", Judgment.retracted.is_(False))
+    )
+    table: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    for item, axis, response, rater, value in session.execute(query):
+        table.setdefault((item, axis), {}).setdefault(response, {})[rater] = value
+    return table
+
+
+def save_stats(store: Store, project: str) -> ProjectReport:
+    """Compute the report and keep each rater's figures, dated by the event they include."""
+    report = report_of(store, project)
+    project_id = get_project(store, project).id
+
+    def change(tx: Transaction) -> None:
+        seq, _ = head(tx.session)
+        rows = []
+        for r in report.raters:
+            figures = {
+                k: None if isinstance(v, float) and math.isnan(v) else v
+                for k, v in {
+                    "votes": r.votes,
+                    "beta": r.beta,
+                    "beta_error": r.beta_error,
+                    "median_seconds": r.median_seconds,
+                    "agreement": r.agreement_with_others,
+                    "gold": r.gold_accuracy.value,
+                    "self_consistency": r.self_consistency.value,
+                }.items()
+            }
+            rows.append(
+                {
+                    "id": new_id(),
+                    "project_id": project_id,
+                    "annotator_id": r.annotator_id,
+                    "event_seq": seq,
+                    "reliability": r.reliability,
+                    "figures_json": canonical_json(figures),
+                    "created": tx.now,
+                }
+            )
+        if rows:
+            tx.run(insert(AnnotatorStat), rows)
+
+    store.transact(change)
+    return report
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _range(interval: Interval, percent: bool = True) -> str:
+    if math.isnan(interval.value):
+        return "-"
+    show = _share if percent else _number
+    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
+
+
+def prefs_stats(place: Place, project: str) -> list[Table]:
+    """The project's figures and each rater's."""
+    with _Opened(place) as store:
+        r = report_of(store, project)
+    figures = [
+        ("votes", str(r.votes)), ("items with votes", str(r.items)),
+        ("pair agreement", _range(r.pair_agreement)), ("Kendall tau-b", _range(r.kendall_tau, False)),
+        ("Krippendorff alpha, pairs", _range(r.alpha_pairs, False)),
+        *((f"Krippendorff alpha, {axis}", _number(value)) for axis, value in r.alpha_axes.items()),
+        ("ties", _share(r.tie_share)), ("all bad", _share(r.all_bad_share)),
+        ("first slot", f"{_range(r.first_slot)}, {_share(r.first_slot_expected)} by chance, p={r.first_slot_p:.2g}"),
+        ("longer text wins", _range(r.longer_preferred)), ("median time", f"{_number(r.median_seconds)} s"),
+        ("gold accuracy", _range(r.gold_accuracy)), ("self-consistency", _range(r.self_consistency)),
+        ("ceiling of a reward model", _share(r.reward_model_ceiling)),
+        ("position bias, logits", _number(r.position_bias)), ("length bias, logits", _number(r.length_bias)),
+    ]  # fmt: skip
+    raters = [
+        (x.handle, str(x.votes), _number(x.median_seconds), _share(x.agreement_with_others), _range(x.gold_accuracy),
+         _share(x.self_consistency.value), f"{x.beta:.2f} ± {x.beta_error:.2f}", _number(x.reliability))
+        for x in r.raters]  # fmt: skip
+    columns = ("rater", "votes", "seconds", "agreement", "gold", "self", "beta", "weight")
+    kappa = [
+        (a, b, _range(r.kappa_intervals[a, b], False), str(pairs)) for (a, b), (_, pairs) in sorted(r.kappa.items())
+    ]
+    topics = [(topic, str(votes)) for topic, votes in r.topics.items()]
+    return [
+        Table(f"preferences of {project}", ("figure", "value"), figures),
+        Table("raters", columns, raters),
+        Table("agreement by couple of raters", ("one", "other", "kappa", "pairs"), kappa),
+        Table("coverage", ("topic", "votes"), topics),
+    ]
+
+
+def prefs_freeze(
+    place: Place,
+    project: str,
+    *,
+    votes: str = "soft",
+    ties: str = "soft",
+    weight_by_reliability: bool = False,
+    include_edits: bool = True,
+    actor: str = "command line",
+) -> Table:
+    """Freeze the votes so far as the next dataset version."""
+    with _Opened(place) as store:
+        options = pair_options(store, project, votes, ties, weight_by_reliability)
+        version = freeze(store, project, options, include_edits=include_edits, actor=actor)
+    return Table(
+        f"frozen {version.name}",
+        ("rows", "judgments", "sha256", "folder"),
+        [(str(version.num_rows), str(version.num_judgments), version.sha256, str(version.path))],
+        (f"train on it: rlhf reward --config configs/reward/tiny_cpu.yaml data.train={version.name}",),
+    )
+
+
+def prefs_backup(place: Place, target: str | Path) -> Table:
+    """Copy a SQLite store while it is in use."""
+    with _Opened(place) as store:
+        path = backups.backup(store, target)
+    return Table("backup", ("file", "bytes"), [(str(path), str(path.stat().st_size))])
+
+
+def prefs_verify(place: Place, expected_head: tuple[int, str] | None = None) -> Table:
+    """Check chain, votes and invariants.
+
+    Raises:
+        StoreError: something is wrong; the message lists it.
+    """
+    with _Opened(place) as store:
+        result = backups.verify(store, expected_head)
+        where = store.url
+    if not result.ok:
+        listed = "\n  ".join(result.problems[:50])
+        raise StoreError(f"{where} is not sound ({len(result.problems)} problems):\n  {listed}")
+    return Table(
+        "the store is sound",
+        ("events", "judgments", "head", "hash"),
+        [(str(result.events), str(result.judgments), str(result.head_seq), result.head_hash)],
+        ("keep head and hash elsewhere: a later check against them notices a cut-off end",),
+    )
+
+
+def prefs_guideline(place: Place, project: str, version: int | None = None) -> str:
+    """Markdown of a guideline version."""
+    with _Opened(place) as store:
+        return get_guideline(store, get_project(store, project).id, version)

@@ -1,0 +1,125 @@
+"""Putting files into a project: items, and the rankings that came with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import select
+
+from preference_ui import leases
+from preference_ui.db import Store
+from preference_ui.errors import DataError
+from preference_ui.events import Transaction
+from preference_ui.ids import new_id
+from preference_ui.models import Item, ItemResponse, Lease, Response
+from preference_ui.people import ensure_annotator
+from preference_ui.projects import ProjectInfo, add_items, get_project
+from preference_ui.records import Candidate, read_candidates
+from preference_ui.votes import Vote, check_vote, insert_judgment
+
+_BATCH = 200
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """Outcome of an import: items given, rankings stored as votes, and what was left out and why."""
+
+    num_items: int
+    num_rankings: int
+    left_out: list[str] = field(default_factory=list)
+
+
+def import_file(
+    store: Store,
+    project: str,
+    path: str | Path,
+    *,
+    file_format: str | None = None,
+    keep_rankings: bool = True,
+    rater: str | None = None,
+    actor: str = "system",
+) -> ImportReport:
+    """Import a JSONL, JSON, CSV or parquet file; importing it again adds nothing.
+
+    Args:
+        file_format: ``native``, ``trl``, ``hh`` or ``oasst``; default: seen from the first record.
+        keep_rankings: store rankings found in the file as votes; otherwise people rank these items anew.
+        rater: account that imported votes belong to; default ``import:<file name>``. It cannot log in.
+
+    Raises:
+        DataError: naming file, line and field; batches before the faulty one stay.
+    """
+    source = Path(path)
+    info = get_project(store, project)
+    result = read_candidates(source, file_format)
+    ranked = 0
+    handle = rater or f"import:{source.name}"[:64]
+    for start in range(0, len(result.candidates), _BATCH):
+        batch = result.candidates[start : start + _BATCH]
+        item_ids = _add(store, info, batch, actor)
+        votes = [(i, c) for i, c in zip(item_ids, batch, strict=True) if c.tiers and c.spec.gold_tiers is None]
+        if keep_rankings and votes:
+            rater_id = ensure_annotator(store, handle).id
+            ranked += _record_all(store, info, rater_id, votes)
+    return ImportReport(len(result.candidates), ranked, result.left_out)
+
+
+def _add(store: Store, project: ProjectInfo, batch: Sequence[Candidate], actor: str) -> list[str]:
+    try:
+        return add_items(store, project.id, [c.spec for c in batch], actor=actor)
+    except DataError as error:
+        # The error counts from the batch's start; the file's place is what its owner can look up.
+        for candidate in batch:
+            try:
+                add_items(store, project.id, [candidate.spec], actor=actor)
+            except DataError as single:
+                raise DataError(f"{candidate.where}: {str(single).removeprefix('item 0: ')}") from error
+        raise
+
+
+def _record_all(store: Store, project: ProjectInfo, rater_id: str, votes: Sequence[tuple[str, Candidate]]) -> int:
+    def change(tx: Transaction) -> int:
+        return sum(record_ranking(tx, project, rater_id, item_id, c) for item_id, c in votes)
+
+    return store.transact(change)
+
+
+def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id: str, candidate: Candidate) -> bool:
+    """Store a ranking made elsewhere as a vote; False when this rater has one or the item needs no more."""
+    item = tx.session.scalars(select(Item).where(Item.id == item_id).with_for_update()).one()
+    seen = tx.session.scalar(select(Lease.id).where(Lease.item_id == item_id, Lease.annotator_id == rater_id))
+    if seen or item.state != "open" or item.active + item.done >= item.needed:
+        return False
+    lease = leases.lease_item(tx, rater_id, project, item, [])
+    by_text = {
+        text: response_id
+        for response_id, text in tx.session.execute(
+            select(Response.id, Response.text)
+            .join(ItemResponse, ItemResponse.response_id == Response.id)
+            .where(ItemResponse.item_id == item_id)
+        )
+    }
+    order = leases.shown_order(lease)
+    slot = {response_id: index for index, response_id in enumerate(order)}
+    ids = [by_text[r.text] for r in candidate.spec.responses]
+    vote = Vote(tiers=[[slot[ids[i]] for i in tier] for tier in candidate.tiers or ()])
+    try:
+        check_vote(vote, len(order), project.settings)
+    except DataError as error:
+        raise DataError(f"{candidate.where}: {error}") from error
+    judgment_id = new_id()
+    columns = {
+        "id": judgment_id, "lease_id": lease.id, "revision": 1, "retracted": False, "supersedes": None,
+        "guideline_version": lease.guideline_version, "wall_ms": 0,
+    }  # fmt: skip
+    digest = insert_judgment(tx, vote, order, columns)
+    lease.revision, lease.state = 1, "done"
+    leases.move_item(tx, item, active=-1, done=1)
+    tx.record(
+        rater_id, "judgment.import", "judgment", judgment_id,
+        {"lease": lease.id, "item": item.id, "revision": 1, "state": "done", "digest": digest,
+         "source": candidate.where},
+    )  # fmt: skip
+    return True

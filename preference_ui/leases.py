@@ -1,0 +1,307 @@
+"""How the queue hands out items: expiry, choice and the lease itself, inside an open transaction.
+
+Order of row locks on PostgreSQL: annotator, item, lease, end of the event chain. SQLite has one writer.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy.orm import aliased
+
+from preference_ui.errors import LeaseError
+from preference_ui.events import Transaction
+from preference_ui.ids import canonical_json, new_id
+from preference_ui.models import Annotator, Item, ItemResponse, Lease
+from preference_ui.projects import ProjectInfo
+
+HELD = "active"
+GIVEN_BACK = ("expired", "released")
+VOTED = ("done", "surplus")
+
+
+# Statements are built once: building and keying them costs more than running them.
+_FRESH = {"populate_existing": True}
+_ANNOTATOR = select(Annotator.active).where(Annotator.id == bindparam("who")).with_for_update()
+# The item stands first, so PostgreSQL locks it first.
+_OWN_LEASE = (
+    select(Item, Lease)
+    .join(Lease, Lease.item_id == Item.id)
+    .where(Lease.id == bindparam("lease"), Lease.annotator_id == bindparam("who"))
+    .with_for_update()
+    .execution_options(**_FRESH)
+)
+_HELD_LEASE = select(Lease.id).where(Lease.annotator_id == bindparam("who"), Lease.state == HELD)
+_STALE_ITEMS = (
+    select(Item)
+    .where(Item.id.in_(select(Lease.item_id).where(Lease.state == HELD, Lease.expires < bindparam("now"))))
+    .order_by(Item.id)
+    .with_for_update(skip_locked=True)
+    .execution_options(**_FRESH)
+)
+_STALE_LEASES = (
+    select(Lease)
+    .where(Lease.item_id == bindparam("item"), Lease.state == HELD, Lease.expires < bindparam("now"))
+    .with_for_update()
+    .execution_options(**_FRESH)
+)
+_ROOM = select(Item).where(
+    Item.project_id == bindparam("project"),
+    Item.state == "open",
+    (Item.kind == "gold") | (Item.active + Item.done < Item.needed),
+)
+_GIVEN_BACK = (
+    _ROOM.join(Lease, Lease.item_id == Item.id)
+    .where(Lease.annotator_id == bindparam("who"), Lease.state.in_(GIVEN_BACK))
+    .order_by(Lease.created)
+    .limit(1)
+    .with_for_update(of=Item, skip_locked=True)
+    .execution_options(**_FRESH)
+)
+_UNSEEN = (
+    _ROOM.where(
+        Item.kind == bindparam("kind"),
+        ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
+    )
+    .limit(1)
+    .with_for_update(of=Item, skip_locked=True)
+    .execution_options(**_FRESH)
+)
+# Items that others began come first, so that the overlap of an item is complete soon.
+_NEXT_NORMAL = _UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
+# Gold stays open for everybody: its count of answers must not decide what comes next.
+_NEXT_GOLD = _UNSEEN.order_by(Item.priority.desc(), Item.id)
+_MEMBERS = (
+    select(ItemResponse.response_id).where(ItemResponse.item_id == bindparam("item")).order_by(ItemResponse.position)
+)
+
+
+def lock_annotator(tx: Transaction, annotator_id: str) -> None:
+    """Lock the caller's own row, so that one person's browser tabs take turns.
+
+    Raises:
+        LeaseError: there is no such person, or the account is closed.
+    """
+    if not tx.run(_ANNOTATOR, {"who": annotator_id}).scalar():
+        raise LeaseError("this account is not active; ask the project's lead")
+
+
+def lock_lease(tx: Transaction, annotator_id: str, lease_id: str) -> tuple[Lease, Item]:
+    """Lock and read a lease and its item for their holder.
+
+    Raises:
+        LeaseError: the lease does not exist or belongs to somebody else (one message for both).
+    """
+    row = tx.session.execute(_OWN_LEASE, {"who": annotator_id, "lease": lease_id}).first()
+    if row is None:
+        raise LeaseError("this task is not yours; load the page again")
+    item, lease = row
+    return lease, item
+
+
+def shown_order(lease: Lease) -> list[str]:
+    """Response id per slot."""
+    return list(json.loads(lease.permutation_json))
+
+
+def move_item(tx: Transaction, item: Item, *, active: int = 0, done: int = 0, skips: int = 0) -> None:
+    """Add to an item's counters and derive its state from them. The caller holds the row."""
+    item.active += active
+    item.done += done
+    item.skips += skips
+    if item.state in ("open", "done") and item.kind != "gold":
+        item.state = "done" if item.done >= item.needed else "open"
+    tx.session.flush()
+
+
+def expire_stale(tx: Transaction) -> int:
+    """Give back every lease whose time is over; returns how many."""
+    # Rows somebody works on at this moment are left for the next claim.
+    items = tx.session.scalars(_STALE_ITEMS, {"now": tx.now}).all()
+    count = 0
+    for item in items:
+        leases = tx.session.scalars(_STALE_LEASES, {"item": item.id, "now": tx.now}).all()
+        for lease in leases:
+            lease.state = "expired"
+            tx.record("system", "lease.expire", "lease", lease.id, {"item": item.id})
+        move_item(tx, item, active=-len(leases))
+        count += len(leases)
+    return count
+
+
+def held_lease(tx: Transaction, annotator_id: str) -> str | None:
+    """Id of the one lease that the annotator holds now."""
+    return tx.run(_HELD_LEASE, {"who": annotator_id}).scalar()
+
+
+def hold(tx: Transaction, lease: Lease, project: ProjectInfo) -> None:
+    """(Re)start a lease's time."""
+    lease.state = HELD
+    lease.expires = tx.now + timedelta(seconds=project.settings.lease_seconds)
+    tx.session.flush()
+
+
+def give_back(tx: Transaction, annotator_id: str, lease_id: str) -> None:
+    """Release a held lease; a lease that is no longer held is left as it is."""
+    lease, item = lock_lease(tx, annotator_id, lease_id)
+    if lease.state != HELD:
+        return
+    lease.state = "released"
+    move_item(tx, item, active=-1)
+    tx.record(annotator_id, "lease.release", "lease", lease.id, {"item": item.id})
+
+
+def resume_given_back(tx: Transaction, annotator_id: str, project: ProjectInfo) -> Lease | None:
+    """Take up again an own lease that expired or was released, with its order and draft."""
+    item = tx.session.scalars(_GIVEN_BACK, {"who": annotator_id, "project": project.id}).first()
+    if item is None:
+        return None
+    query = select(Lease).where(Lease.item_id == item.id, Lease.annotator_id == annotator_id)
+    lease = tx.session.scalars(query.with_for_update(), execution_options=_FRESH).one()
+    lease.claimed = tx.now
+    lease.guideline_version = project.guideline_version
+    hold(tx, lease, project)
+    move_item(tx, item, active=1)
+    tx.record(annotator_id, "lease.resume", "lease", lease.id, {"item": item.id})
+    return lease
+
+
+def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[Item, list[str]] | None:
+    """Copy an item that the annotator answered long enough ago; returns it and the order shown then."""
+    repeat = aliased(Item)
+    before = tx.now - timedelta(seconds=project.settings.repeat_after_seconds)
+    asked_again = select(repeat.id).where(repeat.repeat_of_lease_id == Lease.id).exists()
+    query = (
+        select(Lease, Item)
+        .join(Item, Item.id == Lease.item_id)
+        .where(
+            Lease.annotator_id == annotator_id,
+            Lease.state.in_(VOTED),
+            Lease.created <= before,
+            Item.project_id == project.id,
+            Item.kind == "normal",
+            ~asked_again,
+        )
+        .order_by(Lease.created)
+    )
+    count = tx.session.scalar(select(func.count()).select_from(query.order_by(None).subquery()))
+    if not count:
+        return None
+    row = tx.session.execute(query.offset(tx.rng.randrange(count)).limit(1)).first()
+    if row is None:
+        return None
+    source_lease, source = row
+    item = Item(
+        id=new_id(),
+        project_id=project.id,
+        prompt_id=source.prompt_id,
+        kind="repeat",
+        state="open",
+        base_needed=1,
+        needed=1,
+        active=0,
+        done=0,
+        skips=0,
+        priority=0.0,
+        repeat_of_lease_id=source_lease.id,
+        assigned_to=annotator_id,
+        created=tx.now,
+    )
+    tx.session.add(item)
+    tx.session.flush()
+    members = tx.session.execute(
+        select(ItemResponse.position, ItemResponse.response_id).where(ItemResponse.item_id == source.id)
+    ).all()
+    tx.session.execute(
+        insert(ItemResponse), [{"item_id": item.id, "position": p, "response_id": r} for p, r in members]
+    )
+    return item, shown_order(source_lease)
+
+
+def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[Item, list[str]] | None:
+    """Pick the next item: normal, or now and then gold or a repeat, which nothing shown tells apart.
+
+    Without normal work there is nothing to mix into and the answer is None (a ``gold_rate`` of 1 makes a
+    screening project that needs no normal work).
+
+    Returns:
+        The locked item, and for a repeat the order shown the first time (else an empty list).
+    """
+    settings = project.settings
+    draw = tx.rng.random()
+    who = {"who": annotator_id, "project": project.id}
+    normal = tx.session.scalars(_NEXT_NORMAL, who | {"kind": "normal"}).first()
+    if normal is None and settings.gold_rate < 1:
+        return None
+    if draw < settings.gold_rate:
+        gold = tx.session.scalars(_NEXT_GOLD, who | {"kind": "gold"}).first()
+        if gold is not None:
+            return gold, []
+    elif draw < settings.gold_rate + settings.repeat_rate:
+        repeat = _make_repeat(tx, annotator_id, project)
+        if repeat is not None:
+            return repeat
+    return None if normal is None else (normal, [])
+
+
+def lock_free_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item_id: str) -> Item:
+    """Lock one normal item that has room for this annotator.
+
+    Raises:
+        LeaseError: it has none, or the annotator had it before.
+    """
+    item = tx.session.scalars(
+        _ROOM.where(
+            Item.id == bindparam("item"),
+            Item.kind == "normal",
+            ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
+        )
+        .with_for_update(of=Item)
+        .execution_options(**_FRESH),
+        {"project": project.id, "item": item_id, "who": annotator_id},
+    ).first()
+    if item is None:
+        raise LeaseError("this task has no room for you; take the next one")
+    return item
+
+
+def lease_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item: Item, earlier_order: list[str]) -> Lease:
+    """Give the item to the annotator with a fresh random order (other than ``earlier_order``)."""
+    order = list(tx.run(_MEMBERS, {"item": item.id}).scalars())
+    tx.rng.shuffle(order)
+    while order == earlier_order:
+        tx.rng.shuffle(order)
+    lease = Lease(
+        id=new_id(),
+        item_id=item.id,
+        annotator_id=annotator_id,
+        permutation_json=canonical_json(order),
+        state=HELD,
+        expires=tx.now + timedelta(seconds=project.settings.lease_seconds),
+        created=tx.now,
+        claimed=tx.now,
+        revision=0,
+        guideline_version=project.guideline_version,
+    )
+    tx.session.add(lease)
+    move_item(tx, item, active=1)
+    tx.record(annotator_id, "lease.claim", "lease", lease.id, {"item": item.id, "order": order})
+    return lease
+
+
+def extend_on_disagreement(tx: Transaction, item: Item, agreement: float, project: ProjectInfo) -> bool:
+    """Ask for one more vote when the raters of a full item disagree and the project allows it."""
+    settings = project.settings
+    if (
+        item.kind != "normal"
+        or item.state != "done"
+        or item.needed >= item.base_needed + settings.adaptive_extra
+        or agreement >= settings.adaptive_agreement
+    ):
+        return False
+    item.needed += 1
+    move_item(tx, item)
+    tx.record("system", "item.extend", "item", item.id, {"needed": item.needed, "agreement": round(agreement, 6)})
+    return True

@@ -1,0 +1,120 @@
+"""What the lead's pictures show beyond the quality report: counts over time, by place, by length, by topic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import func, select
+
+from preference_ui.db import Store
+from preference_ui.events import head
+from preference_ui.export import JudgmentRecord, read_snapshot
+from preference_ui.models import Item, Judgment, Lease, Prompt
+from preference_ui.projects import load_project
+from preference_ui.ranking import strict_pairs
+
+DAYS_SHOWN = 30
+# Upper edges of how many times longer the longer text is; the last class is open.
+LENGTH_EDGES = (1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Series for pictures.
+
+    Attributes:
+        per_day: votes per day, oldest first, days without votes included.
+        first_by_place: share of votes that put the response shown at this place alone on top.
+        first_expected: the same share if places did not matter.
+        longer_wins: ``(times longer up to, share of pairs the longer won, number of pairs)``.
+        seconds: time in use per vote, where it was measured.
+        topics: ``topic -> (votes given, votes asked for)``.
+        head_seq: position of the event chain that all this was read at.
+    """
+
+    per_day: list[tuple[date, int]]
+    today: int
+    done: int
+    needed: int
+    first_by_place: list[float]
+    first_expected: float
+    longer_wins: list[tuple[float, float, int]]
+    seconds: list[float]
+    topics: dict[str, tuple[int, int]]
+    head_seq: int
+
+
+def head_of(store: Store) -> int:
+    """How many events the store holds: it grows with every change."""
+    with store.read() as session:
+        return head(session)[0]
+
+
+def overview(store: Store, project: str) -> Overview:
+    """Read all series on one consistent snapshot."""
+    today = store.clock().date()
+    with store.read() as session:
+        info = load_project(session, project)
+        votes = session.scalars(
+            select(Judgment.created)
+            .join(Lease, Lease.id == Judgment.lease_id)
+            .join(Item, Item.id == Lease.item_id)
+            .where(Item.project_id == info.id, Judgment.revision == Lease.revision, Judgment.retracted.is_(False))
+        ).all()
+        topics = session.execute(
+            select(Prompt.topic, func.sum(Item.done), func.sum(Item.needed))
+            .join(Prompt, Prompt.id == Item.prompt_id)
+            .where(Item.project_id == info.id, Item.kind == "normal", Item.state != "retired")
+            .group_by(Prompt.topic)
+            .order_by(Prompt.topic)
+        ).all()
+        snapshot = read_snapshot(session, info.id)
+        seq = head(session)[0]
+    records = snapshot.of_kind("normal")
+    counts = Counter(moment.date() for moment in votes)
+    start = max(min(counts, default=today), today - timedelta(days=DAYS_SHOWN - 1))
+    days = [start + timedelta(days=n) for n in range((today - start).days + 1)]
+    shares, expected = _first_by_place(records)
+    return Overview(
+        per_day=[(day, counts[day]) for day in days],
+        today=counts[today],
+        done=sum(int(row[1]) for row in topics),
+        needed=sum(int(row[2]) for row in topics),
+        first_by_place=shares,
+        first_expected=expected,
+        longer_wins=_longer_wins(records, snapshot.texts),
+        seconds=[r.active_ms / 1000 for r in records if r.active_ms],
+        topics={row[0]: (int(row[1]), int(row[2])) for row in topics},
+        head_seq=seq,
+    )
+
+
+def _first_by_place(records: Sequence[JudgmentRecord]) -> tuple[list[float], float]:
+    """Over the most common number of responses, so that places compare."""
+    sizes = Counter(len(r.shown) for r in records)
+    if not sizes:
+        return [], 0.0
+    size = sizes.most_common(1)[0][0]
+    chosen = [r for r in records if len(r.shown) == size]
+    wins = Counter(r.shown.index(r.tiers[0][0]) for r in chosen if len(r.tiers[0]) == 1)
+    total = sum(wins.values())
+    return ([wins[place] / total for place in range(size)], 1 / size) if total else ([], 1 / size)
+
+
+def _longer_wins(records: Sequence[JudgmentRecord], texts: dict[str, str]) -> list[tuple[float, float, int]]:
+    wins = [0] * (len(LENGTH_EDGES) + 1)
+    pairs = [0] * (len(LENGTH_EDGES) + 1)
+    for record in records:
+        for better, worse in strict_pairs(record.tiers):
+            long, short = len(texts[better]), len(texts[worse])
+            if long == short:
+                continue
+            ratio = max(long, short) / max(1, min(long, short))
+            bin_ = sum(ratio > edge for edge in LENGTH_EDGES)
+            pairs[bin_] += 1
+            wins[bin_] += long > short
+    edges = [*LENGTH_EDGES, float("inf")]
+    return [(edge, won / n, n) for edge, won, n in zip(edges, wins, pairs, strict=True) if n]

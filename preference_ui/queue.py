@@ -1,0 +1,396 @@
+"""The annotation queue: claim, vote, skip, undo. Every call is one transaction, authorised by person and lease.
+
+Nothing here loads torch, ray or gradio. An ``Assignment`` is all that a page may know: texts in the order shown
+and a lease id. Which response came from which model, which item is gold, and who else voted stay in the store.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from preference_ui import leases
+from preference_ui.db import Store
+from preference_ui.errors import DataError, LeaseError, TooSoon, VoteConflict
+from preference_ui.events import Transaction
+from preference_ui.ids import canonical_json, checked_text, new_id
+from preference_ui.models import Item, Judgment, Lease
+from preference_ui.projects import ProjectInfo, load_project
+from preference_ui.ranking import mean_agreement
+from preference_ui.views import (
+    Assignment,
+    HistoryEntry,
+    Progress,
+    Receipt,
+    assignment_of,
+    history,
+    judgment_at,
+    progress,
+    stored_vote,
+)
+from preference_ui.votes import Vote, check_vote, content_digest, insert_judgment, vote_content
+
+__all__ = [
+    "Assignment",
+    "HistoryEntry",
+    "Progress",
+    "Receipt",
+    "Vote",
+    "claim",
+    "claim_item",
+    "history",
+    "progress",
+    "recall",
+    "release",
+    "release_held",
+    "renew",
+    "save_draft",
+    "skip",
+    "submit",
+    "withdraw",
+]
+
+MAX_DRAFT_CHARACTERS = 500_000
+
+
+def _claim(tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold: bool = True) -> Assignment | None:
+    """Claim for a locked annotator. ``may_hold=False`` when the caller just closed the only lease held."""
+    held = leases.held_lease(tx, annotator_id) if may_hold else None
+    if held is not None:
+        lease, item = leases.lock_lease(tx, annotator_id, held)
+        if item.project_id == project.id and lease.state == leases.HELD:
+            leases.hold(tx, lease, project)
+            return assignment_of(tx.session, lease)
+        leases.give_back(tx, annotator_id, held)
+    leases.expire_stale(tx)
+    resumed = leases.resume_given_back(tx, annotator_id, project)
+    if resumed is None:
+        chosen = leases.choose(tx, annotator_id, project)
+        if chosen is None:
+            return None
+        resumed = leases.lease_item(tx, annotator_id, project, *chosen)
+    return assignment_of(tx.session, resumed)
+
+
+def claim(store: Store, project: str, annotator_id: str) -> Assignment | None:
+    """Give the annotator something to rank.
+
+    Who holds a task already gets that one again (a reloaded page, a second tab). Returns None when there is
+    nothing left for this person.
+
+    Raises:
+        LeaseError: the account is not active.
+        DataError: there is no such project.
+    """
+
+    def change(tx: Transaction) -> Assignment | None:
+        leases.lock_annotator(tx, annotator_id)
+        return _claim(tx, load_project(tx.session, project), annotator_id)
+
+    return store.transact(change)
+
+
+def renew(store: Store, annotator_id: str, lease_id: str) -> datetime:
+    """Extend the hold; returns its new end.
+
+    Raises:
+        LeaseError: not the caller's, or no longer held (claim again; the draft is kept).
+    """
+
+    def change(tx: Transaction) -> datetime:
+        lease, item = leases.lock_lease(tx, annotator_id, lease_id)
+        if lease.state != leases.HELD:
+            raise LeaseError("this task is no longer held; load the page again, the draft is kept")
+        leases.hold(tx, lease, load_project(tx.session, item.project_id))
+        return lease.expires
+
+    return store.transact(change)
+
+
+def release(store: Store, annotator_id: str, lease_id: str) -> None:
+    """Give a held task back early, e.g. when the page closes. The draft stays for a return."""
+    store.transact(lambda tx: leases.give_back(tx, annotator_id, lease_id))
+
+
+def release_held(store: Store, annotator_id: str) -> None:
+    """Give back whatever the annotator holds, e.g. at logout. The draft stays for a return."""
+
+    def change(tx: Transaction) -> None:
+        held = leases.held_lease(tx, annotator_id)
+        if held is not None:
+            leases.give_back(tx, annotator_id, held)
+
+    store.transact(change)
+
+
+def claim_item(store: Store, project: str, annotator_id: str, item_id: str) -> Assignment:
+    """Claim one open item for the person who asked for it. A task held meanwhile is given back with its draft.
+
+    Raises:
+        LeaseError: the account is closed, or the item is full, not open, or was shown to this person before.
+    """
+
+    def change(tx: Transaction) -> Assignment:
+        leases.lock_annotator(tx, annotator_id)
+        info = load_project(tx.session, project)
+        held = leases.held_lease(tx, annotator_id)
+        if held is not None:
+            leases.give_back(tx, annotator_id, held)
+        lease = leases.lease_item(tx, annotator_id, info, leases.lock_free_item(tx, annotator_id, info, item_id), [])
+        return assignment_of(tx.session, lease)
+
+    return store.transact(change)
+
+
+def save_draft(store: Store, annotator_id: str, lease_id: str, draft: dict[str, Any]) -> None:
+    """Keep an unfinished vote (any JSON object), so that a restart of page or server loses nothing.
+
+    Raises:
+        LeaseError: not the caller's.
+        DataError: not JSON, or too long.
+    """
+    try:
+        text = checked_text(canonical_json(draft), "draft")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"draft: is not JSON: {error}") from error
+    if not isinstance(draft, dict) or len(text) > MAX_DRAFT_CHARACTERS:
+        raise DataError(f"draft: must be an object of at most {MAX_DRAFT_CHARACTERS} characters")
+
+    def change(tx: Transaction) -> None:
+        lease, _ = leases.lock_lease(tx, annotator_id, lease_id)
+        lease.draft_json, lease.draft_at = text, tx.now
+        tx.session.flush()
+
+    store.transact(change)
+
+
+def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_next: bool = False) -> Assignment | None:
+    """Decline a held task for good; enough skips by different people send it to the lead.
+
+    Raises:
+        LeaseError: not the caller's, or already answered.
+    """
+    checked_text(reason, "reason")
+
+    def change(tx: Transaction) -> Assignment | None:
+        leases.lock_annotator(tx, annotator_id)
+        lease, item = leases.lock_lease(tx, annotator_id, lease_id)
+        project = load_project(tx.session, item.project_id)
+        if lease.state != "skipped":
+            if lease.state in leases.VOTED:
+                raise LeaseError("this task is answered already; undo the answer first")
+            was_held = lease.state == leases.HELD
+            lease.state, lease.skip_reason = "skipped", reason
+            tx.session.flush()
+            leases.move_item(tx, item, active=-1 if was_held else 0, skips=1)
+            if item.kind == "normal" and item.state == "open" and item.skips >= project.settings.max_skips:
+                item.state = "review"
+                tx.session.flush()
+            tx.record(annotator_id, "lease.skip", "lease", lease.id, {"item": item.id, "reason": reason})
+        return _claim(tx, project, annotator_id) if claim_next else None
+
+    return store.transact(change)
+
+
+def _refuse_bad_revision(tx: Transaction, lease: Lease, revision: int, project: ProjectInfo) -> None:
+    if lease.frozen_in is not None:
+        raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
+    if revision != lease.revision + 1:
+        raise VoteConflict(f"this task is at revision {lease.revision}, not {revision - 1}; load the page again")
+    if lease.state == "skipped":
+        raise LeaseError("this task was skipped; undo the skip first")
+    if lease.state == leases.HELD and (tx.now - lease.claimed).total_seconds() < project.settings.min_seconds:
+        raise TooSoon(f"please take at least {project.settings.min_seconds:g} seconds for a task")
+
+
+def _place_vote(tx: Transaction, lease: Lease, item: Item) -> None:
+    """Move the lease to done, or to surplus when the item has no room left for a late vote."""
+    if lease.state in leases.VOTED:
+        tx.session.flush()
+        return
+    if lease.state == leases.HELD:
+        lease.state, step = "done", (-1, 1)
+    elif item.kind == "gold" or (item.state == "open" and item.active + item.done < item.needed):
+        lease.state, step = "done", (0, 1)
+    else:
+        lease.state, step = "surplus", (0, 0)
+    leases.move_item(tx, item, active=step[0], done=step[1])
+
+
+def _agreement(session: Session, item_id: str) -> float:
+    rows = session.scalars(
+        select(Judgment.tiers_json)
+        .join(Lease, Lease.id == Judgment.lease_id)
+        .where(Lease.item_id == item_id, Lease.state.in_(leases.VOTED), Judgment.revision == Lease.revision)
+    )
+    return mean_agreement([json.loads(text) for text in rows])
+
+
+def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revision: int, claim_next: bool) -> Receipt:
+    leases.lock_annotator(tx, annotator_id)
+    lease, item = leases.lock_lease(tx, annotator_id, lease_id)
+    project = load_project(tx.session, item.project_id)
+    order = json.loads(lease.permutation_json)
+    check_vote(vote, len(order), project.settings)
+    was_held = lease.state == leases.HELD
+    stored = judgment_at(tx.session, lease, revision) if 1 <= revision <= lease.revision else None
+    if stored is not None:
+        if stored.digest != content_digest(vote_content(vote, order)):
+            raise VoteConflict("another vote is stored for this task; load the page again to change it")
+        judgment_id = stored.id
+    else:
+        _refuse_bad_revision(tx, lease, revision, project)
+        previous = judgment_at(tx.session, lease) if lease.revision else None
+        judgment_id = new_id()
+        lease.revision, lease.draft_json, lease.draft_at = revision, None, None
+        _place_vote(tx, lease, item)
+        digest = insert_judgment(
+            tx,
+            vote,
+            order,
+            {
+                "id": judgment_id,
+                "lease_id": lease.id,
+                "revision": revision,
+                "retracted": False,
+                "supersedes": previous.id if previous else None,
+                "guideline_version": lease.guideline_version,
+                "wall_ms": min(2**31 - 1, int((tx.now - lease.claimed).total_seconds() * 1000)),
+            },
+        )
+        tx.record(
+            annotator_id,
+            "judgment.submit",
+            "judgment",
+            judgment_id,
+            {
+                "lease": lease.id,
+                "item": item.id,
+                "revision": revision,
+                "state": lease.state,
+                "digest": digest,
+            },
+        )
+        if item.state == "done" and project.settings.adaptive_extra:
+            leases.extend_on_disagreement(tx, item, _agreement(tx.session, item.id), project)
+    following = _claim(tx, project, annotator_id, may_hold=not was_held) if claim_next else None
+    return Receipt(judgment_id, revision, stored is not None, lease.state != "surplus", following)
+
+
+def submit(
+    store: Store, annotator_id: str, lease_id: str, vote: Vote, revision: int = 1, *, claim_next: bool = False
+) -> Receipt:
+    """Store a vote, or with a higher ``revision`` a changed one. On return it is on disk.
+
+    The same vote for the same lease and revision may come any number of times and is stored once. A vote after
+    the hold ended is kept. With ``claim_next`` the next task is claimed in the same transaction.
+
+    Raises:
+        LeaseError: not the caller's, skipped, or frozen.
+        TooSoon: sooner after the claim than the project's ``min_seconds``.
+        VoteConflict: a different vote holds this revision, or the revision is not the next one.
+        DataError: the vote does not fit the task.
+    """
+    return store.transact(lambda tx: _submit(tx, annotator_id, lease_id, vote, revision, claim_next))
+
+
+def _own_lease(session: Session, annotator_id: str, lease_id: str) -> Lease:
+    lease = session.scalar(select(Lease).where(Lease.id == lease_id, Lease.annotator_id == annotator_id))
+    if lease is None:
+        raise LeaseError("this task is not yours; load the page again")
+    return lease
+
+
+def recall(store: Store, annotator_id: str, lease_id: str) -> Assignment:
+    """Show an own answered task again, with the vote as draft, so that it can be revised with ``submit``.
+
+    The stored vote stays valid until the revision arrives.
+
+    Raises:
+        LeaseError: not the caller's, or frozen.
+    """
+    with store.read() as session:
+        lease = _own_lease(session, annotator_id, lease_id)
+        if lease.frozen_in is not None:
+            raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
+        vote = stored_vote(session, lease)
+        return assignment_of(session, lease, draft=vote.as_dict() if vote else None)
+
+
+def withdraw(store: Store, annotator_id: str, lease_id: str | None = None) -> Assignment:
+    """Take back a vote or a skip (by default the newest) and hold its task again, the vote as draft.
+
+    A task held meanwhile is released with its draft. The withdrawn vote stays in the history as a retraction.
+
+    Raises:
+        LeaseError: nothing to take back, not the caller's, frozen, or a late vote (revise it instead).
+    """
+
+    def change(tx: Transaction) -> Assignment:
+        leases.lock_annotator(tx, annotator_id)
+        target = lease_id or tx.session.scalar(
+            select(Lease.id)
+            .outerjoin(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
+            .where(Lease.annotator_id == annotator_id, Lease.state.in_((*leases.VOTED, "skipped")))
+            .order_by(func.coalesce(Judgment.created, Lease.claimed).desc(), Lease.id.desc())
+            .limit(1)
+        )
+        if target is None:
+            raise LeaseError("there is nothing to undo")
+        held = leases.held_lease(tx, annotator_id)
+        if held is not None and held != target:
+            leases.give_back(tx, annotator_id, held)
+        return _withdraw(tx, annotator_id, target)
+
+    return store.transact(change)
+
+
+def _withdraw(tx: Transaction, annotator_id: str, lease_id: str) -> Assignment:
+    lease, item = leases.lock_lease(tx, annotator_id, lease_id)
+    project = load_project(tx.session, item.project_id)
+    if lease.frozen_in is not None:
+        raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
+    vote = stored_vote(tx.session, lease)
+    if lease.state == "done" and vote is not None:
+        previous = judgment_at(tx.session, lease)
+        lease.revision += 1
+        judgment_id = new_id()
+        digest = insert_judgment(
+            tx,
+            vote,
+            json.loads(lease.permutation_json),
+            {
+                "id": judgment_id,
+                "lease_id": lease.id,
+                "revision": lease.revision,
+                "retracted": True,
+                "supersedes": previous.id if previous else None,
+                "guideline_version": lease.guideline_version,
+                "wall_ms": 0,
+            },
+        )
+        lease.draft_json, lease.draft_at = canonical_json(vote.as_dict()), tx.now
+        tx.record(
+            annotator_id,
+            "judgment.retract",
+            "judgment",
+            judgment_id,
+            {"lease": lease.id, "item": item.id, "revision": lease.revision, "digest": digest},
+        )
+        step = {"active": 1, "done": -1}
+    elif lease.state == "skipped" and (item.kind == "gold" or item.active + item.done < item.needed):
+        if item.state == "review":
+            item.state = "open"
+        tx.record(annotator_id, "lease.unskip", "lease", lease.id, {"item": item.id})
+        step = {"active": 1, "skips": -1}
+    else:
+        raise LeaseError("this answer cannot be taken back; change it instead")
+    lease.claimed = tx.now
+    # The item first: its row must have room before the lease counts as held again.
+    leases.move_item(tx, item, **step)
+    leases.hold(tx, lease, project)
+    return assignment_of(tx.session, lease)

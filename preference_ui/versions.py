@@ -1,0 +1,294 @@
+"""Frozen dataset versions, and reading preferences by name.
+
+A version's rows follow from the judgments up to one event of the chain, and those judgments can no longer be
+changed. So a version whose files are lost is rebuilt from the store and checked against its digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, select, text
+from sqlalchemy.orm import Session
+
+from preference_ui import export, formats, ranking
+from preference_ui.db import Store, open_store
+from preference_ui.errors import DataError
+from preference_ui.events import CHAIN_LOCK, Transaction, head
+from preference_ui.export import Snapshot, preference_rows, read_snapshot
+from preference_ui.ids import canonical_json, new_id, sha256_text
+from preference_ui.models import DatasetVersion
+from preference_ui.projects import load_project
+from preference_ui.ranking import PairOptions, mean_agreement
+from rlhf.data.schema import PreferenceRow
+
+_SPEC = re.compile(r"store:(?:(?P<store>[^#]+)#)?(?P<project>[^@#/]+)(?:@v(?P<number>[0-9]+))?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A frozen version as recorded.
+
+    Attributes:
+        sha256: of ``preferences.jsonl``.
+        path: directory with preferences.jsonl, preferences.parquet, judgments.jsonl, manifest.json, README.md.
+        head_seq, head_hash: the last event the version includes.
+    """
+
+    project: str
+    number: int
+    sha256: str
+    num_rows: int
+    num_judgments: int
+    path: Path
+    head_seq: int
+    head_hash: str
+    created: datetime
+
+    @property
+    def name(self) -> str:
+        """The spec that loads it."""
+        return f"store:{self.project}@v{self.number}"
+
+
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for module in (ranking, export, formats):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+def _options_dict(options: PairOptions, include_edits: bool) -> dict[str, Any]:
+    return dataclasses.asdict(options) | {"include_edits": include_edits}
+
+
+def _rows_for(snapshot: Snapshot, options: dict[str, Any]) -> list[PreferenceRow]:
+    values = dict(options)
+    include_edits = bool(values.pop("include_edits"))
+    return preference_rows(snapshot, PairOptions(**values), include_edits=include_edits)
+
+
+def _judgment_lines(snapshot: Snapshot) -> bytes:
+    """Every judgment unfolded, raters under pseudonyms that hold within the project."""
+    lines = []
+    for record in snapshot.judgments:
+        values = dataclasses.asdict(record)
+        values["rater"] = sha256_text(f"{snapshot.project.id}/{record.annotator_id}")[:12]
+        values["texts"] = {r: snapshot.texts[r] for r in record.shown}
+        for private in ("annotator_id", "handle"):
+            del values[private]
+        lines.append(canonical_json(values))
+    return "".join(line + "\n" for line in lines).encode("utf-8")
+
+
+def _card(snapshot: Snapshot, rows: Sequence[PreferenceRow], manifest: dict[str, Any]) -> str:
+    records = snapshot.of_kind("normal")
+    by_item: dict[str, list[ranking.Tiers]] = {}
+    for record in records:
+        by_item.setdefault(record.item_id, []).append(record.tiers)
+    shared = [tiers for tiers in by_item.values() if len(tiers) > 1]
+    agreement = f"{sum(map(mean_agreement, shared)) / len(shared):.1%}" if shared else "not measured (one rater each)"
+    guidelines = ", ".join(str(v) for v in sorted({r.guideline_version for r in records})) or "none"
+    return f"""# {manifest["name"]}
+
+Human preferences, frozen at event {manifest["head_seq"]} of the store's audit chain.
+
+| | |
+|---|---|
+| preference rows | {len(rows)} |
+| prompts | {len({row.group for row in rows})} |
+| judgments | {len(records)} |
+| raters | {len({r.annotator_id for r in records})} |
+| mean pair agreement of raters on one item | {agreement} |
+| share of rows that are exact ties | {sum(r.probability == 0.5 for r in rows) / max(1, len(rows)):.1%} |
+| guideline versions | {guidelines} |
+| sha256 of preferences.jsonl | `{manifest["sha256"]}` |
+
+`probability` is the share of raters who prefer `chosen`; the weights of a prompt's rows sum to 1; rows with one `group`
+belong on the same side of a split. Options: `{canonical_json(manifest["options"])}`.
+"""
+
+
+def _write_version(folder: Path, snapshot: Snapshot, rows: list[PreferenceRow], manifest: dict[str, Any]) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    for stale in (partial, folder):
+        # A folder without a row in the store is what a crash before the commit left.
+        shutil.rmtree(stale, ignore_errors=True)
+    formats.write_file(partial / "preferences.jsonl", formats.to_jsonl(rows))
+    formats.write_file(partial / "preferences.parquet", formats.to_parquet(rows))
+    formats.write_file(partial / "judgments.jsonl", _judgment_lines(snapshot))
+    formats.write_file(partial / "README.md", _card(snapshot, rows, manifest).encode("utf-8"))
+    formats.write_file(partial / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode("utf-8"))
+    partial.replace(folder)
+
+
+def freeze(
+    store: Store,
+    project: str,
+    options: PairOptions | None = None,
+    *,
+    include_edits: bool = True,
+    actor: str = "system",
+) -> Version:
+    """Freeze the project's judgments as the next version; they cannot be changed from now on.
+
+    Raises:
+        DataError: no such project, or nothing to freeze.
+    """
+    settings = _options_dict(options or PairOptions(), include_edits)
+
+    def change(tx: Transaction) -> int:
+        if store.is_postgres:
+            # Nobody may commit between the reading and the marking.
+            tx.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHAIN_LOCK})
+        info = load_project(tx.session, project)
+        head_seq, head_hash = head(tx.session)
+        snapshot = read_snapshot(tx.session, info.id, head_seq)
+        rows = _rows_for(snapshot, settings)
+        if not rows:
+            raise DataError(f"project {info.name!r} has no preferences to freeze yet")
+        parent = tx.session.scalar(
+            select(DatasetVersion)
+            .where(DatasetVersion.project_id == info.id)
+            .order_by(DatasetVersion.number.desc())
+            .limit(1)
+        )
+        number = parent.number + 1 if parent else 1
+        folder = store.files / info.name / f"v{number}"
+        digest = hashlib.sha256(formats.to_jsonl(rows)).hexdigest()
+        manifest = {
+            "name": f"{info.name}@v{number}", "sha256": digest, "num_rows": len(rows),
+            "num_judgments": len(snapshot.judgments), "head_seq": head_seq, "head_hash": head_hash,
+            "options": settings, "code_sha256": _code_digest(), "created": tx.now.isoformat(),
+            "parent": parent.number if parent else None,
+        }  # fmt: skip
+        version_id = new_id()
+        tx.session.execute(insert(DatasetVersion).values(
+            id=version_id, project_id=info.id, number=number, parent_id=parent.id if parent else None,
+            options_json=canonical_json(settings), code_sha256=manifest["code_sha256"], num_rows=len(rows),
+            num_judgments=len(snapshot.judgments), sha256=digest, path=str(folder), head_seq=head_seq,
+            head_hash=head_hash, created=tx.now))  # fmt: skip
+        frozen = [{"lease": r.lease_id, "version": version_id} for r in snapshot.judgments]
+        tx.run(_MARK, frozen)
+        tx.record(actor, "dataset.freeze", "dataset_version", version_id, manifest)
+        _write_version(folder, snapshot, rows, manifest)
+        return number
+
+    number = store.transact(change)
+    return get_version(store, project, number)
+
+
+_MARK = text("UPDATE lease SET frozen_in = :version WHERE id = :lease AND frozen_in IS NULL")
+
+
+def _find(session: Session, project_id: str, number: int | None) -> DatasetVersion | None:
+    query = select(DatasetVersion).where(DatasetVersion.project_id == project_id)
+    if number is not None:
+        query = query.where(DatasetVersion.number == number)
+    return session.scalar(query.order_by(DatasetVersion.number.desc()).limit(1))
+
+
+def _version_of(name: str, row: DatasetVersion) -> Version:
+    return Version(
+        name, row.number, row.sha256, row.num_rows, row.num_judgments, Path(row.path), row.head_seq, row.head_hash,
+        row.created)  # fmt: skip
+
+
+def list_versions(store: Store, project: str) -> list[Version]:
+    """All frozen versions, oldest first."""
+    with store.read() as session:
+        info = load_project(session, project)
+        rows = session.scalars(
+            select(DatasetVersion).where(DatasetVersion.project_id == info.id).order_by(DatasetVersion.number)
+        )
+        return [_version_of(info.name, row) for row in rows]
+
+
+def get_version(store: Store, project: str, number: int | None = None) -> Version:
+    """A frozen version, by default the newest.
+
+    Raises:
+        DataError: there is none of that number.
+    """
+    known = list_versions(store, project)
+    found = [v for v in known if number is None or v.number == number]
+    if not found:
+        names = ", ".join(f"v{v.number}" for v in known) or "none; freeze one with `rlhf prefs freeze`"
+        raise DataError(
+            f"project {project!r} has no version {'' if number is None else f'v{number}'}; there are: {names}"
+        )
+    return found[-1]
+
+
+def load_version(store: Store, project: str, number: int) -> list[PreferenceRow]:
+    """Rows of a frozen version, from its file or else rebuilt from the store; either way checked by digest.
+
+    Raises:
+        DataError: the file was altered or lost, and the store cannot give the same rows again.
+    """
+    version = get_version(store, project, number)
+    file = version.path / "preferences.jsonl"
+    if file.exists():
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() == version.sha256:
+            return formats.from_jsonl(data)
+    with store.read() as session:
+        row = _find(session, load_project(session, project).id, number)
+        if row is None:
+            raise DataError(f"version v{number} of {project!r} is gone")
+        snapshot = read_snapshot(session, project, row.head_seq)
+        rows = _rows_for(snapshot, json.loads(row.options_json))
+    if hashlib.sha256(formats.to_jsonl(rows)).hexdigest() != version.sha256:
+        state = "was altered" if file.exists() else "is lost"
+        raise DataError(
+            f"{file} {state}, and this version of the program builds other rows; restore the file from a backup "
+            f"(sha256 {version.sha256})"
+        )
+    return rows
+
+
+def load_preferences(
+    spec: str, store: Store | str | Path | None = None, options: PairOptions | None = None
+) -> list[PreferenceRow]:
+    """Read preferences by name, as ``data.preferences`` of a training config gives it.
+
+    Args:
+        spec: ``store:helpline@v3`` for a frozen version, ``store:helpline`` for the votes of this moment, or
+            ``store:<path or URL>#helpline@v3`` to say which store.
+        store: an open store, its path or its URL; default: the spec's, ``$RLHF_STORE``, or the default file.
+        options: how live votes become rows; a frozen version has its own.
+
+    Raises:
+        DataError: the spec, the project or the version does not exist.
+        StoreError: there is no store there.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise DataError(f"{spec!r} does not name preferences; write store:<project> or store:<project>@v<number>")
+    if isinstance(store, Store):
+        return _load(store, match["project"], match["number"], options)
+    opened = open_store(store or match["store"], create=False)
+    try:
+        return _load(opened, match["project"], match["number"], options)
+    finally:
+        opened.close()
+
+
+def _load(store: Store, project: str, number: str | None, options: PairOptions | None) -> list[PreferenceRow]:
+    if number is not None:
+        if options is not None:
+            raise DataError("a frozen version keeps the options it was frozen with; leave them out")
+        return load_version(store, project, int(number))
+    rows = export.export_preferences(store, project, options)
+    if not rows:
+        raise DataError(f"project {project!r} has no votes yet")
+    return rows
