@@ -1,0 +1,1 @@
+"""Launching: submitting stages to a Ray cluster, and what a cluster needs."""

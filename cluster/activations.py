@@ -1,0 +1,111 @@
+"""Bytes that a forward pass keeps for backward, and that decoding keeps between tokens.
+
+Counted tensor by tensor for the transformers implementation of Llama-like models with SDPA attention and an explicit
+mask, as they are saved when the base is frozen; tests compare with the tensors that autograd really saves.
+"""
+
+from __future__ import annotations
+
+from cluster.memory_model import adapted
+from cluster.shapes import ModelShape
+from rlhf.config import LoraConfig
+
+FP32 = 4
+
+
+def layer_activations(shape: ModelShape, lora: LoraConfig | None, *, rows: int, tokens: int, width: int) -> float:
+    """Bytes that one layer saves for one pass over ``rows`` sequences of ``tokens`` tokens.
+
+    Per token, with h hidden, a = heads x head_dim, i intermediate elements:
+
+    * two norms keep their input in fp32 and the inverse root: 2 x (4 h + 4);
+    * the matrices' inputs: h before q, k, v; h before gate, up; i before down (o's input is the attention output);
+    * attention keeps q, its output, keys and values (4 a: both are repeated for every head, but for a single
+      key-value head, whose repetition is a view), and a log-sum per head;
+    * the gated MLP keeps gate, its activation, and up: 3 i;
+    * each adapter keeps its r-wide product, and with dropout a copy of its input and the byte mask;
+    * the mask is widened once per layer: tokens x tokens per sequence.
+    """
+    attention = shape.heads * shape.head_dim
+    repeated = attention if shape.kv_heads > 1 else shape.head_dim
+    per_token = 2 * (FP32 * shape.hidden + FP32) + FP32 * shape.heads
+    per_token += width * (2 * shape.hidden + 2 * attention + 2 * repeated + 4 * shape.intermediate)
+    if lora is None:  # trained norms keep what they scale
+        per_token += width * 2 * shape.hidden
+    else:
+        per_token += width * lora.r * len(adapted(shape, lora))
+        if lora.dropout > 0:
+            per_token += sum(m.inputs for m in adapted(shape, lora)) * (width + 1)
+    if shape.qk_norm:
+        per_token += FP32 * (attention + shape.kv_heads * shape.head_dim)
+    return rows * tokens * per_token + rows * tokens * tokens * width
+
+
+def pass_activations(
+    shape: ModelShape, lora: LoraConfig | None, *, rows: int, tokens: int, width: int, checkpointing: bool
+) -> tuple[float, float]:
+    """(kept, recomputed) bytes of all layers in one pass.
+
+    With checkpointing each layer keeps its input alone (arXiv:1604.06174), and one layer at a time is recomputed.
+    """
+    layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width)
+    last_norm = rows * tokens * (FP32 * shape.hidden + FP32)
+    if checkpointing:
+        return shape.layers * rows * tokens * shape.hidden * width + last_norm, layer
+    return shape.layers * layer + last_norm, 0.0
+
+
+def logits_activations(shape: ModelShape, *, rows: int, response: int, width: int) -> tuple[float, float]:
+    """(kept, transient) bytes of log-probabilities and entropy over the vocabulary, per response token.
+
+    Kept: the scaled logits under logsumexp, fp32; the entropy has no graph unless it is in the loss. Transient: the
+    logits themselves and, in backward, two fp32 gradients of their size.
+    """
+    entries = rows * response * shape.vocab
+    return entries * FP32, entries * (width + 2 * FP32)
+
+
+def ppo_peak(
+    shape: ModelShape,
+    lora: LoraConfig,
+    *,
+    rows: int,
+    prompt: int,
+    response: int,
+    width: int,
+    checkpointing: bool,
+    critic: bool,
+) -> float:
+    """Bytes of activations at the highest point of one PPO micro-batch.
+
+    Policy and critic both run before one backward pass. Backward begins with what ran last: the critic's layers are
+    recomputed and freed while the policy's logits are still held; then the logits get their gradients and are freed;
+    then the policy's layers are recomputed.
+    """
+    tokens = prompt + response
+    kept, recomputed = pass_activations(shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing)
+    logits, transient = logits_activations(shape, rows=rows, response=response, width=width)
+    policy = kept + max(logits + transient, recomputed)
+    if not critic:
+        return policy
+    values = rows * response * shape.hidden * width
+    return max(2 * kept + logits + values + recomputed, policy)
+
+
+def kv_cache(shape: ModelShape, *, rows: int, tokens: int, width: int) -> float:
+    """Keys and values of every layer at the longest length, plus one layer's copy while a token is appended."""
+    layer = 2 * rows * tokens * shape.kv_heads * shape.head_dim * width
+    return (shape.layers + 1) * layer
+
+
+def decoding_workspace(shape: ModelShape, *, rows: int, prompt: int, width: int) -> float:
+    """The larger of what the prompt pass holds in one layer and what drawing a token holds over the vocabulary.
+
+    Drawing keeps logits, their fp32 copy, log-probabilities, probabilities, and two float64 tables.
+    """
+    attention = shape.heads * shape.head_dim
+    prefill = (
+        rows * prompt * (width * (3 * shape.hidden + 3 * attention + 3 * shape.intermediate) + FP32 * shape.hidden)
+    )
+    drawing = rows * shape.vocab * (width + 3 * FP32 + 2 * 8)
+    return max(prefill, drawing)

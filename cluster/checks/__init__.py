@@ -1,0 +1,1 @@
+"""What ``rlhf doctor`` looks at: every check is a function that returns records and changes nothing."""

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# A Ray cluster inside a Slurm allocation, and one stage on it. Page: docs/launch/slurm.md
+# Launch: sbatch --nodes=2 cluster/launch/slurm.sh ppo --config configs/ppo/7b_lora_zero3_8gpu.yaml run_dir=/shared/runs/ppo
+#SBATCH --job-name=rlhf
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --exclusive
+#SBATCH --time=12:00:00
+#SBATCH --output=slurm-%j.log
+# two minutes before the end the stage gets SIGTERM, finishes its step and saves
+#SBATCH --signal=B:TERM@120
+set -euo pipefail
+
+if [ "$#" -lt 1 ]; then
+    echo "usage: sbatch [--nodes=N] cluster/launch/slurm.sh STAGE --config FILE [key=value ...]" >&2
+    exit 2
+fi
+cd "${SLURM_SUBMIT_DIR:?run this with sbatch}"
+python=${RLHF_PYTHON:-$PWD/.venv/bin/python}
+[ -x "$python" ] || { echo "$python is not there: run make setup, or set RLHF_PYTHON" >&2; exit 2; }
+
+# the token: one per job, a private file in the home directory that all nodes share, never on a command line
+umask 077
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$HOME/.ray/slurm-$SLURM_JOB_ID"
+"$python" -c "from cluster.auth import create_token; create_token()"
+
+# other jobs may share a node: ports of our own, below those of Ray's workers
+offset=$((SLURM_JOB_ID % 900))
+port=$((6400 + offset))
+dashboard_port=$((8300 + offset))
+
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head_host=${hosts[0]}
+head_address=$(srun --nodes=1 --ntasks=1 --nodelist="$head_host" hostname --ip-address | awk '{print $1}')
+echo "head $head_host ($head_address:$port), ${#hosts[@]} node(s)"
+
+nodes=()
+stage=""
+# shellcheck disable=SC2329  # the traps call these two
+leave() {
+    code=$?
+    trap - EXIT TERM INT
+    if [ "${#nodes[@]}" -gt 0 ]; then
+        kill "${nodes[@]}" 2>/dev/null || true
+        wait "${nodes[@]}" 2>/dev/null || true
+    fi
+    rm -f "$RAY_AUTH_TOKEN_PATH"
+    exit "$code"
+}
+# shellcheck disable=SC2329
+pass_on() {
+    if [ -n "$stage" ]; then kill -TERM "$stage" 2>/dev/null || true; fi
+}
+trap leave EXIT
+trap pass_on TERM INT
+
+srun --nodes=1 --ntasks=1 --nodelist="$head_host" --overlap \
+    "$python" -m cluster.start head --node-address "$head_address" --port "$port" \
+    --dashboard-port "$dashboard_port" --block &
+nodes+=("$!")
+up=""
+for ((n = 0; n < 60 && ${#up} == 0; n++)); do
+    sleep 2
+    "$python" -c "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)" \
+        "$head_address" "$port" 2>/dev/null && up=yes
+done
+[ -n "$up" ] || { echo "the head at $head_address:$port did not come up within two minutes" >&2; exit 3; }
+for host in "${hosts[@]:1}"; do
+    srun --nodes=1 --ntasks=1 --nodelist="$host" --overlap \
+        "$python" -m cluster.start worker --address "$head_address:$port" --block &
+    nodes+=("$!")
+done
+
+RAY_ADDRESS="$head_address:$port" "$python" -m rlhf "$@" placement.ray_address="$head_address:$port" &
+stage=$!
+# a signal interrupts wait; the stage then still has its step to finish
+code=0
+wait "$stage" || code=$?
+while kill -0 "$stage" 2>/dev/null; do
+    code=0
+    wait "$stage" || code=$?
+done
+exit "$code"

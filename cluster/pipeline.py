@@ -1,0 +1,309 @@
+"""``rlhf pipeline FILE``: stages as jobs, one after the other, with people in between; resumable step by step."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from cluster.submit import build_parser as submit_parser
+from cluster.submit import follow_job, prepare, send
+from rlhf.config import STAGES, build_config, config_hash, load_config
+from rlhf.config.base import Section
+from rlhf.errors import ConfigError
+from rlhf.telemetry.console import get_console, print_table
+
+STATE_FILE = "pipeline.json"
+HOURS = 3600.0
+
+EPILOG = """\
+The state is kept in RUN_DIR/pipeline.json after every step: the same command again goes on where the last one ended,
+and a job that was stopped or failed gets another attempt, which resumes from its checkpoint.
+
+examples:
+  rlhf pipeline configs/pipelines/helpline.yaml --dry-run
+  rlhf pipeline configs/pipelines/helpline.yaml --address http://HEAD:8265
+  rlhf pipeline configs/pipelines/helpline.yaml --local          without a cluster, on this machine
+"""
+
+
+class Judgments(Section):
+    """Rankings to wait for."""
+
+    project: str
+    """Project of the preference store (``RLHF_STORE``)."""
+    count: int = Field(ge=1)
+    poll_seconds: float = Field(30.0, gt=0)
+    timeout_hours: float = Field(24.0 * 14, gt=0)
+
+
+class Step(Section):
+    """One step: a stage with its config, a command of ``rlhf``, or a wait for people."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    stage: str | None = None
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+    """``dotted.key=value``; ``{run_dir}`` is the pipeline's own."""
+    command: tuple[str, ...] = ()
+    """Words after ``rlhf``, run where the pipeline is started."""
+    wait_for_judgments: Judgments | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Step:
+        kinds = [self.stage is not None, bool(self.command), self.wait_for_judgments is not None]
+        if sum(kinds) != 1:
+            raise ValueError(f"step {self.name!r} needs exactly one of stage, command, wait_for_judgments")
+        if self.stage is not None and self.stage not in STAGES:
+            raise ValueError(f"step {self.name!r}: stage must be one of {', '.join(STAGES)}")
+        if self.stage is None and (self.config or self.overrides):
+            raise ValueError(f"step {self.name!r}: config and overrides belong to a stage")
+        return self
+
+
+class PipelineConfig(Section):
+    """Steps in order."""
+
+    stage: Literal["pipeline"] = "pipeline"
+    run_dir: str
+    """Directory of the state, and by default parent of every stage's run directory."""
+    steps: tuple[Step, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> PipelineConfig:
+        names = [step.name for step in self.steps]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"steps have equal names: {', '.join(twice)}")
+        return self
+
+
+@dataclass
+class Pipeline:
+    """A pipeline and how far it is."""
+
+    config: PipelineConfig
+    args: argparse.Namespace
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def state_path(self) -> Path:
+        return Path(self.config.run_dir) / STATE_FILE
+
+    def fill(self, text: str) -> str:
+        """Text with the pipeline's run directory in it."""
+        return text.replace("{run_dir}", self.config.run_dir)
+
+    def overrides(self, step: Step) -> list[str]:
+        """A stage's overrides; its run directory is RUN_DIR/NAME unless it says otherwise."""
+        given = [self.fill(item) for item in step.overrides]
+        if any(item.startswith("run_dir=") for item in given):
+            return given
+        return [f"run_dir={self.config.run_dir}/{step.name}", *given]
+
+    def digest(self, step: Step) -> str:
+        """Identity of what a step does."""
+        if step.stage is not None:
+            return config_hash(load_config(step.stage, step.config, self.overrides(step)))
+        return hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def done(self, step: Step) -> bool:
+        """Whether the step is over.
+
+        Raises:
+            ConfigError: it is, but was done with other settings.
+        """
+        record = self.state.get(step.name)
+        if record is None:
+            return False
+        if record["digest"] != self.digest(step):
+            raise ConfigError(
+                f"step {step.name!r} was done with other settings; undo the change, or start over in another run_dir "
+                f"(state: {self.state_path})"
+            )
+        return True
+
+    def keep(self, step: Step, seconds: float) -> None:
+        """Remembers that a step is over."""
+        self.state[step.name] = {
+            "digest": self.digest(step),
+            "seconds": round(seconds, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.state_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"steps": self.state}, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.state_path)
+
+
+def main(rest: list[str]) -> int:
+    """``rlhf pipeline``; the exit code is that of the step that ended it, 0 when all are over."""
+    args = build_parser().parse_args(rest)
+    pipeline = open_pipeline(args.file, args)
+    return show(pipeline) if args.dry_run else run(pipeline)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf pipeline",
+        description="Run stages one after the other as jobs of a cluster, and wait for people in between.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", type=Path, help="e.g. configs/pipelines/helpline.yaml")
+    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265")
+    add("--root", metavar="DIR", help="directory on the cluster that runs/... is meant from (default: this one)")
+    add("--run-dir", metavar="DIR", help="instead of the file's run_dir")
+    add("--local", action="store_true", help="run the stages here instead of as jobs")
+    add("--no-wait", action="store_true", help="leave when it is the people's turn; the same command goes on")
+    add("--code", action="store_true", help="send this checkout's code instead of trusting the image's")
+    add("--env-var", action="append", default=[], metavar="NAME[=VALUE]", help="a variable for every job")
+    add("--dry-run", action="store_true", help="check every config, show what is done and what comes")
+    return parser
+
+
+def open_pipeline(file: Path, args: argparse.Namespace) -> Pipeline:
+    """Reads a pipeline, its state, and every config it names.
+
+    Raises:
+        ConfigError: something is wrong; nothing has been started.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not readable YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} must hold a mapping of keys to values")
+    if args.run_dir:
+        tree["run_dir"] = args.run_dir
+    pipeline = Pipeline(build_config(PipelineConfig, tree, source=str(file)), args)
+    try:
+        pipeline.state = json.loads(pipeline.state_path.read_text(encoding="utf-8"))["steps"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{pipeline.state_path} is not a pipeline's state: {error}") from None
+    for step in pipeline.config.steps:
+        pipeline.digest(step)
+    return pipeline
+
+
+def show(pipeline: Pipeline) -> int:
+    """What is done and what comes."""
+    rows, next_found = [], False
+    for step in pipeline.config.steps:
+        done = pipeline.done(step)
+        state = "done" if done else "later" if next_found else "next"
+        next_found = next_found or not done
+        rows.append((step.name, state, describe(pipeline, step)))
+    print_table(f"Pipeline in {pipeline.config.run_dir} (nothing was started)", rows, ("step", "state", "what"))
+    return 0
+
+
+def describe(pipeline: Pipeline, step: Step) -> str:
+    """A step in one line."""
+    if step.stage is not None:
+        return f"{step.stage} with {step.config}"
+    if step.command:
+        return pipeline.fill("rlhf " + " ".join(step.command))
+    wanted = step.wait_for_judgments
+    return f"wait for {wanted.count} judgments in project {wanted.project}" if wanted else ""
+
+
+def run(pipeline: Pipeline) -> int:
+    """Runs what is not done yet."""
+    console, total = get_console(), len(pipeline.config.steps)
+    for number, step in enumerate(pipeline.config.steps, 1):
+        head = f"[{number}/{total}] {step.name}"
+        if pipeline.done(step):
+            console.print(f"{head}: done before", markup=False)
+            continue
+        console.print(f"{head}: {describe(pipeline, step)}", markup=False, soft_wrap=True)
+        started = time.monotonic()
+        code = run_step(pipeline, step)
+        if code is None:
+            return 0
+        if code != 0:
+            console.print(f"{head}: exit code {code}; the same command goes on from here", markup=False)
+            return code
+        pipeline.keep(step, time.monotonic() - started)
+    console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False)
+    return 0
+
+
+def run_step(pipeline: Pipeline, step: Step) -> int | None:
+    """Exit code of one step; None when it is the people's turn and nobody waits here."""
+    if step.wait_for_judgments is not None:
+        return wait_for_judgments(step.wait_for_judgments, wait=not pipeline.args.no_wait)
+    if step.command:
+        return _rlhf([pipeline.fill(word) for word in step.command])
+    if pipeline.args.local:
+        config = ["--config", step.config] if step.config else []
+        return _rlhf([str(step.stage), *config, *pipeline.overrides(step)])
+    return run_job(pipeline, step)
+
+
+def run_job(pipeline: Pipeline, step: Step) -> int:
+    """Runs a stage as a job and follows it."""
+    args, name = pipeline.args, Path(pipeline.config.run_dir).name
+    words = [str(step.stage), *pipeline.overrides(step), "--id", f"{name}-{step.name}"]
+    words += ["--config", step.config] if step.config else []
+    words += ["--root", args.root] if args.root else []
+    words += ["--code"] if args.code else []
+    words += [word for item in args.env_var for word in ("--env-var", item)]
+    client, submission_id = send(prepare(submit_parser().parse_intermixed_args(words)), args.address)
+    return 0 if submission_id is None else follow_job(client, submission_id, args.address)
+
+
+def wait_for_judgments(wanted: Judgments, *, wait: bool) -> int | None:
+    """Waits until people have ranked enough.
+
+    Raises:
+        ConfigError: not enough within ``timeout_hours``.
+    """
+    console, deadline, said = get_console(), time.monotonic() + wanted.timeout_hours * HOURS, -1
+    while True:
+        found = count_judgments(wanted.project)
+        if found >= wanted.count:
+            console.print(f"{found} judgments in project {wanted.project}", markup=False)
+            return 0
+        if found != said:
+            console.print(f"{found} of {wanted.count} judgments; people rank with: rlhf annotate --project "
+                          f"{wanted.project}", markup=False, soft_wrap=True)  # fmt: skip
+            said = found
+        if not wait:
+            return None
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{found} of {wanted.count} judgments after {wanted.timeout_hours:g} hours: the same "
+                              "command goes on waiting")  # fmt: skip
+        time.sleep(wanted.poll_seconds)
+
+
+def count_judgments(project: str) -> int:
+    """Votes in a project of the preference store, as ``rlhf prefs stats`` counts them.
+
+    Raises:
+        ConfigError: there is no such project or store.
+    """
+    command = [sys.executable, "-m", "rlhf", "prefs", "stats", project]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    found = re.search(r"^\W*votes\W+(\d+)", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        raise ConfigError(f"judgments of project {project!r} cannot be counted: {done.stdout.strip()[-500:]}")
+    return int(found.group(1))
+
+
+def _rlhf(words: list[str]) -> int:
+    return subprocess.run([sys.executable, "-m", "rlhf", *words], check=False).returncode

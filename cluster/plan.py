@@ -1,0 +1,277 @@
+"""``rlhf plan``: bytes per role and GPU, steps, GPU-hours and cost of a run, by arithmetic alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.memory_model import parts
+from cluster.plan_cost import GPUS, Estimate, Speed, estimate
+from cluster.plan_fit import Budget, advise, gpus_needed, ranks_that_fit
+from cluster.plan_roles import GIB, RolePlan, Setting, plan_roles
+from cluster.shapes import SHAPES, ModelShape, find_shape
+from rlhf.config import load_config, stage_of
+from rlhf.config.base import Section
+from rlhf.errors import ConfigError
+from rlhf.telemetry.console import get_console, print_header, print_table
+
+EXIT_FITS, EXIT_TOO_LARGE = 0, 1
+COUNTED_METHODS = ("lora", "rslora", "dora", "qlora")
+
+DESCRIPTION = """\
+Predicts what a run needs before anything is started: bytes per role and GPU, whether they fit and what to change,
+steps, tokens, GPU-hours and cost. Reads the config and the model's config.json; loads no model and no torch.
+"""
+EPILOG = """\
+examples:
+  rlhf plan --config configs/ppo/7b_lora_zero3_8gpu.yaml --shape qwen2.5-7b --gpus 8 --memory 80GiB --price 2.5
+  rlhf plan --config configs/ppo/tiny_cpu.yaml --shape llama-3-8b --gpu h100 engine.zero_stage=3 placement.num_ranks=4
+  rlhf plan --config configs/sft/qlora_7b_1gpu.yaml --gpu l4 --rows 10000 --json
+
+Memory is a peak that the tests hold to measured tensors; times are estimates from data-sheet figures.
+exit codes: 0 fits, 1 does not fit, 2 config
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan, ready to be shown."""
+
+    shape: ModelShape
+    roles: list[RolePlan]
+    budget: Budget
+    needed: float
+    fits: bool
+    changes: dict[str, Any] | None
+    ranks: int | None
+    cost: Estimate | None
+    price: float | None
+    notes: tuple[str, ...] = ()
+
+
+def main(rest: list[str]) -> int:
+    """Runs ``rlhf plan``; returns 0 when everything fits, 1 when not."""
+    parser = _parser()
+    args = parser.parse_args(rest)
+    config = load_config(stage_of(args.config), args.config, args.overrides)
+    report = make_plan(
+        config,
+        shape=SHAPES[args.shape] if args.shape else find_shape(config.model.name),
+        gpus=args.gpus,
+        speed=_speed(args),
+        price=args.price,
+        num_rows=args.rows if args.rows is not None else _count_rows(config),
+        reserve=args.reserve,
+        separate_reward=SHAPES[args.reward_shape] if args.reward_shape else None,
+    )
+    if args.json:
+        get_console().print(json.dumps(as_json(report), indent=2), markup=False, soft_wrap=True)
+    else:
+        show(report)
+    return EXIT_FITS if report.fits else EXIT_TOO_LARGE
+
+
+def make_plan(
+    config: Section,
+    *,
+    shape: ModelShape,
+    gpus: int | None,
+    speed: Speed,
+    price: float | None = None,
+    num_rows: int | None = None,
+    reserve: float = 0.08,
+    separate_reward: ModelShape | None = None,
+) -> Report:
+    """Plans a run.
+
+    Args:
+        gpus: GPUs at hand; None: as many as the config asks for; 0: processes on CPUs.
+        reserve: share of a GPU's memory left to fragmentation.
+    """
+    setting = Setting(on_gpu=gpus != 0, separate_reward=separate_reward)
+
+    def planner(config: Section) -> list[RolePlan]:
+        return plan_roles(config, shape, setting)
+
+    roles = planner(config)
+    needed = gpus_needed(roles)
+    budget = Budget(int(needed) if gpus is None else gpus, speed.memory_gib * GIB * (1 - reserve))
+    small_enough = budget.overrun(roles) <= 0
+    changes = None if small_enough else advise(config, planner, budget)
+    ranks = None if small_enough or changes is not None else ranks_that_fit(config, planner, budget)
+    cost = estimate(config, shape, speed, needed, num_rows) if setting.on_gpu else None
+    fits = small_enough and needed <= budget.gpus
+    notes = notes_on(config, setting)
+    return Report(shape, roles, budget, needed, fits, changes, ranks, cost, price, notes)
+
+
+def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
+    """What the prediction takes for granted in this config."""
+    found = []
+    lora = getattr(config, "lora", None)
+    if lora is not None and lora.method not in COUNTED_METHODS:
+        found.append(f"lora.method={lora.method} is counted as LoRA of rank {lora.r}: its own tensors may differ.")
+    scores = getattr(config, "scores", ())
+    if setting.separate_reward is None and any(s.kind == "reward_model" for s in scores):
+        found.append("The reward model is counted as an adapter on the policy's base; --reward-shape says otherwise.")
+    engine = getattr(getattr(config, "rollout", None), "engine", "transformers")
+    if engine != "transformers":
+        found.append(
+            f"Rollout workers are counted for the transformers engine; rollout.engine={engine} takes its share."
+        )
+    return tuple(found)
+
+
+def show(report: Report) -> None:
+    """Prints a plan."""
+    names = [name for name, _ in parts(report.roles[0].memory)]
+    columns = [
+        [*(_size(value) for _, value in parts(r.memory)), _size(r.memory.total), _size(report.budget.limit(r))]
+        for r in report.roles
+    ]
+    heads = [*(name.replace("_", " ") for name in names), "total", "usable"]
+    print_header(f"Plan for {report.shape.name}", f"{report.shape.parameters:,} parameters")
+    where = "per GPU" if report.needed else "per process"
+    print_table(f"Memory {where}", list(zip(heads, *columns, strict=True)),
+                ["", *(f"{r.processes} x {r.role}" for r in report.roles)])  # fmt: skip
+    console = get_console()
+    for line in verdict(report):
+        console.print(line, markup=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(note, style="dim", markup=False, soft_wrap=True)
+    if report.cost is not None:
+        print_table("Estimate", _cost_rows(report.cost, report.price))
+    elif report.needed:
+        console.print("Steps and hours: give --rows, the number of training rows (it is not known here).", markup=False)
+
+
+def verdict(report: Report) -> list[str]:
+    """Sentences: fits or not, and what to change."""
+    lines = []
+    if report.needed > report.budget.gpus:
+        lines.append(
+            f"Does not fit: the config asks for {report.needed:g} GPUs, {report.budget.gpus} are there. Lower "
+            "placement.num_ranks or placement.num_rollout_workers, or let them share with gpus_per_rank=0.5."
+        )
+    over = report.budget.overrun(report.roles)
+    if over <= 0:
+        worst = max(report.roles, key=lambda r: r.memory.total / report.budget.limit(r))
+        share = worst.memory.total / report.budget.limit(worst)
+        return lines or [f"Fits: the fullest process, {worst.role}, takes {share:.0%} of the usable memory."]
+    lines.append(f"Does not fit: {_size(over)} too much.")
+    if report.changes:
+        lines.append("It would fit with: " + " ".join(f"{k}={_plain(v)}" for k, v in report.changes.items()))
+    elif report.ranks:
+        lines.append(
+            "It would fit with engine.zero_stage=3 model.gradient_checkpointing=true "
+            f"placement.num_ranks={report.ranks} and micro-batches of 1 (the batch must divide evenly)."
+        )
+    else:
+        lines.append("No setting makes it fit: take larger GPUs, shorter sequences or a smaller model.")
+    return lines
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The plan for programs; bytes, seconds and the currency of the price."""
+    cost = report.cost
+    return {
+        "model": {"name": report.shape.name, "parameters": report.shape.parameters},
+        "roles": [
+            {"role": r.role, "processes": r.processes, "gpus_each": r.gpus_each, **dict(parts(r.memory)),
+             "total": r.memory.total, "usable": report.budget.limit(r)}
+            for r in report.roles
+        ],
+        "gpus_needed": report.needed,
+        "gpus": report.budget.gpus,
+        "fits": report.fits,
+        "changes": report.changes,
+        "notes": list(report.notes),
+        "estimate": None if cost is None else {
+            "steps": cost.steps, "updates": cost.updates, "tokens": cost.tokens, "seconds": cost.seconds,
+            "hours": cost.hours, "gpu_hours": cost.gpu_hours,
+            "cost": None if report.price is None else cost.gpu_hours * report.price,
+        },
+    }  # fmt: skip
+
+
+def _cost_rows(cost: Estimate, price: float | None) -> dict[str, object]:
+    rows: dict[str, object] = {
+        "steps": f"{cost.steps:,}" + (f" ({cost.updates:,} optimizer steps)" if cost.updates else ""),
+        "tokens through the model": f"{cost.tokens:,.0f}",
+        "hours": f"{cost.hours:.2f} ({', '.join(f'{k} {v / 3600:.2f}' for k, v in cost.seconds.items())})",
+        "GPU-hours": f"{cost.gpu_hours:.1f} on {cost.gpus:g} GPUs",
+    }
+    if price is not None:
+        rows["cost"] = f"{cost.gpu_hours * price:,.2f} at {price:g} per GPU-hour"
+    return rows
+
+
+def _size(value: float) -> str:
+    if value < 0.5:
+        return "–"
+    return f"{value / GIB:.2f} GiB" if value >= GIB / 100 else f"{value / 2**20:.2f} MiB"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _speed(args: argparse.Namespace) -> Speed:
+    speed = GPUS[args.gpu]
+    memory = parse_memory(args.memory) / GIB if args.memory else speed.memory_gib
+    return replace(speed, memory_gib=memory, utilization=args.utilization or speed.utilization)
+
+
+def parse_memory(text: str) -> float:
+    """``80GiB``, ``24 GB`` or ``80`` (GiB) in bytes.
+
+    Raises:
+        ConfigError: not a size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB|)\s*", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise ConfigError(f"--memory {text!r} is no size: write for example 80GiB")
+    units = {"gib": 2**30, "gb": 1e9, "mib": 2**20, "mb": 1e6, "": 2**30}
+    return float(found[1]) * units[found[2].lower()]
+
+
+def _count_rows(config: Any) -> int | None:
+    """Rows of local JSON lines files; None for anything else."""
+    data = getattr(config, "data", None)
+    named = data.train if data is not None else config.prompts
+    files = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    if not all(f.suffix == ".jsonl" and f.is_file() for f in files):
+        return None
+    count = 0
+    for file in files:
+        with file.open("rb") as handle:
+            count += sum(1 for line in handle if line.strip())
+    return count
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlhf plan", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a stage's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, values as YAML")
+    parser.add_argument("--shape", choices=sorted(SHAPES), metavar="NAME",
+                        help=f"size of the model instead of reading model.name: {', '.join(SHAPES)}")  # fmt: skip
+    parser.add_argument("--reward-shape", choices=sorted(SHAPES), metavar="NAME",
+                        help="the reward model stands on another base of this size")  # fmt: skip
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs at hand (default: what the config asks for; 0: CPUs)"
+    )
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="a100", help="kind, for memory and speed (default a100)")
+    parser.add_argument("--memory", metavar="SIZE", help="memory of one GPU, e.g. 80GiB (default: the kind's)")
+    parser.add_argument("--reserve", type=float, default=0.08, metavar="SHARE",
+                        help="share of the memory left to fragmentation (default 0.08)")  # fmt: skip
+    parser.add_argument("--utilization", type=float, metavar="SHARE", help="share of peak speed reached (default 0.35)")
+    parser.add_argument("--rows", type=int, metavar="N", help="training rows, when the data is not here to be counted")
+    parser.add_argument("--price", type=float, metavar="X", help="price of a GPU-hour")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    return parser

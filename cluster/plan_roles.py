@@ -1,0 +1,187 @@
+"""What each process of a stage holds: from a config and a model's shape to bytes per role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.activations import decoding_workspace, kv_cache, pass_activations, ppo_peak
+from cluster.memory_model import (
+    Memory,
+    Tensors,
+    adapter_tensors,
+    base_tensors,
+    dtype_bytes,
+    gathered_workspace,
+    resident,
+    training_state,
+)
+from cluster.shapes import ModelShape
+from rlhf.config import EvaluateConfig, LoraConfig, ModelConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig
+from rlhf.config.base import Section
+
+GIB = 2**30
+LOSS_CHUNK_ROWS = 256
+"""Rows of logits that the SFT loss holds at a time: it projects in tiles and never holds all logits."""
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """One kind of process.
+
+    Attributes:
+        processes: how many there are.
+        gpus_each: GPUs that one takes; below 1 when several share a GPU.
+        memory: bytes of one process.
+    """
+
+    role: str
+    processes: int
+    gpus_each: float
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a plan assumes beside the config.
+
+    Attributes:
+        on_gpu: False plans main memory of CPU processes.
+        separate_reward: the reward model stands on a base of its own, of this shape.
+        runtime_bytes: what the driver and the communication library take on a GPU before the first tensor.
+    """
+
+    on_gpu: bool = True
+    separate_reward: ModelShape | None = None
+    runtime_bytes: float = 1.0 * GIB
+
+
+def plan_roles(config: Section, shape: ModelShape, setting: Setting) -> list[RolePlan]:
+    """Every kind of process of the stage with its bytes."""
+    makers: dict[type, Callable[[Any, ModelShape, Setting], list[RolePlan]]] = {
+        SftConfig: _sft,
+        RewardConfig: _reward,
+        PpoConfig: _ppo,
+        SampleConfig: _sampling,
+        EvaluateConfig: _sampling,
+    }
+    runtime = Memory(workspace=setting.runtime_bytes if setting.on_gpu else 0.0)
+    found = makers[type(config)](config, shape, setting)
+    return [replace(role, memory=role.memory + runtime) for role in found]
+
+
+def _trainer(
+    config: SftConfig | RewardConfig | PpoConfig, base: list[Tensors], trained: list[Tensors], frozen: list[Tensors],
+    width: int,
+) -> Memory:  # fmt: skip
+    """Weights, adapters and training state of one rank."""
+    engine, ranks = config.engine, config.placement.num_ranks
+    full = config.lora is None
+    weights = resident(base, engine, ranks)
+    state = training_state(
+        base if full else trained, engine, ranks, width=width, eight_bit=config.optim.optimizer == "adamw_8bit"
+    )
+    gathered = gathered_workspace(base, engine, ranks)
+    host = weights if engine.offload_parameters else 0.0
+    return state + Memory(
+        weights=0.0 if engine.offload_parameters else weights,
+        adapters=resident(frozen, engine, ranks) + (0.0 if full else resident(trained, engine, ranks)),
+        workspace=gathered,
+        host=host,
+    )
+
+
+def _gpus(wanted: float | None, setting: Setting) -> float:
+    return (1.0 if wanted is None else wanted) if setting.on_gpu else 0.0
+
+
+def _sft(config: SftConfig, shape: ModelShape, setting: Setting) -> list[RolePlan]:
+    width = dtype_bytes(config.model, on_gpu=setting.on_gpu)
+    trained = adapter_tensors(shape, config.lora, width) if config.lora else []
+    memory = _trainer(config, base_tensors(shape, config.model, width), trained, [], width)
+    rows, tokens = config.batch.microbatch_sequences_per_gpu, config.data.max_sequence_tokens
+    kept, recomputed = _passes(config.model, shape, config.lora, rows, tokens, width)
+    chunk = LOSS_CHUNK_ROWS * shape.vocab * (width + 2 * 4)
+    memory += Memory(activations=kept + max(recomputed, chunk))
+    return [RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)]
+
+
+def _reward(config: RewardConfig, shape: ModelShape, setting: Setting) -> list[RolePlan]:
+    width = dtype_bytes(config.model, on_gpu=setting.on_gpu)
+    trained = adapter_tensors(shape, config.lora, width) if config.lora else []
+    memory = _trainer(config, base_tensors(shape, config.model, width, head=1), trained, [], width)
+    rows, tokens = 2 * config.batch.microbatch_pairs_per_gpu, config.data.max_sequence_tokens
+    kept, recomputed = _passes(config.model, shape, config.lora, rows, tokens, width)
+    memory += Memory(activations=kept + recomputed)
+    return [RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)]
+
+
+def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePlan]:
+    width = dtype_bytes(config.model, on_gpu=setting.on_gpu)
+    base = base_tensors(shape, config.model, width)
+    one = adapter_tensors(shape, config.lora, width)
+    head = [Tensors(shape.hidden, width, 1)]
+    shares_reward = setting.separate_reward is None and any(s.kind == "reward_model" for s in config.scores)
+    trained = one + (one + head + [Tensors(1, width, 1)] if config.uses_critic else [])
+    frozen = one + (one + head if shares_reward else [])  # the reference, and the reward model on the same base
+    memory = _trainer(config, base, trained, frozen, width)
+    if setting.separate_reward is not None:
+        scorer = base_tensors(setting.separate_reward, config.model, width, head=1)
+        memory += Memory(weights=sum(t.bytes for t in scorer))
+    memory += _ppo_activations(config, shape, width)
+    trainer = RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)
+    return [trainer, _rollout(config, shape, setting, width)]
+
+
+def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int) -> Memory:
+    """What one micro-batch of learning holds; judging holds less."""
+    rows, response = config.batch.microbatch_sequences_per_gpu, config.rollout.max_response_tokens
+    peak = ppo_peak(
+        shape,
+        config.lora,
+        rows=rows,
+        prompt=config.rollout.max_prompt_tokens,
+        response=response,
+        width=width,
+        checkpointing=config.model.gradient_checkpointing,
+        critic=config.uses_critic,
+    )
+    return Memory(activations=peak)
+
+
+def _rollout(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> RolePlan:
+    placement, rollout = config.placement, config.rollout
+    rows = min(rollout.microbatch_sequences, config.batch.sequences_per_step // placement.num_rollout_workers)
+    memory = _decoder(config.model, shape, config.lora, rows=max(1, rows), prompt=rollout.max_prompt_tokens,
+                      response=rollout.max_response_tokens, width=width)  # fmt: skip
+    gpus = _gpus(placement.gpus_per_rollout_worker, setting)
+    return RolePlan("rollout", placement.num_rollout_workers, gpus, memory)
+
+
+def _sampling(config: SampleConfig | EvaluateConfig, shape: ModelShape, setting: Setting) -> list[RolePlan]:
+    width = dtype_bytes(config.model, on_gpu=setting.on_gpu)
+    memory = _decoder(config.model, shape, LoraConfig(), rows=config.microbatch_sequences,
+                      prompt=config.sampling.max_prompt_tokens, response=config.sampling.max_response_tokens,
+                      width=width)  # fmt: skip
+    gpus = _gpus(config.placement.gpus_per_rollout_worker, setting)
+    return [RolePlan("rollout", config.placement.num_rollout_workers, gpus, memory)]
+
+
+def _decoder(
+    model: ModelConfig, shape: ModelShape, lora: LoraConfig, *, rows: int, prompt: int, response: int, width: int
+) -> Memory:
+    return Memory(
+        weights=sum(t.bytes for t in base_tensors(shape, model, width)),
+        adapters=sum(t.bytes for t in adapter_tensors(shape, lora, width)),
+        kv_cache=kv_cache(shape, rows=rows, tokens=prompt + response, width=width),
+        workspace=decoding_workspace(shape, rows=rows, prompt=prompt, width=width),
+    )
+
+
+def _passes(
+    model: ModelConfig, shape: ModelShape, lora: LoraConfig | None, rows: int, tokens: int, width: int
+) -> tuple[float, float]:
+    return pass_activations(
+        shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=model.gradient_checkpointing
+    )
