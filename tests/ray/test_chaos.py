@@ -1,0 +1,159 @@
+"""Processes killed and frozen at named states of a run: it ends as if nothing had happened, or says why it cannot."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import PlacementConfig, RecoveryConfig, SamplingConfig
+from rlhf.errors import ConfigError, RolloutFleetExhausted
+from rlhf.stages import ppo
+from rlhf.telemetry.events import EventLog, read_events
+from rlhf.workers.fleet import RolloutFleet
+from rlhf.workers.group import WorkerGroup
+from tests.support.chaos_faults import Faults, LightSnapshot
+from tests.support.chaos_runs import Outcome, chaos_config, differences, require_victims, run
+from tests.support.runtime import ActorPool, gone
+
+ROOT = Path(__file__).parents[2]
+LIGHT = "tests.support.chaos_faults:LightRollout"
+PLACEMENT = PlacementConfig(num_ranks=1, start_timeout_seconds=300)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory for the runs that are compared: they must read the same prompt file."""
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def reference(actor_pool: ActorPool, tiny_base: Path, place: Path) -> Outcome:
+    """The run that nothing happens to."""
+    return run(chaos_config(tiny_base, place / "whole"), actor_pool)
+
+
+def test_rollout_workers_killed_and_frozen_while_drawing(
+    reference: Outcome, actor_pool: ActorPool, tiny_base: Path, place: Path
+) -> None:
+    """Three killed in mid-generation, one frozen there: the same samples, once each, and the same adapter."""
+    faults = Faults(place / "rollouts")
+    for version in (0, 1, 3):
+        faults.arm(f"generate-{version}")
+    faults.arm("generate-2", signal.SIGSTOP)
+    config = chaos_config(tiny_base, place / "rollouts", **{"recovery.generate_timeout_seconds": 10.0})
+    found = run(config, actor_pool, "rollout")
+    assert differences(reference, found) == []
+    assert sum(row["redispatched"] for row in found.rows) >= 4
+    detected, resolved = found.kinds("fault_detected"), found.kinds("fault_resolved")
+    assert len(detected) >= 4 and sorted(detected) == sorted(resolved), "each fault is on record once, and its end"
+    died = [e for e in found.events if e["event"] == "fault_detected" and e["kind"] == "died"]
+    frozen = [e for e in found.events if e["event"] == "fault_detected" and e["kind"] == "silent"]
+    assert len(died) >= 3 and len(frozen) >= 1
+    assert all(e["detect_seconds"] < 10 + 5 for e in frozen), "noticed within the bound"
+    for step, samples in found.samples.items():
+        assert {sha for _, _, sha in samples} == {reference.samples[step][0][2]}, "drawn with the current adapter only"
+
+
+def test_trainer_ranks_killed_in_learning_and_saving_and_one_frozen(
+    reference: Outcome, actor_pool: ActorPool, tiny_base: Path, place: Path
+) -> None:
+    faults = Faults(place / "ranks")
+    faults.arm("reduce-1-1")
+    faults.arm("save-2-0")
+    faults.arm("optimizer-3-1", signal.SIGSTOP)
+    changes = {"recovery.max_restarts": 3, "placement.collective_timeout_seconds": 5.0}
+    found = run(chaos_config(tiny_base, place / "ranks", **changes), actor_pool, "policy")
+    assert differences(reference, found) == []
+    assert found.summary["restarts"]["ranks"] == 3
+    assert [e["step"] for e in found.events if e["event"] == "resumed"] == [1, 2, 3], "no step is lost or done twice"
+    detected = [e for e in found.events if e["event"] == "fault_detected"]
+    assert detected[-1]["kind"] == "collective", "a frozen rank is found by its peers"
+    assert {e["kind"] for e in detected[:2]} <= {"died", "collective"}
+    assert sorted(found.kinds("fault_detected")) == sorted(found.kinds("fault_resolved"))
+    names = {path.name for path in (place / "ranks" / "checkpoints").iterdir()}
+    assert names == {"step-00000002", "step-00000003", "step-00000004", "latest"} | (names & {"step-00000001"})
+    stacks = list((place / "ranks" / "stalls").glob("*-policy.txt"))
+    assert any("no answer; the process is gone or frozen" in path.read_text() for path in stacks)
+
+
+@contextmanager
+def fleet_of(run_dir: Path, size: int, recovery: RecoveryConfig, draw_seconds: float = 0.0) -> Iterator[RolloutFleet]:
+    """A real fleet of real processes that hold no model."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    groups: list[WorkerGroup] = []
+
+    def launch(size: int, first_rank: int) -> WorkerGroup:
+        where = {"placement": PLACEMENT, "run_dir": str(run_dir), "first_rank": first_rank}
+        group = WorkerGroup.launch(LIGHT, "rollout", size=size, args=(draw_seconds,), **where)
+        groups.append(group)
+        return group
+
+    try:
+        yield RolloutFleet(launch(size, 0), lambda rank: launch(1, rank), recovery, EventLog(run_dir))
+    finally:
+        for group in groups:
+            group.close()
+
+
+def test_when_every_replacement_dies_the_run_ends(ray_session: dict[str, float], tmp_path: Path) -> None:
+    faults = Faults(tmp_path / "run")
+    with fleet_of(tmp_path / "run", 1, RecoveryConfig(max_rollout_restarts=3)) as fleet:
+        fleet.install(LightSnapshot("a"))  # type: ignore[arg-type]
+        faults.arm("generate-0")
+        faults.arm("build", times=3)
+        began = time.monotonic()
+        with pytest.raises(RolloutFleetExhausted, match="no rollout worker is left after 3 restarts") as caught:
+            fleet.collect(fleet.submit(["x"], SamplingConfig(), 0))  # type: ignore[list-item]
+        assert time.monotonic() - began < 60 and caught.value.exit_code == 3
+    require_victims(tmp_path / "run")
+    events = [e["event"] for e in read_events(tmp_path / "run")]
+    assert events == ["fault_detected", "fault_fatal"]
+
+
+def test_a_replacement_draws_nothing_before_the_current_adapter(ray_session: dict[str, float], tmp_path: Path) -> None:
+    """Killed while drawing: one of two, then both; killed while they take a newer adapter: both."""
+    faults = Faults(tmp_path / "run")
+    tasks: list[Any] = list(range(8))
+    pids: list[int] = []
+    with fleet_of(tmp_path / "run", 2, RecoveryConfig()) as fleet:
+        for version, (sha, killed) in enumerate([("a", 1), ("b", 2), ("c", 1)]):
+            if version == 2:
+                faults.arm("install", times=2)
+            fleet.install(LightSnapshot(sha))  # type: ignore[arg-type]
+            faults.arm(f"generate-{version}", times=killed)
+            answers: list[Any] = fleet.collect(fleet.submit(tasks, SamplingConfig(), version))
+            assert [task for task, _, _ in answers] == tasks, "all, once, in order"
+            assert {held for _, held, _ in answers} == {sha}
+            pids += [pid for _, _, pid in answers]
+        assert fleet.num_restarts == 5, "one, then two, then two; the last dead one is not needed any more"
+    require_victims(tmp_path / "run")
+    assert gone(pids)
+
+
+def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], tmp_path: Path) -> None:
+    """Nobody asks for longer than the bound; then one draws two pieces in a row, together longer than the bound."""
+    faults = Faults(tmp_path / "run")
+    with fleet_of(tmp_path / "run", 2, RecoveryConfig(generate_timeout_seconds=6), draw_seconds=4) as fleet:
+        fleet.install(LightSnapshot("a"))  # type: ignore[arg-type]
+        faults.arm("generate-0")
+        batch = fleet.submit([0, 1, 2, 3], SamplingConfig(), 0)  # type: ignore[list-item]
+        time.sleep(7)  # ranks learn meanwhile
+        assert [task for task, _, _ in fleet.collect(batch)] == [0, 1, 2, 3]  # type: ignore[misc]
+        assert batch.redispatched == 1
+    assert len(read_events(tmp_path / "run")) == 1, "one death, and nobody else accused"
+    require_victims(tmp_path / "run")
+
+
+def test_what_no_node_can_hold_is_refused_by_name(
+    ray_session: dict[str, float], tiny_base: Path, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"CPU.*\n(.*\n)*.*asked.*free.*total"):
+        ppo.run_ppo(chaos_config(tiny_base, tmp_path / "run", **{"placement.cpus_per_worker": 99}))
+    assert time.monotonic() - began < 30

@@ -1,0 +1,67 @@
+"""What ``rlhf plan`` predicts for a training rank, against the tensors of real DeepSpeed ranks after a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.memory_model import (
+    ADAM_BYTES,
+    MASTER_BYTES,
+    REDUCE_BUCKET_ELEMENTS,
+    adapter_tensors,
+    base_tensors,
+    elements,
+    resident,
+    training_state,
+)
+from cluster.shapes import find_shape
+from tests.support.ppo import run, tiny_config
+from tests.support.runtime import ActorPool
+from tests.support.tiny import build_model
+
+RANKS = 2
+
+
+@pytest.fixture(scope="module")
+def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough that ZeRO-3 cuts some matrices and keeps others whole."""
+    return build_model(
+        tmp_path_factory.mktemp("wide") / "base", hidden_size=384, intermediate_size=1024, num_attention_heads=6
+    )
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "bfloat16")])
+def test_bytes_of_a_rank(stage: int, dtype: str, wide_base: Path, actor_pool: ActorPool, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "engine.zero_stage": stage,
+        "placement.num_ranks": RANKS,
+        "model.dtype": dtype,
+        "batch.epochs": 1,
+        "num_steps": 1,
+        "sync_tolerance": 0.5,
+        "ratio_tolerance": 0.5,
+    }
+    config = tiny_config(wide_base, tmp_path / "run", **changes)
+    done = run(config, actor_pool, PolicyWorker="tests.support.measured:MeasuredPolicy")
+    ranks = [figures["bytes"] for figures in next(found for method, found in done.answers if method == "learn")]
+    shape, width = find_shape(str(wide_base)), 4 if dtype == "float32" else 2
+    one = adapter_tensors(shape, config.lora, width)
+    state = training_state(2 * one, config.engine, RANKS, width=width)
+    predicted = {
+        "base": resident(base_tensors(shape, config.model, width), config.engine, RANKS),
+        "adapters": resident(3 * one, config.engine, RANKS),  # policy, critic, reference
+        "gradients": state.gradients,
+        "optimizer": state.optimizer,
+        "bucket": REDUCE_BUCKET_ELEMENTS * width if stage == 3 else 0,
+    }
+    if stage:
+        assert state.optimizer == elements(2 * one) / RANKS * (MASTER_BYTES + ADAM_BYTES)
+    assert len(ranks) == RANKS
+    for measured in ranks:
+        found = {**measured, "optimizer": measured["optimizer"] + measured["master"]}
+        print(stage, dtype, {key: f"{value:.0f}/{found[key]}" for key, value in predicted.items()})
+        for key, value in predicted.items():
+            assert value == pytest.approx(found[key], rel=0.05), key

@@ -1,0 +1,212 @@
+"""A run that was cut off goes on as if nothing had happened: equal to the last bit, and to nothing less."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import PpoConfig
+from rlhf.errors import CheckpointError, StoppedError
+from rlhf.models.adapters import read_adapter_file
+from rlhf.stages import ppo, ppo_run
+from rlhf.stages.resume import StopRequest
+from tests.support.ppo import PROMPTS, Finished, flat, run, tiny_config
+from tests.support.runtime import ActorPool
+
+STEPS = 4
+NOT_COMPARED = ("time", "seconds.", "sync.milliseconds")
+
+
+class Cut(BaseException):
+    """Stands for a kill: nothing of the run's own code sees it."""
+
+
+def config_of(base: Path, run_dir: Path, **changes: Any) -> PpoConfig:
+    """Everything that has state is in use: a schedule, an adaptive coefficient, a critic, several epochs."""
+    prompts = run_dir.parent / "prompts.jsonl"  # rows are known by their file: all runs must read the same one
+    prompts.parent.mkdir(parents=True, exist_ok=True)
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS), encoding="utf-8")
+    settings: dict[str, Any] = {
+        "prompts": str(prompts),
+        "num_steps": STEPS,
+        "checkpoint.every": 1,
+        "checkpoint.keep_last": 2,
+        "optim.schedule": "linear",
+        "kl.target": 0.001,
+        "kl.horizon": 200.0,
+        "critic_learning_rate": 3e-3,
+        "placement.num_ranks": 2,
+        **changes,
+    }
+    return tiny_config(base, run_dir, **settings)
+
+
+def cut_after(config: PpoConfig, pool: ActorPool, step: int) -> None:
+    """Runs until ``step`` steps are done, and no further."""
+
+    def stop(done: int, total: int, **_: Any) -> None:
+        if done == step:
+            raise Cut
+
+    pool.substitutes, pool.answers = {}, []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(ppo_run, "WorkerGroup", pool)
+        patch.setattr(ppo_run, "reserve_places", lambda session: None)
+        ppo.run_ppo(config, progress=stop)
+
+
+def compared(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith(NOT_COMPARED)}
+
+
+def assert_same(one: Finished, two: Finished) -> None:
+    assert [row["step"] for row in two.rows] == list(range(len(one.rows))), "a step is missing or on record twice"
+    for ours, theirs in zip(one.rows, two.rows, strict=True):
+        assert compared(ours) == compared(theirs)
+    assert one.summary["adapter_sha256"] == two.summary["adapter_sha256"]
+    critics = [read_adapter_file(r.run_dir / "critic") for r in (one, two)]
+    for (ours, our_rest), (theirs, their_rest) in [critics]:
+        assert all(bool((ours[k] == theirs[k]).all()) for k in ours)
+        assert our_rest.keys() == their_rest.keys()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_resumed_run_is_the_same_run(zero_stage: int, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    changes = {"engine.zero_stage": zero_stage}
+    whole = run(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool)
+    cuts = range(1, STEPS) if zero_stage == 2 else [2]
+    for cut in cuts:
+        config = config_of(tiny_base, tmp_path / f"cut-{cut}", **changes)
+        cut_after(config, actor_pool, cut)
+        assert_same(whole, run(config, actor_pool))
+
+
+def test_a_cut_between_commits_repeats_the_steps_since(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    whole = run(config_of(tiny_base, tmp_path / "whole", **{"checkpoint.every": 2}), actor_pool)
+    config = config_of(tiny_base, tmp_path / "cut", **{"checkpoint.every": 2})
+    cut_after(config, actor_pool, 3)
+    assert_same(whole, run(config, actor_pool))
+
+
+def test_rollouts_ahead_resume_exactly_at_a_commit(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    changes = {"rollout.overlap": 1, "loss.importance_cap": 2.0, "checkpoint.every": 2, "num_steps": 4}
+    whole = run(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool)
+    assert whole.series("staleness") == [0, 1, 0, 1], "a step after a commit is drawn by the newest policy"
+    config = config_of(tiny_base, tmp_path / "cut", **changes)
+    cut_after(config, actor_pool, 3)
+    assert_same(whole, run(config, actor_pool))
+
+
+ITEMS = ["optimizer", "updates_done", "kl", "step_order"]
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_leaving_out_one_piece_of_state_is_noticed(
+    item: str, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison above has power: without any one item it fails."""
+    whole = run(config_of(tiny_base, tmp_path / "whole"), actor_pool)
+    config = config_of(tiny_base, tmp_path / "cut")
+    cut_after(config, actor_pool, 2)
+    restore = ppo_run._restore
+    substitutes = {}
+
+    def forget(run_: ppo_run.PpoRun, resumed: Any) -> None:
+        restore(run_, resumed)
+        if item == "updates_done":
+            run_.updates_done = 0
+        if item == "kl":
+            run_.kl.coef = config.kl.coef
+        if item == "step_order":
+            run_.next_draw = 0
+            monkeypatch.setattr(ppo, "prompt_rows_of", lambda c, n, step: ppo_run.prompt_rows_of(c, n, step - 2))
+            run_.next_draw = 2
+
+    monkeypatch.setattr(ppo_run, "_restore", forget)
+    if item == "optimizer":
+        substitutes["PolicyWorker"] = "tests.support.faults:ForgetsOptimizer"
+    again = run(config, actor_pool, **substitutes)
+    with pytest.raises(AssertionError):
+        assert_same(whole, again)
+
+
+def test_a_stop_request_commits_and_says_how_to_go_on(
+    actor_pool: ActorPool, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"checkpoint.every": 50}
+    whole = run(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool)
+    config = config_of(tiny_base, tmp_path / "cut", **changes)
+    record = ppo.record
+
+    def ask(run_: ppo_run.PpoRun, step: int, *rest: Any) -> None:
+        if step == 1:
+            run_.session.stop.name = "SIGTERM"
+            run_.session.stop.asked.set()
+        record(run_, step, *rest)
+
+    monkeypatch.setattr(ppo, "record", ask)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 2 of 4, checkpoint written") as caught:
+        run(config, actor_pool)
+    assert caught.value.exit_code == 3
+    monkeypatch.setattr(ppo, "record", record)
+    assert_same(whole, run(config, actor_pool))
+
+
+def test_a_stop_request_is_made_by_a_signal() -> None:
+    import os
+    import signal
+
+    from rlhf.stages.resume import stop_on_signals
+
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(request, StopRequest) and request.asked.is_set() and request.name == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+CHANGED: list[tuple[dict[str, Any], str]] = [
+    ({"optim.learning_rate": 5e-4}, r"written with optim\.learning_rate=0\.001, this run has 0\.0005"),
+    ({"placement.num_ranks": 1}, "written by 2 ranks, this run has 1: set placement.num_ranks=2"),
+    ({"checkpoint.resume": "never"}, "checkpoint.resume=never"),
+]
+
+
+def test_a_commit_of_another_run_is_refused(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    cut_after(config_of(tiny_base, tmp_path / "cut"), actor_pool, 1)
+    for changes, reason in CHANGED:
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            run(config_of(tiny_base, tmp_path / "cut", **changes), actor_pool)
+        assert caught.value.exit_code == 4
+    config = config_of(tiny_base, tmp_path / "cut")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace("They ran", "They walked"))
+    with pytest.raises(CheckpointError, match="the data has changed since the checkpoint was written"):
+        run(config, actor_pool)
+
+
+def test_the_newest_whole_commit_is_used_and_never_none(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    whole = run(config_of(tiny_base, tmp_path / "whole"), actor_pool)
+    config = config_of(tiny_base, tmp_path / "cut")
+    cut_after(config, actor_pool, 3)
+    newest = tmp_path / "cut" / "checkpoints" / "step-00000003"
+    victim = next(newest.rglob("*optim_states.pt"), None) or next(newest.rglob("*.pt"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    assert_same(whole, run(config, actor_pool))
+    events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "resumed"] == [2]
+    assert "its sha256 does not fit" in next(e["reason"] for e in events if e["event"] == "checkpoint_refused")
+
+    again = config_of(tiny_base, tmp_path / "bad")
+    cut_after(again, actor_pool, 2)
+    for path in (tmp_path / "bad" / "checkpoints").glob("step-*/MANIFEST.json"):
+        path.write_text(path.read_text()[:-40])
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+        run(again, actor_pool)
+    rows = [flat(json.loads(line)) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1], "nothing was started over"

@@ -1,0 +1,126 @@
+"""SFT and reward training go on from any commit as if nothing had happened, and survive the death of a rank."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import PlacementConfig, RewardConfig, SftConfig, build_config
+from rlhf.engine.checkpoint.manifest import file_sha256
+from rlhf.stages.reward import run_reward
+from rlhf.stages.sft import run_sft
+from rlhf.telemetry.events import read_events
+from rlhf.telemetry.metrics import read_metrics
+from rlhf.workers.group import WorkerGroup
+from rlhf.workers.runtime import ray_runtime
+from tests.support.chaos_faults import Faults
+from tests.support.conversations import demonstrations, preferences, write_rows
+from tests.support.runtime import gone
+
+STEPS = 6
+NOT_COMPARED = ("time", "epoch", "seconds")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime() -> Iterator[None]:
+    with ray_runtime(PlacementConfig(num_ranks=2), num_workers=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("rows")
+    return {
+        "sft": write_rows(folder / "demonstrations.jsonl", demonstrations(24)),
+        "sft_eval": write_rows(folder / "held_out.jsonl", demonstrations(5, seed=9)),
+        "reward": write_rows(folder / "preferences.jsonl", preferences(24)),
+        "reward_eval": write_rows(folder / "held_out_pairs.jsonl", preferences(9, seed=9)),
+    }
+
+
+def train(stage: str, base: Path, files: dict[str, str], run_dir: Path, zero: int, **changes: Any) -> dict[str, Any]:
+    """Dropout, a schedule, early stopping with its best weights: everything that has state is in use."""
+    unit = "sequences" if stage == "sft" else "pairs"
+    tree: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "model": {"name": str(base)},
+        "data": {"train": files[stage], "evaluation": files[f"{stage}_eval"], "max_sequence_tokens": 256},
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+        "optim": {"learning_rate": 1e-3, "schedule": "linear"},
+        "batch": {f"minibatch_{unit}": 4, f"microbatch_{unit}_per_gpu": 1},
+        "max_steps": STEPS,
+        "num_epochs": 10,
+        "eval_every_steps": 2,
+        "early_stopping_patience": 3,
+        "checkpoint": {"every": 1, "keep_last": 100},
+        "engine": {"zero_stage": zero},
+        "placement": {"num_ranks": 2, "start_timeout_seconds": 500, "collective_timeout_seconds": 120},
+        "telemetry": {"tensorboard": False},
+    } | changes
+    if stage == "sft":
+        return run_sft(build_config(SftConfig, tree, source="test"))
+    return run_reward(build_config(RewardConfig, tree, source="test"))
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Every record but for what a clock wrote."""
+    kept = []
+    for row in read_metrics(run_dir):
+        kept.append({key: value for key, value in row.items() if not key.startswith(NOT_COMPARED)})
+    return kept
+
+
+def only_commit(whole: Path, step: int, target: Path) -> None:
+    """A run directory as a kill after ``step`` would have left it; the metrics run ahead of the commit."""
+    commit = whole / "checkpoints" / f"step-{step:08d}"
+    shutil.copytree(commit, target / "checkpoints" / commit.name)
+    shutil.copy(whole / "metrics.jsonl", target / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(("stage", "zero", "cuts"), [("sft", 2, (1, 4)), ("reward", 3, (3,))])
+def test_a_resumed_run_is_the_same_run(
+    stage: str, zero: int, cuts: tuple[int, ...], tiny_model_dir: Path, files: dict[str, str], tmp_path: Path
+) -> None:
+    whole = train(stage, tiny_model_dir, files, tmp_path / "whole", zero)
+    reference = file_sha256(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
+    assert len(whole["losses"]) == STEPS
+    for cut in cuts:
+        run_dir = tmp_path / f"cut-{cut}"
+        only_commit(tmp_path / "whole", cut, run_dir)
+        again = train(stage, tiny_model_dir, files, run_dir, zero)
+        assert again["losses"] == whole["losses"] and again["eval_loss"] == whole["eval_loss"]
+        assert file_sha256(run_dir / "adapter" / "adapter_model.safetensors") == reference
+        assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+        assert [e["step"] for e in read_events(run_dir) if e["event"] == "resumed"] == [cut]
+
+
+def test_a_killed_rank_is_replaced_from_the_last_commit(
+    tiny_model_dir: Path, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("sft", tiny_model_dir, files, tmp_path / "whole", 1)
+    groups: list[WorkerGroup] = []
+    launch = WorkerGroup.launch
+
+    def fragile(worker: str, *args: Any, **options: Any) -> WorkerGroup:
+        groups.append(launch("tests.support.chaos_workers:FragileSft", *args, **options))
+        return groups[-1]
+
+    monkeypatch.setattr(WorkerGroup, "launch", fragile)
+    faults = Faults(tmp_path / "killed")
+    faults.arm("step-2-1")
+    again = train("sft", tiny_model_dir, files, tmp_path / "killed", 1)
+    assert faults.left() == [] and gone(list(faults.fired().values()))
+    assert len(groups) == 2 and again["restarts"] == 1
+    assert [e["step"] for e in read_events(tmp_path / "killed") if e["event"] == "resumed"] == [2]
+    assert again["losses"] == whole["losses"]
+    assert file_sha256(tmp_path / "killed" / "adapter" / "adapter_model.safetensors") == file_sha256(
+        tmp_path / "whole" / "adapter" / "adapter_model.safetensors"
+    )
+    events = [e["event"] for e in read_events(tmp_path / "killed") if e.get("fault") == "sft-1"]
+    assert events == ["fault_detected", "fault_resolved"]
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())

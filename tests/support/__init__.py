@@ -1,0 +1,1 @@
+"""What several test packages share: a tiny model, rollouts without a cache, reusable actors."""

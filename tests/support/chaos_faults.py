@@ -1,0 +1,84 @@
+"""Faults that are armed as files and fire once, in whichever process reaches the named state first. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.workers.context import WorkerContext
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Armed faults of one run, in a directory beside its run directory.
+
+    A fault is a file named after the state in which it strikes; its text is the number of the signal. The process
+    that renames it to ``STATE.fired-PID`` sends itself the signal.
+    """
+
+    run_dir: Path
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are."""
+        return self.run_dir.with_name(f"{self.run_dir.name}.faults")
+
+    def arm(self, state: str, signal_number: int = signal.SIGKILL, *, times: int = 1) -> None:
+        """Lets the first ``times`` processes that reach the state die or freeze there."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for number in range(times):
+            (self.directory / f"{state}.armed-{number}").write_text(str(int(signal_number)))
+
+    def reach(self, state: str) -> None:
+        """Called by a worker in a named state; does not return when a fault is armed for it."""
+        for path in sorted(self.directory.glob(f"{state}.armed-*")):
+            number = path.suffix.removeprefix(".armed-")
+            fired = path.with_name(f"{state}.fired-{os.getpid()}-{number}")
+            with suppress(FileNotFoundError):  # another worker was quicker
+                text = path.read_text()
+                path.rename(fired)
+                os.kill(os.getpid(), int(text))
+
+    def fired(self) -> dict[str, int]:
+        """State with its number -> pid of the process that was hit."""
+        found = {}
+        for path in self.directory.glob("*.fired-*"):
+            pid, number = path.suffix.removeprefix(".fired-").split("-")
+            found[f"{path.stem}.{number}"] = int(pid)
+        return found
+
+    def left(self) -> list[str]:
+        """Faults that nobody has run into: the test has missed its scenario."""
+        return sorted(path.name for path in self.directory.glob("*.armed-*"))
+
+
+class LightRollout:
+    """Keeps the contract of a rollout worker, without a model: answers name the task, the adapter and the process."""
+
+    def __init__(self, context: WorkerContext, draw_seconds: float = 0.0) -> None:
+        self.context, self.draw_seconds = context, draw_seconds
+        self.faults = Faults(Path(context.run_dir))
+        self.faults.reach("build")
+        self.held = ""
+
+    def install(self, snapshot: Any) -> tuple[str, float]:
+        self.faults.reach("install")
+        self.held = snapshot.sha256
+        return self.held, 0.0
+
+    def generate(self, tasks: list[Any], sampling: Any, version: int) -> list[tuple[Any, str, int]]:
+        self.faults.reach(f"generate-{version}")
+        time.sleep(self.draw_seconds)
+        return [(task, self.held, os.getpid()) for task in tasks]
+
+
+@dataclass(frozen=True)
+class LightSnapshot:
+    """As much of an adapter as a fleet looks at."""
+
+    sha256: str

@@ -1,0 +1,118 @@
+"""Workers with one fault each: what must stop a run, with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rlhf.engine.engine as engine_module
+from rlhf.config import PpoConfig, SamplingConfig
+from rlhf.engine.zero import deepspeed_config
+from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.weights.snapshot import Snapshot
+from rlhf.workers.context import WorkerContext
+from rlhf.workers.policy import PolicyWorker
+from rlhf.workers.rollout import RolloutWorker
+
+
+class PartitioningPolicy(PolicyWorker):
+    """No fault: ZeRO-3 that cuts even the smallest tensors, which by default stay whole on every rank."""
+
+    def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
+        def with_threshold(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            found = deepspeed_config(*args, **kwargs)
+            found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            return found
+
+        engine_module.deepspeed_config = with_threshold
+        try:
+            super().__init__(context, config)
+        finally:
+            engine_module.deepspeed_config = deepspeed_config
+
+
+class FrozenPublisher(PolicyWorker):
+    """Publishes the reference adapter instead of the trained one."""
+
+    def snapshot(self, version: int) -> Snapshot | None:
+        found = super().snapshot(version)
+        if found is None:
+            return None
+        self._first = getattr(self, "_first", found)
+        return Snapshot(version, self._first.entries, self._first.buffer, self._first.sha256)
+
+
+class EmptyPublisher(PolicyWorker):
+    """Looks for its adapter under a name that does not exist, as after a change of prefix in a library."""
+
+    def snapshot(self, version: int) -> Snapshot | None:
+        named = [(f"renamed.{name}", p) for name, p in self.roles.named_trained()]
+        self.roles.named_trained = lambda: named  # type: ignore[method-assign]
+        return super().snapshot(version)
+
+
+class DeafRollout(RolloutWorker):
+    """One worker answers that it took the adapter, and keeps the one it had."""
+
+    def install(self, snapshot: Snapshot) -> tuple[str, float]:
+        if snapshot.version and self.context.rank == 1:
+            self.generator._version = snapshot.version
+            return snapshot.sha256, 0.0
+        return super().install(snapshot)
+
+
+class LateRollout(RolloutWorker):
+    """One worker reports the hash that it holds after having missed an adapter."""
+
+    def install(self, snapshot: Snapshot) -> tuple[str, float]:
+        if snapshot.version and self.context.rank == 1:
+            return self._held, 0.0
+        self._held, milliseconds = super().install(snapshot)
+        return self._held, milliseconds
+
+
+class StaleRollout(RolloutWorker):
+    """One worker draws with the version before, and says so in its rollouts."""
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
+        if version and self.context.rank == 1:
+            self.generator._version = version - 1
+            return self.generator.generate(tasks, sampling)
+        return super().generate(tasks, sampling, version)
+
+
+class ForgetfulRollout(RolloutWorker):
+    """One worker was replaced by a fresh one without its adapter."""
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
+        if version and self.context.rank == 1:
+            self.generator._version = -1
+        return super().generate(tasks, sampling, version)
+
+
+class OffPolicy(PolicyWorker):
+    """Old log-probs that are not those of the policy that learns."""
+
+    def judge(self, *args: Any) -> dict[str, Any]:
+        found = super().judge(*args)
+        found["old_logprobs"] = found["old_logprobs"] - 0.01
+        found["ref_logprobs"] = found["ref_logprobs"] - 0.01
+        return found
+
+
+class MovedReference(PolicyWorker):
+    """A reference that is not the start policy."""
+
+    def judge(self, *args: Any) -> dict[str, Any]:
+        found = super().judge(*args)
+        found["ref_logprobs"] = found["ref_logprobs"] - 0.01
+        return found
+
+
+class ForgetsOptimizer(PolicyWorker):
+    """Resumes with the weights alone; the moments start at zero."""
+
+    def load_state(self, directory: str, tag: str, names: list[str]) -> None:
+        engine = self.engine._engine
+        load = engine.load_checkpoint
+        engine.load_checkpoint = lambda *a, **k: load(*a, **{**k, "load_optimizer_states": False})
+        super().load_state(directory, tag, names)

@@ -1,0 +1,35 @@
+"""Run directories as the stages leave them, without the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import peft
+import torch
+
+from rlhf.config import ModelConfig
+from rlhf.data.chat import chat_format
+from rlhf.models import adapters
+from rlhf.models.loading import load_causal_lm
+from rlhf.models.scorer import RewardSettings
+from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.models.tokenizer import load_tokenizer
+
+
+def write_run(run: Path, base: Path, stage: str = "sft", *, chat_style: Literal["auto", "plain"] = "plain") -> Path:
+    """A finished SFT or reward run with an untrained adapter."""
+    source, config = resolve_model(str(base)), ModelConfig(name=str(base), chat_style=chat_style)
+    tokenizer = load_tokenizer(source, config)
+    shape = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = adapters.attach(load_causal_lm(source, config, tokenizer), shape, "policy")
+    state = {name: p.detach() for name, p in adapters.adapter_parameters(model, "policy")}
+    if stage == "reward":
+        state["score.weight"] = torch.zeros(1, 64)
+    adapters.save_adapter_file(run / "adapter", shape, str(base), state)
+    if stage == "reward":
+        RewardSettings(0.0, 1.0, 4, "float32", {}).write(run / "adapter")
+    tokenizer.save_pretrained(run / "tokenizer")
+    print_ = chat_format(tokenizer, chat_style).fingerprint()
+    RunRecord(stage, str(base), None, "adapter", "none", chat_style, print_, base_fingerprint(str(base))).write(run)
+    return run

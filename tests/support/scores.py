@@ -1,0 +1,116 @@
+"""Score functions of the tests."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def count_e(prompts: list[str], responses: list[str]) -> list[float]:
+    """How often a response holds the letter e."""
+    return [float(response.count("e")) for response in responses]
+
+
+def nothing(prompts: list[str], responses: list[str]) -> list[float]:
+    """The same score for everything: nothing to learn."""
+    return [0.0 for _ in responses]
+
+
+def one_missing(prompts: list[str], responses: list[str]) -> list[float]:
+    """Forgets the last response."""
+    return [0.0 for _ in responses[1:]]
+
+
+def not_a_number(prompts: list[str], responses: list[str]) -> list[float]:
+    """Fails to score the fourth response."""
+    return [math.nan if index == 3 else 0.0 for index in range(len(responses))]
+
+
+def kill_rollout_workers(prompts: list[str], responses: list[str]) -> list[float]:
+    """Ends the processes whose ids a test has written down, as an operating system short of memory would."""
+    for pid in Path(os.environ["PIDS_TO_KILL"]).read_text(encoding="utf-8").split():
+        os.kill(int(pid), signal.SIGKILL)
+    return [float(index % 2) for index in range(len(responses))]
+
+
+def wise(prompts: list[str], responses: list[str]) -> list[object]:
+    """Does what each response says: hang, exit, raise, or a score; a number of e by default."""
+    return [_obey(response) for response in responses]
+
+
+def _obey(response: str) -> object:
+    word = response.partition(":")[0]
+    if word == "hang":
+        re.fullmatch(r"(a+)+b", "a" * 40)  # holds the interpreter lock for longer than anybody waits
+    if word == "exit":
+        os._exit(7)
+    if word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "raise":
+        raise LookupError("no such answer")
+    return SAID.get(word, float(response.count("e")))
+
+
+SAID: dict[str, object] = {
+    "nan": math.nan,
+    "inf": -math.inf,
+    "none": None,
+    "text": "1",
+    "bool": True,
+    "list": [1.0],
+    "huge": 10**400,
+    "beyond": 1e39,
+}
+
+
+def too_many(prompts: list[str], responses: list[str]) -> list[float]:
+    """One score too many."""
+    return [0.0 for _ in [*responses, ""]]
+
+
+def endless(prompts: list[str], responses: list[str]) -> Iterator[float]:
+    """Never stops giving scores."""
+    while True:
+        yield 0.0
+
+
+def no_list(prompts: list[str], responses: list[str]) -> float:
+    """Forgets that there are many."""
+    return 1.0
+
+
+def only_alone(prompts: list[str], responses: list[str]) -> list[float]:
+    """Scores one response and fails on several."""
+    return [1.0] if len(responses) == 1 else []
+
+
+def prints(prompts: list[str], responses: list[str]) -> list[float]:
+    """Talks while it works, and asks."""
+    print("talking")
+    try:
+        input()
+    except EOFError:
+        return [2.0 for _ in responses]
+    return []
+
+
+def own_pid(prompts: list[str], responses: list[str]) -> list[float]:
+    """In which process it runs, and a child that sleeps."""
+    child = subprocess.Popen(["sleep", "600"])
+    return [float(os.getpid()), float(child.pid)][: len(responses)]
+
+
+def hangs_on_the_longest(prompts: list[str], responses: list[str]) -> list[float]:
+    """Never comes back from a batch, nor from the response that was the longest of it."""
+    note = Path(os.environ["LONGEST"])
+    if len(responses) > 1:
+        note.write_text(max(responses, key=len), encoding="utf-8")
+        _obey("hang")
+    if note.read_text(encoding="utf-8") == responses[0]:
+        _obey("hang")
+    return [float(responses[0].count("e"))]

@@ -1,0 +1,148 @@
+"""``rlhf plan`` as people call it: fits or not, what to change, cost; without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.plan import main, make_plan, parse_memory
+from cluster.plan_cost import GPUS, backward_factor, pass_flops
+from cluster.plan_fit import changed
+from cluster.shapes import SHAPES
+from rlhf.config import load_config
+from rlhf.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+PPO = str(ROOT / "configs/ppo/7b_lora_zero3_8gpu.yaml")
+SFT = str(ROOT / "configs/sft/full_1b_zero3_8gpu.yaml")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *rest: str) -> tuple[int, dict[str, Any]]:
+    code = main([*rest, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_seven_billion_on_eight_large_gpus_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = plan(
+        capsys, "--config", PPO, "--shape", "qwen2.5-7b", "--gpus", "8", "--memory", "80GiB", "--price", "2.5"
+    )
+    assert code == 0 and found["fits"] and found["gpus_needed"] == 8
+    trainer, rollout = found["roles"]
+    assert rollout["weights"] == 2 * 7_615_616_512
+    assert trainer["weights"] == pytest.approx(2 * 7_615_616_512 / 4, rel=0.02)
+    estimate = found["estimate"]
+    assert estimate["steps"] == 200 and estimate["updates"] == 200 * 2 * 4
+    assert estimate["cost"] == pytest.approx(2.5 * estimate["gpu_hours"])
+
+
+def test_the_advice_fits_and_nothing_in_it_is_superfluous(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--config", PPO, "--shape", "qwen2.5-14b", "--memory", "24GiB"]
+    code, found = plan(capsys, *small)
+    assert code == 1 and not found["fits"] and found["changes"]
+    overrides = {key: str(value).lower() for key, value in found["changes"].items()}
+    code, again = plan(capsys, *small, *(f"{k}={v}" for k, v in overrides.items()))
+    assert code == 0 and again["fits"]
+    for left_out in overrides:
+        fewer = [f"{k}={v}" for k, v in overrides.items() if k != left_out]
+        assert plan(capsys, *small, *fewer)[0] == 1, f"{left_out} is not needed"
+
+
+def test_too_few_gpus_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", PPO, "--shape", "llama-7b", "--gpus", "2"]) == 1
+    assert "asks for 8 GPUs, 2 are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gpu", "answer"), [("a100", "It would fit with engine.zero_stage=3"), ("t4", "No setting")])
+def test_seventy_billion_whole_on_one_card(gpu: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rest = ["--config", SFT, "--shape", "llama-3-70b", "--gpu", gpu, "--rows", "10", "placement.num_ranks=1"]
+    assert main(rest) == 1
+    assert answer in capsys.readouterr().out
+
+
+def test_sharing_a_gpu_halves_the_limit() -> None:
+    config = load_config("ppo", PPO, ["placement.gpus_per_rank=0.5", "placement.gpus_per_rollout_worker=0.5"])
+    report = make_plan(config, shape=SHAPES["llama-7b"], gpus=4, speed=GPUS["a100"])
+    assert report.needed == 4
+    assert report.budget.limit(report.roles[0]) == report.budget.usable_bytes / 2
+
+
+def test_each_setting_moves_its_part() -> None:
+    config = load_config("ppo", PPO)
+    shape = SHAPES["qwen2.5-7b"]
+
+    def trainer(**changes: Any) -> Any:
+        new = changed(config, {key.replace("__", "."): value for key, value in changes.items()})
+        return make_plan(new, shape=shape, gpus=8, speed=GPUS["a100"]).roles[0].memory
+
+    plain = trainer()
+    assert trainer(engine__zero_stage=0).weights > 3.8 * plain.weights
+    assert trainer(engine__offload_optimizer=True).optimizer == 0 < trainer(engine__offload_optimizer=True).host
+    assert trainer(model__gradient_checkpointing=False).activations > 2 * plain.activations
+    assert trainer(model__quantization="nf4").weights < 0.45 * plain.weights
+    whole = trainer(model__gradient_checkpointing=False).activations
+    alone = trainer(model__gradient_checkpointing=False, advantage__method="reinforce_plus_plus").activations
+    assert alone < 0.8 * whole, "without a critic one pass is kept, not two"
+    assert trainer(engine__offload_parameters=True).weights == 0
+
+
+def test_floating_point_operations_of_a_known_model() -> None:
+    """Six per parameter and token for training a whole model; the embedding table is no matrix product."""
+    shape = SHAPES["llama-7b"]
+    flops = pass_flops(shape, 1.0, 1)
+    products = shape.parameters - shape.vocab * shape.hidden
+    assert flops == pytest.approx(2 * products, rel=0.001)
+    assert flops * backward_factor(full=True, checkpointing=False) == pytest.approx(6 * products, rel=0.001)
+
+
+@pytest.mark.parametrize(("text", "size"), [("80GiB", 80 * 2**30), ("24 GB", 24e9), ("16", 16 * 2**30)])
+def test_sizes_of_memory(text: str, size: float) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "much", "-3GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="80GiB"):
+        parse_memory(text)
+
+
+def test_planning_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from cluster.plan import main; "
+        f"main(['--config', {PPO!r}, '--shape', 'llama-7b']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Fits" in done.stdout
+
+
+def test_the_page_of_the_docs_is_what_the_model_says_today() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/plan_table.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_taken_for_granted_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = plan(capsys, "--config", PPO, "--shape", "llama-7b", "lora.method=lokr")
+    assert any("lora.method=lokr" in note for note in found["notes"])
+    assert any("--reward-shape" in note for note in found["notes"])
+    _, found = plan(capsys, "--config", PPO, "--shape", "llama-7b", "--reward-shape", "llama-3.2-1b")
+    assert found["notes"] == []
+
+
+SHIPPED = [
+    p for p in sorted((ROOT / "configs").glob("**/*.yaml")) if f"\nstage: {p.parent.name}\n" in p.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_shipped_config_can_be_planned(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = plan(capsys, "--config", str(path), "--shape", "qwen2.5-0.5b", "--rows", "100", "--gpu", "a100")
+    assert code == 0 and found["fits"], "half a billion parameters fit on 80 GiB under every shipped config"
+    assert all(role["total"] > 2**30 for role in found["roles"]), "more than the driver alone"

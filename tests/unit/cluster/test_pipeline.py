@@ -1,0 +1,134 @@
+"""Pipelines: every shipped one is sound, steps run in order, once, and go on where they were left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.pipeline import PipelineConfig, build_parser, count_judgments, main, open_pipeline
+from preference_ui.db import open_store
+from rlhf.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted((ROOT / "configs/pipelines").glob("*.yaml"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLHF_STORE", str(tmp_path / "store.sqlite"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def write(folder: Path, *steps: dict, **more: object) -> Path:
+    path = folder / "pipeline.yaml"
+    tree = {"stage": "pipeline", "run_dir": "runs/p", "steps": list(steps), **more}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def check(name: str, file: str) -> dict:
+    """A step that succeeds when the file is a sound config."""
+    return {"name": name, "command": ["config", "check", file]}
+
+
+def good_config(path: Path) -> str:
+    tree = {"stage": "sft", "run_dir": "runs/x", "model": {"name": "m"}, "data": {"train": "d.jsonl"}}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path.name
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_shipped_pipelines_are_sound(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    pipeline = open_pipeline(path, build_parser().parse_args([str(path), "--run-dir", str(tmp_path / "runs/p")]))
+    assert len(pipeline.config.steps) > 1
+    assert main([str(path), "--dry-run", "--run-dir", str(tmp_path / "runs/p")]) == 0
+    assert not (tmp_path / "runs").exists(), "a plan writes nothing"
+    head = "\n".join(line for line in path.read_text("utf-8").splitlines()[:8] if line.startswith("#")).lower()
+    for word in ("hardware", "launch", "minutes", "metric"):
+        assert word in head
+
+
+def test_there_are_pipelines() -> None:
+    assert SHIPPED
+
+
+def test_steps_run_once_and_go_on_after_a_failure(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = good_config(here / "first.yaml")
+    path = write(here, check("a", first), check("b", "second.yaml"), check("c", first))
+    assert main([str(path)]) == 2
+    state = json.loads((here / "runs/p/pipeline.json").read_text("utf-8"))["steps"]
+    assert list(state) == ["a"] and state["a"]["seconds"] >= 0
+    good_config(here / "second.yaml")
+    capfd.readouterr()
+    assert main([str(path)]) == 0
+    told = capfd.readouterr().out
+    assert "[1/3] a: done before" in told and "first.yaml: good" in told and "second.yaml: good" in told
+    assert main([str(path)]) == 0 and "good" not in capfd.readouterr().out
+    assert main([str(path), "--dry-run"]) == 0 and capfd.readouterr().out.count("done") == 3
+
+
+def test_a_done_step_may_not_change_behind_ones_back(here: Path) -> None:
+    first = good_config(here / "first.yaml")
+    assert main([str(write(here, check("a", first)))]) == 0
+    good_config(here / "other.yaml")
+    with pytest.raises(ConfigError, match="step 'a' was done with other settings"):
+        main([str(write(here, check("a", "other.yaml")))])
+
+
+def test_people_are_waited_for(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(3)]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    open_store(here / "store.sqlite").close()
+    queue = {"name": "queue", "command": ["prefs", "import", "quiz", "rows.jsonl"]}
+    wait = {"name": "people", "wait_for_judgments": {"project": "quiz", "count": 3, "poll_seconds": 0.1}}
+    late = {"name": "late", "wait_for_judgments": {"project": "quiz", "count": 4}}
+    path = write(here, queue, wait, late, check("after", good_config(here / "first.yaml")))
+    assert main([str(path), "--no-wait"]) == 0
+    told = capfd.readouterr().out
+    assert count_judgments("quiz") == 3 and "3 judgments in project quiz" in told
+    assert "3 of 4 judgments" in told and "rlhf annotate --project quiz" in told and "good" not in told
+    impatient = {"name": "late", "wait_for_judgments": {"project": "quiz", "count": 4, "poll_seconds": 0.1,
+                                                        "timeout_hours": 1e-6}}  # fmt: skip
+    with pytest.raises(ConfigError, match="3 of 4 judgments after"):
+        main([str(write(here, queue, wait, impatient))])
+    with pytest.raises(ConfigError, match="'nowhere' cannot be counted"):
+        count_judgments("nowhere")
+
+
+STAGE = {"name": "s", "stage": "sft", "overrides": ["model.name=m", "data.train=d"]}
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], "steps"),
+        ([STAGE, STAGE], "equal names: s"),
+        ([{"name": "x"}], "exactly one of"),
+        ([STAGE | {"command": ["x"]}], "exactly one of"),
+        ([{"name": "x", "command": ["x"], "overrides": ["a=b"]}], "belong to a stage"),
+        ([STAGE | {"stage": "sfft"}], "must be one of sft"),
+        ([STAGE | {"overrides": [*STAGE["overrides"], "sead=1"]}], "did you mean 'seed'"),
+        ([STAGE | {"name": "a/b"}], "name"),
+        ([STAGE | {"wait_for_judgements": {}}], "wait_for_judgments"),
+    ],
+)
+def test_what_is_refused_before_anything_starts(here: Path, steps: list[dict], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main([str(write(here, *steps))])
+    assert not (here / "runs").exists()
+
+
+def test_run_directories_lie_in_the_pipelines_own(here: Path) -> None:
+    given = STAGE | {"overrides": ["model.name={run_dir}/a", "data.train=d"]}
+    args = build_parser().parse_args([str(write(here, given)), "--run-dir", "runs/other"])
+    pipeline = open_pipeline(here / "pipeline.yaml", args)
+    assert isinstance(pipeline.config, PipelineConfig)
+    assert pipeline.overrides(pipeline.config.steps[0]) == [
+        "run_dir=runs/other/s", "model.name=runs/other/a", "data.train=d",
+    ]  # fmt: skip

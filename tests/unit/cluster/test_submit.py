@@ -1,0 +1,117 @@
+"""A submission before any cluster is asked: checked, named, without secrets."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.submit import Job, build_parser, prepare, run_name, submit_patiently
+from rlhf.errors import ConfigError
+
+PPO = {
+    "stage": "ppo",
+    "run_dir": "runs/helpline/ppo",
+    "model": {"name": "runs/sft"},
+    "prompts": "prompts.jsonl",
+    "scores": [{"kind": "reward_model", "run": "runs/reward"}],
+}
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(PPO), encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hello"}\n', encoding="utf-8")
+    return tmp_path.resolve()
+
+
+def job(project: Path, *words: str) -> Job:
+    args = build_parser().parse_intermixed_args(["ppo", "--config", str(project / "ppo.yaml"), *words])
+    return prepare(args, root=project)
+
+
+def test_the_command_that_the_cluster_runs(project: Path) -> None:
+    found = job(project, "seed=3")
+    assert shlex.split(found.entrypoint) == [
+        "python", "-m", "rlhf", "ppo", "--config", "ppo.yaml", "seed=3",
+        f"run_dir={project}/runs/helpline/ppo", f"model.name={project}/runs/sft",
+        f'scores=[{{"kind": "reward_model", "run": "{project}/runs/reward"}}]', "placement.ray_address=auto",
+    ]  # fmt: skip
+    assert found.run == "helpline-ppo" and found.run_dir == f"{project}/runs/helpline/ppo"
+
+
+def test_a_name_sets_the_run_directory(project: Path) -> None:
+    found = job(project, "--id", "july", "--root", "/shared")
+    assert (found.run, found.run_dir) == ("july", "/shared/runs/july")
+    assert found.environment["RLHF_STORE"] == "/shared/runs/preferences.sqlite"
+    given = job(project, "--id", "july", "run_dir=/data/x", "placement.ray_address=1.2.3.4:6379")
+    assert (given.run, given.run_dir) == ("july", "/data/x")
+    assert "placement.ray_address=auto" not in given.entrypoint
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["kl.coeff=1"], "did you mean 'kl.coef'"),
+        (["--id", "a b"], "letters, digits"),
+        (["run_dir=out"], "is relative"),
+        (["--root", "shared"], "absolute"),
+        (["--env-var", "MY_API_KEY=abc"], "secrets do not belong"),
+        (["--env-var", "SURELY_NOT_SET"], "not set in this shell"),
+    ],
+)
+def test_what_is_refused_before_anything_is_sent(project: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        job(project, *words)
+
+
+def test_secrets_travel_by_name_and_never_on_the_command(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "canary-5d1f")
+    found = job(project, "--env-var", "MY_API_KEY", "--env-var", "COLOUR=red", "--stop-grace-seconds", "7")
+    assert found.environment["MY_API_KEY"] == "canary-5d1f" and found.environment["COLOUR"] == "red"
+    assert found.environment["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
+    assert "canary" not in found.entrypoint + str(found.metadata)
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "name"),
+    [("runs/x", "x"), ("runs/a/b", "a-b"), ("/mnt/runs/a/b", "a-b"), ("/data/x", "x"), ("./runs/x", "x")],
+)
+def test_names_of_runs(run_dir: str, name: str) -> None:
+    assert run_name(run_dir) == name
+
+
+def test_a_wrong_config_ends_with_two_without_a_cluster(project: Path) -> None:
+    """And quickly: neither torch nor ray is loaded."""
+    words = [sys.executable, "-m", "rlhf", "submit", "ppo", "--config", str(project / "ppo.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN_PATH": str(project / "none")}
+    started = time.perf_counter()
+    done = subprocess.run([*words, "sead=1"], cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "did you mean 'seed'" in done.stdout
+    assert time.perf_counter() - started < 10
+    done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 6 and "no token" in done.stdout
+
+
+def test_a_cluster_that_has_just_started_is_given_time() -> None:
+    answers = [RuntimeError("status code 500: No available agent to submit job, please try again later.")] * 2
+
+    def send_once() -> None:
+        if answers:
+            raise answers.pop()
+
+    submit_patiently(send_once)
+    assert not answers
+    answers.append(RuntimeError("No available agent"))
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submit_patiently(send_once, limit_seconds=-1)
+    answers.append(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        submit_patiently(send_once)

@@ -1,0 +1,49 @@
+"""A plan tells derived sizes and parameter counts without starting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.config import STAGES, build_config
+from rlhf.errors import ConfigError, DataError
+from rlhf.stages.plan import plan_stage
+from tests.support.conversations import demonstrations, preferences, write_rows
+
+
+def _plan(stage: str, **tree: object) -> dict[str, str]:
+    return dict(
+        plan_stage(build_config(STAGES[stage], {"stage": stage, "run_dir": "runs/none", **tree}, source="test"))
+    )
+
+
+def test_plans_of_all_stages(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = {"name": str(tiny_model_dir)}
+    rows = write_rows(tmp_path / "d.jsonl", demonstrations(40))
+    pairs = write_rows(tmp_path / "p.jsonl", preferences(40))
+    batch = {"minibatch_sequences": 8, "microbatch_sequences_per_gpu": 2}
+    sft = _plan("sft", model=model, data={"train": rows}, batch=batch, placement={"num_ranks": 2}, lora={"r": 4})
+    assert sft["minibatch"] == "8 rows = 2 per pass x 2 accumulated x 2 ranks"
+    # r x (in + out) per projection: q, k, v, o, gate, up, down of two layers
+    lora = 2 * 4 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
+    assert sft["trained parameters"].startswith(f"{lora:,} of ")
+    reward = _plan("reward", model=model, data={"train": pairs}, lora={"r": 4})
+    assert reward["trained parameters"].startswith(f"{lora + 64:,} of ") and "reward.json" in reward["files"]
+    function = {"kind": "function", "path": "a:b"}
+    ppo = _plan("ppo", model=model, prompts=rows, scores=[function], placement={"num_rollout_workers": 2})
+    assert ppo["rollouts per step"] == "32 = 32 prompts x 1 responses, by 2 rollout workers"
+    assert ppo["optimizer steps"] == "400 = 100 steps x 4 epochs x 1 minibatches"
+    assert _plan("sample", model=model, prompts=rows)["responses"] == "160 = 40 prompts x 4"
+    evaluate = _plan("evaluate", model=model, baseline=str(tiny_model_dir), prompts=rows, judge=function, limit=7)
+    assert evaluate["prompts"] == "7"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_refuses_what_the_run_would_refuse(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "d.jsonl", demonstrations(60))
+    with pytest.raises(DataError, match=r"longer than data\.max_sequence_tokens=8"):
+        _plan("sft", model={"name": str(tiny_model_dir)}, data={"train": rows, "max_sequence_tokens": 8})
+    with pytest.raises(ConfigError, match="annotator_weights needs rankings from the preference store"):
+        _plan("reward", model={"name": str(tiny_model_dir)}, data={"train": rows}, annotator_weights=True)

@@ -1,0 +1,69 @@
+"""One live process per run directory, and nothing written over a finished run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.config import SftConfig, build_config, config_hash, load_config
+from rlhf.errors import CheckpointError, RunLockedError
+from rlhf.stages.run_dir import fencing_token, prepare_run_dir, release_run_dir, set_aside
+
+
+def _config(run_dir: Path) -> SftConfig:
+    return build_config(
+        SftConfig, {"run_dir": str(run_dir), "model": {"name": "m"}, "data": {"train": "t.jsonl"}}, source="test"
+    )
+
+
+def test_the_directory_describes_the_run(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run")
+    path = prepare_run_dir(config, git_cwd=tmp_path)
+    release_run_dir(path)
+    record = json.loads((path / "config.json").read_text())
+    assert record["config_hash"] == config_hash(config)
+    assert record["git_sha"] is None and "torch" in record["versions"]
+    assert load_config("sft", path / "config.yaml") == config
+    assert (path / "logs" / "driver-0.log").is_file()
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="finished run: set run_dir"):
+        prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
+
+
+def test_a_live_process_keeps_others_out_and_a_killed_one_does_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, fcntl, os; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "f.write(f'{os.getpid()} thishost 7'); f.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunLockedError, match=f"pid {other.pid} on thishost") as caught:
+            prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
+        assert caught.value.exit_code == 7
+        other.kill()
+        other.wait()
+        path = prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
+        assert fencing_token(path) == 8, "a later claim has a larger token, also after a kill"
+        release_run_dir(path)
+
+
+def test_setting_a_run_aside_keeps_it_whole(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    aside = set_aside(tmp_path / "run")
+    assert aside is not None and (aside / "run.json").is_file() and not (tmp_path / "run").exists()
+    assert set_aside(tmp_path / "run") is None
+
+
+def test_an_unfinished_run_may_be_entered_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        path = prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
+    release_run_dir(path)

@@ -1,0 +1,160 @@
+"""Pairs on their way into the trainer, figures on their way out, and the reward head in between."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from rlhf.config import ModelConfig
+from rlhf.config.model import LoraConfig
+from rlhf.config.stages import DataConfig
+from rlhf.data.chat import chat_format
+from rlhf.data.schema import Message, PreferenceRow
+from rlhf.errors import CheckpointError, DataError
+from rlhf.models import adapters
+from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, ScoreHead, build_reward_model, load_reward_model
+from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accuracy, wilson_interval
+from rlhf.stages.encode import encode_preferences
+from rlhf.workers.reward import correct_against_majority
+
+
+def _pair(name: str, prompt: str, chosen: str = "yes", rejected: str = "no", **more: float) -> PreferenceRow:
+    return PreferenceRow(name, (Message("user", prompt),), chosen, rejected, **more)  # type: ignore[arg-type]
+
+
+def test_pairs_of_one_prompt_weigh_together_one(tiny_model_dir: Path) -> None:
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
+    rows = [
+        _pair("a", "p"),
+        _pair("b", "p", "sure", weight=3.0),
+        _pair("c", "q", weight=0.5),
+        _pair("d", "r", weight=0.0),
+    ]
+    data, keys = DataConfig(train="x"), {"use_margins": True, "weight_by_prompt": True}
+    encoded, _ = encode_preferences(rows, chat, data, **keys)
+    assert [row["weight"] for row in encoded] == [0.25, 0.75, 1.0, 0.0]
+    plain, _ = encode_preferences(rows, chat, data, use_margins=True, weight_by_prompt=False)
+    assert [row["weight"] for row in plain] == [1.0, 3.0, 0.5, 0.0]
+    with pytest.raises(DataError, match="weight 0"):
+        encode_preferences(rows[3:], chat, data, **keys)
+
+
+def test_pairs_end_with_the_stop_token_and_are_cut_only_in_the_prompt(tiny_model_dir: Path) -> None:
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
+    row = _pair("long", "a question that goes on " * 5, "short", "a longer answer than the other", margin=0.5)
+    keys = {"use_margins": False, "weight_by_prompt": True}
+    whole, _ = encode_preferences([row], chat, DataConfig(train="x"), **keys)
+    limit = len(whole[0]["rejected_ids"]) - 9
+    data = DataConfig(train="x", max_sequence_tokens=limit, on_long_row="truncate")
+    cut, counts = encode_preferences([row], chat, data, **keys)
+    assert counts == {"truncate": 1} and whole[0]["margin"] == 0.0
+    for key in ("chosen_ids", "rejected_ids"):
+        assert cut[0][key] == whole[0][key][9:] and cut[0][key][-1] == chat.stop_ids[0]
+    with pytest.raises(DataError, match="longer than"):
+        encode_preferences([row], chat, DataConfig(train="x", max_sequence_tokens=limit), **keys)
+
+
+def test_the_head_starts_with_deviation_one_over_root_d_plus_one() -> None:
+    head = ScoreHead(4095).draw(3)
+    assert float(head.weight.detach().std()) == pytest.approx(1 / 64, rel=0.05)
+    assert torch.equal(head.weight, ScoreHead(4095).draw(3).weight)
+    assert not torch.equal(head.weight, ScoreHead(4095).draw(4).weight)
+    hidden = torch.randn(1, 2, 4095)
+    expected = hidden @ head.weight.T
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(head(hidden), expected, atol=1e-5)
+
+
+@pytest.fixture
+def reward_run(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A reward run as the stage leaves it, with random adapter and head."""
+    source, config = resolve_model(str(tiny_model_dir)), ModelConfig(name=str(tiny_model_dir))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    model = build_reward_model(source, config, tokenizer)
+    model.score.draw(0)
+    model = adapters.attach(model, adapters.peft_config(LoraConfig(r=4), "SEQ_CLS"), ADAPTER)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    state = {name: p.detach() for name, p in adapters.adapter_parameters(model, ADAPTER)}
+    head = next(p for name, p in model.named_parameters() if "score.modules_to_save" in name)
+    folder = tmp_path / "run" / "adapter"
+    adapters.save_adapter_file(folder, model.peft_config[ADAPTER], source.base, {**state, HEAD: head.detach()})
+    RewardSettings(0.5, 2.0, 10, "float32", {"eval_accuracy": 0.7}).write(folder)
+    tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
+    chat = chat_format(tokenizer, "default")
+    record = RunRecord(
+        "reward", source.base, None, "adapter", "none", "default", chat.fingerprint(), base_fingerprint(source.base)
+    )
+    record.write(tmp_path / "run")
+    ids = torch.tensor([chat.encode_prompt((Message("user", "hello"),)) + chat.encode_response("there")])
+    with torch.no_grad():
+        torch.save(model.eval()(input_ids=ids).logits[0, 0], tmp_path / "expected.pt")
+    return tmp_path / "run"
+
+
+def test_a_reloaded_reward_model_scores_alike_whatever_the_padding(reward_run: Path) -> None:
+    scorer = load_reward_model(reward_run, microbatch=3)
+    texts = [((Message("user", "hello"),), "there"), ((Message("user", "who are you"),), "a friend of the little dog")]
+    expected = (float(torch.load(reward_run.parent / "expected.pt")) - 0.5) / 2.0
+    found = scorer.score_texts(texts)
+    assert found[0] == pytest.approx(expected, abs=1e-5) and found[0] != pytest.approx(found[1], abs=1e-3)
+    assert scorer.score_texts(texts[::-1])[::-1] == pytest.approx(found, abs=1e-5)
+
+
+def test_a_reward_run_without_head_or_settings_is_refused(reward_run: Path) -> None:
+    state, _ = adapters.read_adapter_file(reward_run / "adapter")
+    config = adapters.read_peft_config(reward_run / "adapter")
+    base = resolve_model(str(reward_run)).base
+    adapters.save_adapter_file(reward_run / "adapter", config, base, state)
+    with pytest.raises(CheckpointError, match="no reward head"):
+        load_reward_model(reward_run)
+    (reward_run / "adapter" / "reward.json").unlink()
+    with pytest.raises(CheckpointError, match=r"reward\.json"):
+        load_reward_model(reward_run)
+
+
+def test_accuracy_counts_ties_half_and_votes_by_their_share() -> None:
+    found = pair_accuracy([1.0, -1.0, 0.0, 2.0, -3.0], [1.0, 0.75, 1.0, 0.5, 0.25], list("aabbc"), seed=0)
+    assert found["accuracy"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert (found["num_pairs"], found["num_prompts"], found["num_ties"]) == (4, 3, 1)
+    assert found["vote_accuracy"] == pytest.approx((1 + 0.25 + 0.5 + 0.5 + 0.75) / 5)
+    assert found["vote_ceiling"] == pytest.approx((1 + 0.75 + 1 + 0.5 + 0.75) / 5)
+    signs = correct_against_majority(
+        torch.tensor([1.0, -1.0, 0.0, 2.0, -3.0]), torch.tensor([1.0, 0.75, 1.0, 0.5, 0.25])
+    )
+    assert signs.tolist() == [1.0, 0.0, 0.5, 0.5, 1.0]
+
+
+def test_intervals_against_known_values_and_numpy() -> None:
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    generator = np.random.default_rng(0)
+    values, groups = generator.random(60), [str(i // 3) for i in range(60)]
+    low, high = bootstrap_interval(values.tolist(), groups, seed=1)
+    means = values.reshape(20, 3).mean(axis=1)
+    draws = np.percentile(means[generator.integers(0, 20, (4000, 20))].mean(axis=1), [2.5, 97.5])
+    assert (low, high) == pytest.approx(tuple(draws), abs=0.01) and not math.isnan(low)
+
+
+def test_the_length_rule_learns_its_direction_on_training_pairs() -> None:
+    def row(chosen: int, rejected: int) -> dict:
+        return {
+            "chosen_ids": [0] * chosen,
+            "rejected_ids": [0] * rejected,
+            "probability": 1.0,
+            "group": str((chosen, rejected)),
+        }
+
+    held_out = [row(5, 3), row(2, 8), row(4, 4), row(9, 1)]
+    longer = length_baseline([row(3, 1), row(4, 1), row(1, 2)], held_out, seed=0)
+    shorter = length_baseline([row(1, 3), row(1, 4), row(2, 1)], held_out, seed=0)
+    assert (longer["rule"], longer["accuracy"]) == ("longer", 0.625)
+    assert (shorter["rule"], shorter["accuracy"]) == ("shorter", 0.375)
