@@ -15,8 +15,6 @@ from rlhf.config import EngineConfig, LoraConfig, ModelConfig
 
 PERSISTENT_ELEMENTS = 100_000
 """ZeRO-3 keeps tensors of at most this many elements whole on every rank (stage3_param_persistence_threshold)."""
-REDUCE_BUCKET_ELEMENTS = 500_000_000
-"""ZeRO-3 holds one bucket of this size for the whole run; ZeRO-1 and 2 reduce gradients in buckets up to it."""
 LIVE_ELEMENTS = 1_000_000_000
 """ZeRO-3 keeps gathered parameters that are used again within this many elements (stage3_max_live_parameters)."""
 MASTER_BYTES, ADAM_BYTES, ADAM_8BIT_BYTES = 4, 8, 2
@@ -160,7 +158,8 @@ def training_state(
         return Memory(gradients=count * width, optimizer=count * moments)
     share = math.ceil(count / ranks)
     optimizer, gradients = share * (MASTER_BYTES + moments), float(share * width)
-    bucket = min(count, REDUCE_BUCKET_ELEMENTS) if engine.zero_stage < 3 else REDUCE_BUCKET_ELEMENTS
+    # ZeRO-3 holds one whole bucket for the whole run; ZeRO-1 and 2 reduce gradients in buckets up to its size.
+    bucket = engine.reduce_bucket_elements if engine.zero_stage == 3 else min(count, engine.reduce_bucket_elements)
     workspace = float(bucket * width + (share * 4 if width < 4 else 0))
     if engine.offload_optimizer:  # fp32 copies, moments and fp32 gradients live in main memory
         return Memory(gradients=gradients, workspace=bucket * width, host=optimizer + share * 4)

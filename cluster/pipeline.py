@@ -174,6 +174,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_pipeline(file: Path) -> None:
+    """Reads a pipeline and every config it names.
+
+    Raises:
+        ConfigError: something is wrong.
+    """
+    open_pipeline(file, build_parser().parse_args([str(file)]))
+
+
 def open_pipeline(file: Path, args: argparse.Namespace) -> Pipeline:
     """Reads a pipeline, its state, and every config it names.
 

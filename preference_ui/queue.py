@@ -146,26 +146,41 @@ def claim_item(store: Store, project: str, annotator_id: str, item_id: str) -> A
     return store.transact(change)
 
 
-def save_draft(store: Store, annotator_id: str, lease_id: str, draft: dict[str, Any]) -> None:
+def save_draft(store: Store, annotator_id: str, lease_id: str, draft: dict[str, Any] | None, revision: int = 1) -> bool:
     """Keep an unfinished vote (any JSON object), so that a restart of page or server loses nothing.
+
+    Args:
+        draft: None throws away what was kept.
+        revision: that the vote would get, as ``Assignment.revision`` says.
+
+    Returns:
+        Whether it was kept; a draft that comes after the vote of its revision is not.
 
     Raises:
         LeaseError: not the caller's.
         DataError: not JSON, or too long.
     """
+    text = None if draft is None else _draft_text(draft)
+
+    def change(tx: Transaction) -> bool:
+        lease, _ = leases.lock_lease(tx, annotator_id, lease_id)
+        if revision != lease.revision + 1:
+            return False
+        lease.draft_json, lease.draft_at = text, tx.now
+        tx.session.flush()
+        return True
+
+    return store.transact(change)
+
+
+def _draft_text(draft: dict[str, Any]) -> str:
     try:
         text = checked_text(canonical_json(draft), "draft")
     except (TypeError, ValueError) as error:
         raise DataError(f"draft: is not JSON: {error}") from error
     if not isinstance(draft, dict) or len(text) > MAX_DRAFT_CHARACTERS:
         raise DataError(f"draft: must be an object of at most {MAX_DRAFT_CHARACTERS} characters")
-
-    def change(tx: Transaction) -> None:
-        lease, _ = leases.lock_lease(tx, annotator_id, lease_id)
-        lease.draft_json, lease.draft_at = text, tx.now
-        tx.session.flush()
-
-    store.transact(change)
+    return text
 
 
 def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_next: bool = False) -> Assignment | None:
@@ -306,9 +321,10 @@ def _own_lease(session: Session, annotator_id: str, lease_id: str) -> Lease:
 
 
 def recall(store: Store, annotator_id: str, lease_id: str) -> Assignment:
-    """Show an own answered task again, with the vote as draft, so that it can be revised with ``submit``.
+    """Show an own answered task again, so that it can be revised with ``submit``.
 
-    The stored vote stays valid until the revision arrives.
+    The draft is an unfinished change if ``save_draft`` kept one, else the vote. The stored vote stays valid until the
+    revision arrives.
 
     Raises:
         LeaseError: not the caller's, or frozen.
@@ -317,7 +333,7 @@ def recall(store: Store, annotator_id: str, lease_id: str) -> Assignment:
         lease = _own_lease(session, annotator_id, lease_id)
         if lease.frozen_in is not None:
             raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
-        vote = stored_vote(session, lease)
+        vote = None if lease.draft_json else stored_vote(session, lease)
         return assignment_of(session, lease, draft=vote.as_dict() if vote else None)
 
 

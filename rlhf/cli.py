@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import __version__
-from rlhf.config import STAGES, dump_yaml, load_config, stage_of
+from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
 from rlhf.errors import RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
@@ -195,7 +195,12 @@ def _config_show(args: argparse.Namespace) -> int:
 
 def _config_check(args: argparse.Namespace) -> int:
     for file in args.files:
-        load_config(stage_of(file), file, args.overrides)
+        if is_pipeline(file):
+            from cluster.pipeline import check_pipeline
+
+            check_pipeline(Path(file))
+        else:
+            load_config(stage_of(file), file, args.overrides)
         get_console().print(f"{file}: good", markup=False)
     return 0
 

@@ -69,10 +69,9 @@ class RankingApi:
 
     def submit(self, person: Person, body: Body) -> Body:
         """Store a vote; the answer is sent after the commit and brings the next task."""
-        revision = body.get("revision")
-        if not isinstance(revision, int) or isinstance(revision, bool) or not isinstance(body.get("vote"), dict):
-            raise DataError("revision: must be a whole number, and vote an object")
-        lease, vote = _text(body, "lease"), Vote.from_dict(body["vote"])
+        if not isinstance(body.get("vote"), dict):
+            raise DataError("vote: must be an object")
+        lease, revision, vote = _text(body, "lease"), _revision(body), Vote.from_dict(body["vote"])
         receipt = queue.submit(
             self.site.store, person.id, lease, vote, revision, claim_next=body.get("next", True) is True
         )
@@ -98,12 +97,12 @@ class RankingApi:
         return self._after(person, queue.recall(self.site.store, person.id, _text(body, "lease")))
 
     def draft(self, person: Person, body: Body) -> Body:
-        """Keep an unfinished vote."""
-        draft = body.get("draft")
-        if not isinstance(draft, dict):
-            raise DataError("draft: must be an object")
-        queue.save_draft(self.site.store, person.id, _text(body, "lease"), draft)
-        return {"saved": True}
+        """Keep an unfinished vote, or with null throw it away."""
+        draft = body.get("draft", False)
+        if draft is not None and not isinstance(draft, dict):
+            raise DataError("draft: must be an object or null")
+        kept = queue.save_draft(self.site.store, person.id, _text(body, "lease"), draft, _revision(body))
+        return {"saved": kept}
 
     def renew(self, person: Person, body: Body) -> Body:
         """Hold the task for longer."""
@@ -144,6 +143,13 @@ class RankingApi:
         project = get_project(self.site.store, self.site.project)
         words = get_guideline(self.site.store, project.id, project.guideline_version)
         return {"version": project.guideline_version, "empty": not words.strip(), **text_json(words)}
+
+
+def _revision(body: Body) -> int:
+    revision = body.get("revision")
+    if not isinstance(revision, int) or isinstance(revision, bool):
+        raise DataError("revision: must be a whole number")
+    return revision
 
 
 def _locale(person: Person) -> str:

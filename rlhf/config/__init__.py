@@ -1,6 +1,6 @@
 """Strict, frozen configuration. Imports neither torch nor ray."""
 
-from rlhf.config.load import build_config, config_hash, dump_yaml, known_keys, load_config, stage_of
+from rlhf.config.load import build_config, config_hash, dump_yaml, is_pipeline, known_keys, load_config, stage_of
 from rlhf.config.model import (
     EngineConfig,
     LoraConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "config_hash",
     "derive_seed",
     "dump_yaml",
+    "is_pipeline",
     "known_keys",
     "load_config",
     "read_secret",

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1)]
+"""A path, run or model: never empty."""
+Files = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
+"""One file or several."""
 
 
 class Section(BaseModel):

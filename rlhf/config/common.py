@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Section
+from rlhf.config.base import Name, Section
 from rlhf.config.methods import why_not
 from rlhf.config.model import EngineConfig, LoraConfig, ModelConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.recovery import CheckpointConfig, RecoveryConfig
@@ -13,7 +13,7 @@ from rlhf.config.recovery import CheckpointConfig, RecoveryConfig
 class StageConfig(Section):
     """What every stage has."""
 
-    run_dir: str
+    run_dir: Name
     seed: int = Field(0, ge=0)
     model: ModelConfig
     engine: EngineConfig = EngineConfig()

@@ -70,14 +70,24 @@ def stage_of(file: str | Path) -> str:
     Raises:
         ConfigError: the file is not readable YAML, or its ``stage`` is none that there is.
     """
-    try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not readable YAML: {error}") from None
+    tree = _tree(file)
     stage = tree.get("stage") if isinstance(tree, dict) else None
     if stage not in STAGES:
         raise ConfigError(f"{file}: the key 'stage' must be one of {', '.join(STAGES)}, got {stage!r}")
     return str(stage)
+
+
+def is_pipeline(file: str | Path) -> bool:
+    """Whether a file holds a pipeline of steps rather than one stage's config."""
+    tree = _tree(file)
+    return isinstance(tree, dict) and tree.get("stage") == "pipeline"
+
+
+def _tree(file: str | Path) -> object:
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not readable YAML: {error}") from None
 
 
 def config_hash(config: BaseModel) -> str:

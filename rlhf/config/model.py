@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Section
+from rlhf.config.base import Name, Section
 from rlhf.config.methods import why_not
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""Decay of a moment of Adam (arXiv:1412.6980)."""
 
 
 class ModelConfig(Section):
     """The base model of a stage."""
 
-    name: str
+    name: Name
     """A model directory, a hub id, a run directory of an earlier stage, or ``builtin:helpline_base``."""
     revision: str | None = None
     """Hub commit; in full together with ``trust_remote_code`` (for a directory: the hash of its Python files)."""
@@ -70,6 +73,8 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    reduce_bucket_elements: int = Field(50_000_000, ge=1)
+    """Gradients are reduced in buckets of at most this many elements; ZeRO-3 holds one whole bucket all the time."""
 
     @model_validator(mode="after")
     def _offload_needs_stage(self) -> EngineConfig:
@@ -85,7 +90,7 @@ class OptimConfig(Section):
 
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_fraction: float = Field(0.0, ge=0, lt=1)

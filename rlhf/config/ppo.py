@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Section
+from rlhf.config.base import Files, Section
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, OptimConfig
 from rlhf.config.scores import ScoreSource
@@ -122,7 +122,7 @@ class PpoConfig(StageConfig):
     """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
 
     stage: Literal["ppo"] = "ppo"
-    prompts: str | tuple[str, ...]
+    prompts: Files
     prompt_format: str = "auto"
     scores: tuple[ScoreSource, ...] = Field(min_length=1)
     lora: LoraConfig = LoraConfig()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rlhf.config.base import Section
+from rlhf.config.base import Files, Name, Section
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, ModelConfig, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
@@ -43,7 +43,7 @@ __all__ = [
 class DataConfig(Section):
     """Rows to train on."""
 
-    train: str | tuple[str, ...]
+    train: Files
     """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store."""
     evaluation: str | tuple[str, ...] | None = None
     """Held-out rows; without it ``eval_fraction`` of the prompts is held out by prompt hash."""
@@ -106,7 +106,7 @@ class RewardBatch(Section):
 class PreferenceDataConfig(DataConfig):
     """Preferences to train on; ``data.preferences`` is another word for ``data.train``."""
 
-    train: str | tuple[str, ...] = Field(validation_alias=AliasChoices("train", "preferences"))
+    train: Files = Field(validation_alias=AliasChoices("train", "preferences"))
 
 
 class RewardConfig(StageConfig):
@@ -153,10 +153,10 @@ class SampleConfig(Section):
     """Draw K responses per prompt from a policy."""
 
     stage: Literal["sample"] = "sample"
-    run_dir: str
+    run_dir: Name
     seed: int = Field(0, ge=0)
     model: ModelConfig
-    prompts: str | tuple[str, ...]
+    prompts: Files
     prompt_format: str = "auto"
     responses_per_prompt: int = Field(4, ge=1)
     sampling: SamplingConfig = SamplingConfig()
@@ -169,12 +169,12 @@ class EvaluateConfig(Section):
     """Compare a policy with a baseline on held-out prompts."""
 
     stage: Literal["evaluate"] = "evaluate"
-    run_dir: str
+    run_dir: Name
     seed: int = Field(0, ge=0)
     model: ModelConfig
     baseline: str
     """The policy to beat: a run directory or a model."""
-    prompts: str | tuple[str, ...]
+    prompts: Files
     prompt_format: str = "auto"
     judge: ScoreSource
     """Scores both answers; the higher wins, ties count half."""

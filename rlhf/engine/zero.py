@@ -28,7 +28,7 @@ def deepspeed_config(
         max_grad_norm: global gradient norm to clip at, or ``"auto"``.
         minibatch: sequences per optimizer step over all ranks, or ``"auto"``; None leaves it to be derived.
     """
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": engine.reduce_bucket_elements}
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if engine.offload_parameters:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rlhf.config import ModelConfig, SamplingConfig, derive_seed
-from rlhf.data.schema import Message, RowError, check_text
+from rlhf.data.schema import Message
 from rlhf.errors import DataError, RlhfError
 from rlhf.models.source import resolve_model
 from rlhf.rollout.protocol import PromptTask
+from rlhf.stages.candidates import Origin
 from rlhf.workers.context import WorkerContext
 
 
@@ -39,8 +40,7 @@ class CandidateSource:
 
         context = WorkerContext("live", 0, 1, tempfile.gettempdir())
         self._worker = RolloutWorker(context, model, None, microbatch=8, threads=threads, follows_trainer=False)
-        self._run, self._sampling = run, sampling
-        self._adapter = str(source.adapter or "")
+        self._origin, self._sampling = Origin.of(run), sampling
 
     def candidates(self, text: str, count: int, seed: int) -> dict[str, Any]:
         """Draws ``count`` responses; equal and unreadable ones are left out.
@@ -55,31 +55,9 @@ class CandidateSource:
             raise DataError(f"the prompt has {len(ids)} tokens, the limit is {self._sampling.max_prompt_tokens}")
         seeds = [derive_seed(seed, "live", text, k) for k in range(count)]
         rollouts = self._worker.generate([PromptTask(f"live/{s}", ids, s) for s in seeds], self._sampling, 0)
-        responses: dict[str, dict[str, Any]] = {}
-        for drawn, own_seed in zip(rollouts, seeds, strict=True):
-            answer = chat.decode_response(list(drawn.response_ids)).strip()
-            if not _storable(answer):
-                continue
-            responses.setdefault(
-                answer,
-                {
-                    "text": answer,
-                    "run": self._run,
-                    "adapter_uri": self._adapter,
-                    "adapter_sha256": drawn.adapter_sha256,
-                    "sampling": {**self._sampling.model_dump(), "seed": own_seed, "finished": drawn.finished},
-                    "num_tokens": len(drawn.response_ids),
-                },
-            )
-        return {"prompt": [prompt.as_dict()], "responses": list(responses.values())}
-
-
-def _storable(text: str) -> bool:
-    try:
-        check_text(text, "response")
-    except RowError:
-        return False
-    return bool(text)
+        texts = [chat.decode_response(list(drawn.response_ids)) for drawn in rollouts]
+        responses = self._origin.candidates(texts, rollouts, seeds, self._sampling)
+        return {"prompt": [prompt.as_dict()], "responses": responses}
 
 
 def serve(source: CandidateSource, requests: TextIO, answers: TextIO) -> None:

@@ -223,6 +223,7 @@ def finish(run: PpoRun) -> dict[str, Any]:
         "zero_stage": run.description["zero_stage"],
         "num_ranks": run.description["world_size"],
         "trainable": run.description["trainable"],
+        "num_steps": run.step,
         "seconds": run.total_seconds,
         "seed": config.seed,
         "kl": run.last["kl"],

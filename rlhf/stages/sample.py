@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf.config import SampleConfig
 from rlhf.data.loading import load_prompts
-from rlhf.data.schema import PromptRow, RowError, check_text
+from rlhf.data.schema import PromptRow
+from rlhf.stages.candidates import Origin
 from rlhf.stages.drawing import Drawn, draw
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
 
@@ -53,35 +54,14 @@ def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = N
 
 def _write(path: Path, config: SampleConfig, prompts: list[PromptRow], drawn: Drawn) -> int:
     """One line per prompt in the store's import format; returns how many prompts have something to compare."""
-    sampling, written = config.sampling.model_dump(), 0
+    origin, written = Origin.of(config.model.name, config.model.revision), 0
     with path.open("w", encoding="utf-8") as handle:
         for row, texts, rollouts, seeds in zip(prompts, drawn.texts, drawn.rollouts, drawn.seeds, strict=True):
-            responses: dict[str, dict[str, Any]] = {}
-            for text, rollout, seed in zip(texts, rollouts, seeds, strict=True):
-                if _storable(text):
-                    responses.setdefault(
-                        text.strip(),
-                        {
-                            "text": text.strip(),
-                            "run": config.model.name,
-                            "adapter_sha256": rollout.adapter_sha256,
-                            "sampling": {**sampling, "seed": seed, "finished": rollout.finished},
-                            "num_tokens": len(rollout.response_ids),
-                        },
-                    )
+            responses = origin.candidates(texts, rollouts, seeds, config.sampling)
             if len(responses) < 2:
                 continue
             prompt = [message.as_dict() for message in row.messages]
-            line = {"id": row.id, "prompt": prompt, "responses": list(responses.values()), "source": config.model.name}
+            line = {"id": row.id, "prompt": prompt, "responses": responses, "source": origin.run}
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")
             written += 1
     return written
-
-
-def _storable(text: str) -> bool:
-    """Whether people can read it: a byte-level tokenizer can also spell nothing, or control characters."""
-    try:
-        check_text(text, "response")
-    except RowError:
-        return False
-    return True

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
+from sqlalchemy import select
 
 from preference_ui.backup import verify
 from preference_ui.db import open_store
+from preference_ui.models import PolicyVersion, Prompt, Response
+from preference_ui.projects import create_project
 from preference_ui.versions import load_preferences
 from tests.ui.app.ui_helpers import CHROMIUM, PASSWORD, Server, free_port
 
@@ -155,3 +158,31 @@ def test_chat_talks_to_the_trained_policy(quickstart: tuple[Path, str]) -> None:
     output = rlhf("chat", str(root / "ppo"), "--prompt", "How do I store spare insulin?", "--seed", "1")
     answer = output.split("policy", 1)[1].strip()
     assert len(answer.split()) >= 3
+
+
+def test_candidates_of_a_run_become_tasks_with_their_origin(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    root, _ = quickstart
+    store_file, run, prompts = tmp_path / "store.sqlite", root / "ppo", tmp_path / "prompts.jsonl"
+    questions = ["How do I store spare insulin?", "What can I eat before sport?"]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in questions))
+    place = ("--store", str(store_file))
+    store = open_store(store_file)
+    create_project(store, "fresh")
+    store.close()
+    order = ("--run", str(run), "--prompts", str(prompts), "--k", "3", "--seed", "5")
+    rlhf("prefs", "sample", "fresh", *place, *order, "--run-dir", str(tmp_path / "drawn"))
+    sha = json.loads((run / "summary.json").read_text())["adapter_sha256"]
+    store = open_store(store_file, create=False)
+    try:
+        with store.read() as session:
+            versions = session.scalars(select(PolicyVersion)).all()
+            rows = session.execute(
+                select(Prompt.messages_json, Response.sampling_json).join(Response, Response.prompt_id == Prompt.id)
+            ).all()
+    finally:
+        store.close()
+    assert [(v.run, v.step, v.uri, v.sha256) for v in versions] == [(str(run), 2, str(run / "adapter"), sha)]
+    assert {json.loads(messages)[-1]["content"] for messages, _ in rows} == set(questions)
+    settings = [json.loads(text) for _, text in rows]
+    assert 4 <= len(rows) <= 6 and len({s["seed"] for s in settings}) == len(rows)
+    assert all(s["temperature"] > 0 and s["max_response_tokens"] > 0 for s in settings)

@@ -10,7 +10,6 @@ import pytest
 from cluster.memory_model import (
     ADAM_BYTES,
     MASTER_BYTES,
-    REDUCE_BUCKET_ELEMENTS,
     adapter_tensors,
     base_tensors,
     elements,
@@ -55,7 +54,7 @@ def test_bytes_of_a_rank(stage: int, dtype: str, wide_base: Path, actor_pool: Ac
         "adapters": resident(3 * one, config.engine, RANKS),  # policy, critic, reference
         "gradients": state.gradients,
         "optimizer": state.optimizer,
-        "bucket": REDUCE_BUCKET_ELEMENTS * width if stage == 3 else 0,
+        "bucket": config.engine.reduce_bucket_elements * width if stage == 3 else 0,
     }
     if stage:
         assert state.optimizer == elements(2 * one) / RANKS * (MASTER_BYTES + ADAM_BYTES)

@@ -233,15 +233,15 @@ export class RankingPage {
   // ---- drafts --------------------------------------------------------------------------------------------
 
   draftKey() {
-    return `rlhf:draft:${this.boot.me.id}:${this.task.lease}`;
+    return `rlhf:draft:${this.boot.me.id}:${this.task.lease}:${this.task.revision}`;
   }
 
   draftBody() {
-    return { lease: this.task.lease, draft: { ...this.state, active_ms: this.clock.activeMs(), touched: this.touched } };
+    const { lease, revision } = this.task;
+    return { lease, revision, draft: { ...this.state, active_ms: this.clock.activeMs(), touched: this.touched } };
   }
 
   changed() {
-    if (this.revising) return;
     this.draftWaits = true;
     remember.set(this.draftKey(), this.draftBody().draft);
     this.say("pending", t("state.draft.pending"));
@@ -250,7 +250,7 @@ export class RankingPage {
   }
 
   async saveDraft({ quiet = false } = {}) {
-    if (!this.task || this.revising || this.busy) return;
+    if (!this.task || this.busy || (this.revising && !this.draftWaits)) return;
     const body = this.draftBody();
     const key = this.draftKey();
     try {
@@ -345,7 +345,13 @@ export class RankingPage {
     await this.guarded(async () => this.show(await call("recall", { lease }), { revising: true }));
   }
 
+  // The change in the making is thrown away, here and on the server.
   async leaveRevision() {
+    clearTimeout(this.draftTimer);
+    this.draftWaits = false;
+    remember.remove(this.draftKey());
+    const { lease, revision } = this.task;
+    await this.guarded(() => call("draft", { lease, revision, draft: null }));
     await this.guarded(() => this.load("task", {}));
   }
 

@@ -65,7 +65,7 @@ def test_logging_out_gives_the_task_back_and_keeps_the_draft(site: Site) -> None
     with server.client(token) as page:
         lease = page.post("/api/task", json={}).json()["task"]["lease"]
         draft = {"tiers": [[3], [2], [1], [0]]}
-        assert page.post("/api/draft", json={"lease": lease, "draft": draft}).status_code == 200
+        assert page.post("/api/draft", json={"lease": lease, "revision": 1, "draft": draft}).status_code == 200
         assert page.post("/logout").status_code == 303
     with store.read() as session:
         assert session.get_one(Lease, lease).state == "released"

@@ -93,6 +93,22 @@ def test_a_person_asks_and_ranks_at_once(asking: tuple[Server, Store], visit: Ca
     assert someone.errors == []
 
 
+def test_two_people_ask_at_once(asking: tuple[Server, Store], visit: Callable[..., Visit]) -> None:
+    """Both get answers to their own question, one after the other; neither sees the other's."""
+    questions = ("May I drink juice before running?", "When should I see the eye doctor?")
+    people = [visit(where=asking).open() for _ in questions]
+    before = [person.lease() for person in people]
+    for person, question in zip(people, questions, strict=True):
+        person.page.get_by_role("tab", name="Ask the model").click()
+        person.page.get_by_label("Your question").fill(question)
+    for person in people:
+        person.page.get_by_role("button", name="Get answers").click(no_wait_after=True)
+    for person, question, old in zip(people, questions, before, strict=True):
+        person.wait_new_task(old)
+        assert question in person.page.inner_text(".prompt")
+        assert person.errors == []
+
+
 def test_nothing_is_generated_unless_switched_on(site: tuple[Server, Store], asking: tuple[Server, Store]) -> None:
     for (server, store), is_on in ((site, False), (asking, True)):
         _, token = token_for(store, f"looker{is_on}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from playwright.sync_api import Page
 from sqlalchemy import select
 
 from preference_ui import queue
@@ -87,6 +88,43 @@ def test_login_and_a_ranking_by_keyboard_alone(site: Site, visit: Make) -> None:
     with store.read() as session:
         rows = session.scalars(select(Judgment).where(Judgment.lease_id == lease).order_by(Judgment.revision)).all()
     assert [(r.revision, r.retracted) for r in rows] == [(1, False), (2, True), (3, False)]
+    assert someone.errors == []
+
+
+def change_first_answer(page: Page) -> None:
+    page.get_by_role("tab", name="My answers").click()
+    page.get_by_role("button", name="Change", exact=True).first.click()
+    page.wait_for_selector(".ranking .notice")
+
+
+def test_a_change_in_the_making_survives_a_closed_browser(site: Site, visit: Make) -> None:
+    _, store = site
+    someone = visit().open()
+    page, lease = someone.page, someone.lease()
+    for key in ("1", "ArrowDown", "Control+Enter"):
+        page.keyboard.press(key)
+    someone.wait_new_task(lease)
+    change_first_answer(page)
+    someone.wait_tiers([[1], [0], [2], [3]])
+    page.keyboard.press("4")
+    page.keyboard.press("ArrowUp")
+    someone.wait_saved("Draft saved")
+    assert [list(t) for t in vote_of(store, lease).tiers] == [[1], [0], [2], [3]], "the answer stays as it is"
+
+    page.evaluate("localStorage.clear()")
+    someone.open()
+    assert someone.lease() != lease
+    change_first_answer(page)
+    someone.wait_tiers([[1], [0], [3], [2]])
+    page.get_by_role("button", name="Leave it unchanged").click()
+    someone.wait_new_task(lease)
+    change_first_answer(page)
+    someone.wait_tiers([[1], [0], [2], [3]])
+    page.keyboard.press("1")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Control+Enter")
+    someone.wait_saved()
+    assert [list(t) for t in vote_of(store, lease).tiers] == [[0], [1], [2], [3]]
     assert someone.errors == []
 
 

@@ -91,6 +91,24 @@ def test_a_changed_mind_is_a_new_revision_and_history_stays(store: Store, make_p
         queue.submit(store, ann, task.lease_id, vote, 5)
 
 
+def test_a_change_in_the_making_is_kept_until_the_revision(store: Store, make_project: MakeProject) -> None:
+    make_project(1)
+    (ann,) = people(store, "ann")
+    task = claim(store, ann)
+    vote, draft = by_text(task), {"tiers": [[1], [0], [2], [3]]}
+    queue.submit(store, ann, task.lease_id, vote)
+    assert not queue.save_draft(store, ann, task.lease_id, {"tiers": []}), "the draft of a vote that is stored"
+    assert queue.recall(store, ann, task.lease_id).draft == vote.as_dict()
+    assert queue.save_draft(store, ann, task.lease_id, draft, revision=2)
+    assert queue.recall(store, ann, task.lease_id).draft == draft
+    assert queue.save_draft(store, ann, task.lease_id, None, revision=2)
+    assert queue.recall(store, ann, task.lease_id).draft == vote.as_dict()
+    queue.save_draft(store, ann, task.lease_id, draft, revision=2)
+    changed = by_text(task, worst_first=True)
+    queue.submit(store, ann, task.lease_id, changed, 2)
+    assert queue.recall(store, ann, task.lease_id).draft == changed.as_dict()
+
+
 def test_undo_takes_the_vote_back_and_gives_the_task_again(store: Store, make_project: MakeProject) -> None:
     make_project(2)
     (ann,) = people(store, "ann")

@@ -134,6 +134,34 @@ def test_a_mistake_ends_with_exit_code_2_and_a_remedy(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("run_dir", "", "run_dir: String should have at least 1 character"),
+        ("model.name", "", "model.name: String should have at least 1 character"),
+        ("prompts", [], "at least 1 item"),
+        ("prompts", ["a.jsonl", ""], "prompts.1: String should have at least 1 character"),
+        ("optim.betas", [0.9, 1.0], "optim.betas.1: Input should be less than 1"),
+    ],
+)
+def test_nothing_where_something_is_needed(key: str, value: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        build_config(PpoConfig, changed(key, value), source="run.yaml")
+
+
+def test_a_pipeline_is_checked_with_every_config_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = "configs/pipelines/helpline.yaml"
+    assert main(["config", "check", shipped]) == 0
+    assert "good" in capsys.readouterr().out
+    tree = yaml.safe_load(Path(shipped).read_text(encoding="utf-8"))
+    step = next(step for step in tree["steps"] if step.get("stage"))
+    step["overrides"] = [*step.get("overrides", []), "seed=-1"]
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert main(["config", "check", str(path)]) == 2
+    assert "seed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [0, 25, 45, 56])
 def test_a_real_process_says_so_in_two_seconds_without_ray(number: int, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
