@@ -8,7 +8,7 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import ConfigError
+from rlhf.workers.reaper import watch_over
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,11 @@ def ray_runtime(placement: PlacementConfig, *, num_workers: int) -> Iterator[dic
     else:
         _join(address, common)
     _secure_token_file()
-    try:
+    with ExitStack() as stack:
+        if address is None:
+            stack.enter_context(watch_over(os.getpid()))
+        stack.callback(ray.shutdown)
         yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
 
 
 def _join(address: str, common: dict[str, Any]) -> None:
