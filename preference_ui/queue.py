@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from preference_ui import leases
 from preference_ui.db import Store
-from preference_ui.errors import DataError, LeaseError, TooSoon, VoteConflict
+from preference_ui.drafts import save_draft
+from preference_ui.errors import LeaseError, TooSoon, VoteConflict
 from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, checked_text, new_id
 from preference_ui.models import Item, Judgment, Lease
@@ -53,8 +53,6 @@ __all__ = [
     "submit",
     "withdraw",
 ]
-
-MAX_DRAFT_CHARACTERS = 500_000
 
 
 def _claim(tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold: bool = True) -> Assignment | None:
@@ -144,43 +142,6 @@ def claim_item(store: Store, project: str, annotator_id: str, item_id: str) -> A
         return assignment_of(tx.session, lease)
 
     return store.transact(change)
-
-
-def save_draft(store: Store, annotator_id: str, lease_id: str, draft: dict[str, Any] | None, revision: int = 1) -> bool:
-    """Keep an unfinished vote (any JSON object), so that a restart of page or server loses nothing.
-
-    Args:
-        draft: None throws away what was kept.
-        revision: that the vote would get, as ``Assignment.revision`` says.
-
-    Returns:
-        Whether it was kept; a draft that comes after the vote of its revision is not.
-
-    Raises:
-        LeaseError: not the caller's.
-        DataError: not JSON, or too long.
-    """
-    text = None if draft is None else _draft_text(draft)
-
-    def change(tx: Transaction) -> bool:
-        lease, _ = leases.lock_lease(tx, annotator_id, lease_id)
-        if revision != lease.revision + 1:
-            return False
-        lease.draft_json, lease.draft_at = text, tx.now
-        tx.session.flush()
-        return True
-
-    return store.transact(change)
-
-
-def _draft_text(draft: dict[str, Any]) -> str:
-    try:
-        text = checked_text(canonical_json(draft), "draft")
-    except (TypeError, ValueError) as error:
-        raise DataError(f"draft: is not JSON: {error}") from error
-    if not isinstance(draft, dict) or len(text) > MAX_DRAFT_CHARACTERS:
-        raise DataError(f"draft: must be an object of at most {MAX_DRAFT_CHARACTERS} characters")
-    return text
 
 
 def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_next: bool = False) -> Assignment | None:

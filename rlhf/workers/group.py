@@ -23,6 +23,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from rlhf.config import PlacementConfig
 from rlhf.errors import RlhfError, WorkerError
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Ask, Reservation, reserve
 from rlhf.workers.runtime import base_environment, free_port, node_address, node_interface, worker_environment
 
@@ -72,7 +73,9 @@ class _Host:
             from rlhf.telemetry.logging import setup_logging
 
             setup_logging(context.run_dir, context.role, context.rank, level=context.log_level)
-            self._worker = _resolve(cls)(context, *_fetch(args), **kwargs)
+            with lean_imports():
+                made = _resolve(cls)
+            self._worker = made(context, *_fetch(args), **kwargs)
 
         return self._guard(construct)
 

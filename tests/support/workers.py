@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf.errors import DataError, WorkerError
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.lean import lean_imports
 
 
 class Reusable:
@@ -22,7 +23,9 @@ class Reusable:
 
     def rebuild(self, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         module, _, name = target.partition(":")
-        self._worker = getattr(importlib.import_module(module), name)(self._context, *args, **kwargs)
+        with lean_imports():
+            made = getattr(importlib.import_module(module), name)
+        self._worker = made(self._context, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_worker"], name)
