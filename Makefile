@@ -6,11 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 
-.PHONY: help setup quickstart test check format unit fuzz mutations quickstart-seeds stories real-data ui-load store-kills vllm-test chaos chaos-quick system-packages clean
+.PHONY: help setup quickstart test check format unit fuzz mutations quickstart-seeds stories real-data ui-load store-kills vllm-test chaos chaos-quick two-hosts job-startup driver-overhead adapter-sync rollout-engines ppo-vs-trl learn-peak memory-vs-trl system-packages clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "more: make check | fuzz | mutations | chaos | chaos-quick | quickstart-seeds | stories | real-data | ui-load | store-kills | clean"
+	@echo "more: make check | fuzz | mutations | chaos | chaos-quick | quickstart-seeds | stories | real-data | ui-load | store-kills |"
+	@echo "  two-hosts | job-startup | driver-overhead | adapter-sync | rollout-engines | vllm-test | ppo-vs-trl | learn-peak |"
+	@echo "  memory-vs-trl | clean"
 
 setup: $(VENV)/.ready
 
@@ -86,6 +88,34 @@ chaos: setup
 # the part of it that is in make test
 chaos-quick: setup
 	$(BIN)/python -m pytest -q --durations=10 tests/unit/engine tests/unit/workers/test_health.py tests/ray/test_chaos.py
+
+# cable cut, host killed, twenty jobs in a row on two network namespaces; needs the right to make them
+two-hosts: setup
+	$(BIN)/python benchmarks/two_hosts.py
+
+# seconds from rlhf submit to the first training step on a warm cluster
+job-startup: setup
+	$(BIN)/python benchmarks/job_startup.py
+
+# the driver's time per step with 1 to 64 rollout workers that hold no model
+driver-overhead: setup
+	$(BIN)/python benchmarks/driver_overhead.py
+
+# side by side, results to benchmarks/: an adapter's way to the workers, decoding, whole PPO steps, memory
+adapter-sync: setup
+	$(BIN)/python benchmarks/adapter_sync.py
+
+rollout-engines: setup
+	$(BIN)/python benchmarks/rollout_engines.py
+
+ppo-vs-trl: setup
+	$(BIN)/python benchmarks/ppo_vs_trl.py
+
+learn-peak: setup
+	$(BIN)/python benchmarks/learn_peak.py
+
+memory-vs-trl: setup
+	$(BIN)/python benchmarks/memory_vs_trl.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the tested versions and builds what DeepSpeed would otherwise compile at first use.
+# Makes .venv with the tested versions; nothing is compiled later, in the middle of a run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

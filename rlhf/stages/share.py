@@ -47,13 +47,14 @@ class AdapterChannel:
             WeightSyncError: unchanged, stale, mixed or disagreeing adapters.
         """
         started = time.perf_counter()
-        snapshot = self.policy.call("snapshot", self.version + 1)[0]
+        refs = self.policy.submit("snapshot", [(self.version + 1,)] * len(self.policy.actors))
+        snapshot = self.policy.wait(refs)[0]
         if must_differ and snapshot.sha256 == self.sha256:
             raise WeightSyncError(
                 f"adapter version {snapshot.version} has the bytes of version {self.version} after a real optimizer "
                 "step: the trained tensors are not the published ones"
             )
-        self.rollout.install(snapshot)
+        self.rollout.install(snapshot, refs[0])
         milliseconds = (time.perf_counter() - started) * 1e3
         difference = self._canary_difference()
         if not difference <= self.tolerance:

@@ -89,8 +89,11 @@ class RolloutFleet:
         """Workers as configured, dead ones included."""
         return len(self.health)
 
-    def install(self, snapshot: Snapshot) -> None:
+    def install(self, snapshot: Snapshot, ref: ray.ObjectRef | None = None) -> None:
         """Gives every worker the adapter and reads its hash back; dead workers are replaced first.
+
+        Args:
+            ref: where the snapshot lies in the object store already; None puts it there.
 
         Raises:
             WeightSyncError: a worker holds something else afterwards.
@@ -99,7 +102,7 @@ class RolloutFleet:
         for record in self.health:
             if record.now is Health.HEALTHY:
                 record.move(Health.STALE)
-        self._snapshot = (share(snapshot), snapshot.sha256)
+        self._snapshot = (ref if ref is not None else share(snapshot), snapshot.sha256)
         self._restart_dead()
         self._give([r.rank for r in self.health if r.now is Health.STALE])
         self.heal()
