@@ -29,7 +29,7 @@ class RecoveryConfig(Section):
     max_rollout_restarts: int = Field(10, ge=0)
     """Rollout workers replaced in one run before it stops."""
     generate_timeout_seconds: float = Field(600.0, gt=0)
-    """A rollout worker that has not answered one generation call by then is killed and replaced."""
+    """A rollout worker that has neither answered nor run its model for so long is killed and replaced."""
     sync_timeout_seconds: float = Field(300.0, gt=0)
     """The same for taking an adapter and for the canary."""
     max_nonfinite_updates: int = Field(2, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ class WorkerContext:
         run_dir: the run directory (logs, outputs).
         stop_requested: the driver has asked for a checkpoint and an end after the running step.
         events: what the worker has emitted and the driver has not yet read.
+        last_beat: when it last got on with its work, on this process's monotonic clock.
     """
 
     role: str
@@ -26,6 +28,15 @@ class WorkerContext:
     log_level: str = "INFO"
     stop_requested: bool = False
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=10_000))
+    last_beat: float = field(default_factory=time.monotonic)
+
+    def beat(self) -> None:
+        """A sign of progress: whoever waits for this worker waits on."""
+        self.last_beat = time.monotonic()
+
+    def beat_with(self, module: Any) -> None:
+        """Every forward pass of a torch module is a sign of progress."""
+        module.register_forward_hook(lambda *_: self.beat())
 
     def emit(self, kind: str, **values: Any) -> None:
         """Tells the driver something: ``kind`` is ``"metrics"``, ``"progress"`` or a stage's own word."""

@@ -21,6 +21,7 @@ from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.group import WorkerGroup, end_process, result_of, share
 from rlhf.workers.health import Health, HealthRecord
 from rlhf.workers.ray_metrics import report_restart
+from rlhf.workers.stalls import silence_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +59,11 @@ class Batch:
     running: dict[Any, Piece] = field(default_factory=dict)
     redispatched: int = 0
 
-    def restart_clocks(self, rank: int | None = None) -> None:
-        """Counts waiting anew, for the pieces of one worker or for all."""
+    def restart_clocks(self, rank: int | None = None, *, waited: float = 0.0) -> None:
+        """Counts waiting anew from ``waited`` seconds on, for the pieces of one worker or for all."""
         for ref, piece in self.running.items():
             if rank in (None, piece.rank):
-                self.running[ref] = replace(piece, began=time.monotonic())
+                self.running[ref] = replace(piece, began=time.monotonic() - waited)
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -192,13 +193,17 @@ class RolloutFleet:
         late = {ref: piece for ref, piece in batch.running.items() if now - piece.began > limit}
         answered, _ = ray.wait(list(late), num_returns=len(late), timeout=0) if late else ([], [])
         for first in [piece for ref, piece in late.items() if ref not in answered]:
+            silence = silence_of(self._group.actors[first.rank])
+            if silence < limit:
+                batch.restart_clocks(first.rank, waited=silence)  # slow, and getting on
+                continue
             same = {ref: p for ref, p in batch.running.items() if (p.rank, p.life) == (first.rank, first.life)}
             if not same:
                 continue  # given to another worker a moment ago
             for ref in same:
                 del batch.running[ref]
             if first.life == self.health[first.rank].restarts:
-                cause = f"no rollouts within {limit:g} s (recovery.generate_timeout_seconds)"
+                cause = f"no rollouts and no progress within {limit:g} s (recovery.generate_timeout_seconds)"
                 self._lose(first.rank, WorkerError("rollout", first.rank, cause, "silent"), now - first.began)
             self._again(batch, list(same.values()))
 

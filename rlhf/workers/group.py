@@ -26,13 +26,13 @@ from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Ask, Reservation, reserve
 from rlhf.workers.runtime import base_environment, free_port, node_address, node_interface, worker_environment
+from rlhf.workers.stalls import STACK_SECONDS, silence_of, write_stacks
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 FETCH_SECONDS = 300.0
 """How long a worker waits for a shared argument to reach its node."""
-STACK_SECONDS = 5.0
 """How long a process is given to say where it stands."""
 PEER_SECONDS = 2.0
 """How long a lost connection waits for the death that explains it."""
@@ -102,6 +102,11 @@ class _Host:
             for ident, frame in sys._current_frames().items()
         ]
         return "\n".join(parts)
+
+    @ray.method(concurrency_group="control")
+    def silence(self) -> float:
+        """Seconds since the worker's last sign of progress; answers while ``call`` is busy."""
+        return float("inf") if self._context is None else time.monotonic() - self._context.last_beat
 
     @ray.method(concurrency_group="control")
     def drain(self) -> list[dict[str, Any]]:
@@ -176,8 +181,9 @@ def end_process(actor: ActorHandle, pid: int | None, node: str | None) -> None:
 class WorkerGroup:
     """Handles of all ranks of one role.
 
-    Every call waits at most ``call_timeout_seconds``, counted anew from each event that a rank reports; the first
-    failed, dead or silent rank becomes a ``WorkerError`` (or the typed error that the worker raised).
+    Every call waits at most ``call_timeout_seconds`` for a sign of life, which is an event that a rank reports or a
+    pass through its model (``WorkerContext.beat``): a call may take hours, silence may not. The first failed, dead or
+    silent rank becomes a ``WorkerError`` (or the typed error that the worker raised).
 
     Attributes:
         on_poll: called about twice a second while a call with events runs.
@@ -311,7 +317,7 @@ class WorkerGroup:
         pending, results = list(refs), {}
         while pending:
             wait = POLL_SECONDS if on_event else max(0.0, deadline - time.monotonic())
-            done, pending = ray.wait(pending, num_returns=1 if on_event is None else len(pending), timeout=wait)
+            done, pending = ray.wait(pending, num_returns=1, timeout=wait)
             for ref in done:
                 try:
                     results[ref] = result_of(self.role, refs.index(ref), ref)
@@ -325,30 +331,20 @@ class WorkerGroup:
             if on_event and self._forward_events(on_event):
                 deadline = time.monotonic() + timeout  # a call that reports may take hours; silence may not
             if pending and time.monotonic() > deadline:
-                rank = refs.index(pending[0])
-                cause = f"no answer within {timeout:.0f} s (placement.call_timeout_seconds)"
+                waiting = [refs.index(ref) for ref in pending]
+                silence = min(silence_of(self.actors[rank]) for rank in waiting)
+                if silence < timeout:
+                    deadline = time.monotonic() + timeout - silence
+                    continue
+                rank = waiting[0]
+                cause = f"no answer and no progress within {timeout:.0f} s (placement.call_timeout_seconds)"
                 self.dump_stacks(f"{self.role} worker {rank}: {cause}")
                 raise WorkerError(self.role, rank, cause, "silent")
         return [results[ref] for ref in refs]
 
     def dump_stacks(self, reason: str) -> None:
-        """Writes where every rank stands into ``stalls/`` of the run directory: a stall is explained while it lasts."""
-        if not self.run_dir or not self.actors:
-            return
-        parts = [reason]
-        refs: list[Any] = [actor.stacks.remote() for actor in self.actors]
-        for rank, ref in enumerate(refs):
-            try:
-                text = ray.get(ref, timeout=STACK_SECONDS)
-            except (GetTimeoutError, RayActorError) as error:
-                text = f"{type(error).__name__}: no answer; the process is gone or frozen"
-            pid = self.pids[rank] if rank < len(self.pids) else "?"
-            parts.append(f"=== {self.role} {rank}, pid {pid}\n{text}")
-        directory = Path(self.run_dir) / "stalls"
-        directory.mkdir(parents=True, exist_ok=True)
-        target = directory / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{self.role}.txt"
-        target.write_text("\n\n".join(parts), encoding="utf-8")
-        logger.error("stalled: stacks of all %s workers are in %s", self.role, target)
+        """Writes where every rank stands into ``stalls/`` of the run directory."""
+        write_stacks(self.role, self.actors, self.pids, self.run_dir, reason)
 
     def _first_cause(self, error: WorkerError, refs: list[Any]) -> WorkerError:
         """A rank that lost its peers is not the cause: waits a little for the death that was."""

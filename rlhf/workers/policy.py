@@ -54,6 +54,7 @@ class PolicyWorker:
         self._set_dropout_off()
         if config.model.gradient_checkpointing:
             self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
+        context.beat_with(self.roles)
         self.engine = self._build_engine()
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0

@@ -162,6 +162,7 @@ class RewardWorker:
         self.source = resolve_model(config.model.name, config.model.revision)
         self.tokenizer = load_tokenizer(self.source, config.model)
         self.model = self._build_model()
+        context.beat_with(self.model)
         self.watch = Watch(context, config, num_steps)
 
     def train(self, rows: list[PairRow], evaluation: list[PairRow], samples: list[list[int]]) -> dict[str, Any]:

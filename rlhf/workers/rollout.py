@@ -69,6 +69,7 @@ class RolloutWorker:
             self.generator = TransformersGenerator(
                 base, config, stop_ids=self.chat.stop_ids, pad_id=pad, microbatch=microbatch, suppress_ids=(pad,)
             )
+            context.beat_with(base)
         self.sleeps = rollout is not None and rollout.sleep_while_learning
         if source.adapter and not follows_trainer:
             self.load(str(source.adapter))

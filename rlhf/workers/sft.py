@@ -116,6 +116,7 @@ class SftWorker:
         self.source = resolve_model(config.model.name, config.model.revision)
         self.tokenizer = load_tokenizer(self.source, config.model)
         self.model = self._build_model()
+        context.beat_with(self.model)
         self.watch = Watch(context, config, num_steps)
 
     def train(self, rows: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> dict[str, Any]:

@@ -86,13 +86,29 @@ def test_silence_ends_in_a_timeout(ray_session: dict[str, float], tmp_path: Any)
     found = launch(tmp_path, size=1, timeout=1.0)
     try:
         started = time.monotonic()
-        with pytest.raises(WorkerError, match=r"no answer within 1 s \(placement\.call_timeout_seconds\)"):
+        with pytest.raises(
+            WorkerError, match=r"no progress within 1 s \(placement\.call_timeout_seconds\)"
+        ):
             found.call("sleep", 60)
         assert time.monotonic() - started < 4
     finally:
         pids = found.pids
         found.close()
     assert gone(pids), "close must end a busy process too"
+
+
+def test_progress_keeps_a_call_alive_and_a_stall_after_it_ends_it(ray_session: dict[str, float], tmp_path: Any) -> None:
+    found = launch(tmp_path, size=2, timeout=1.5)
+    try:
+        assert found.call("work", 4.0, 0.0) == [4.0, 4.0], "four seconds of steps, none longer than the bound"
+        started = time.monotonic()
+        with pytest.raises(WorkerError, match="no answer and no progress"):
+            found.call("work", 2.0, 60.0)
+        assert 3.0 < time.monotonic() - started < 12
+        (written,) = (tmp_path / "stalls").iterdir()
+        assert "time.sleep(stuck)" in written.read_text() and "last events" in written.read_text()
+    finally:
+        found.close()
 
 
 @pytest.mark.parametrize("with_events", [False, True])

@@ -74,6 +74,15 @@ class Probe:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    def work(self, seconds: float, stuck: float) -> float:
+        """Takes small steps for a while; then hangs."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            self.context.beat()
+        time.sleep(stuck)
+        return seconds
+
     def report(self, count: int) -> int:
         """Emits ``count`` events over about a second."""
         for index in range(count):
