@@ -142,17 +142,24 @@ class TrainEngine:
             group["lr"] = 0.0 if ours.name in frozen else ours.learning_rate * scale_learning_rate
         own = float(self._gradient_norm()) if self.zero_stage == 0 else None
         if own is not None and not math.isfinite(own):
-            self._drop_gradients()
+            self._step_without_update()
+            return math.inf
         self._engine.step()
         found = self._engine.get_global_grad_norm()
         norm = float(own if own is not None else found if found is not None else math.nan)
         return norm if math.isfinite(norm) else math.inf
 
-    def _drop_gradients(self) -> None:
-        """An update without gradients leaves weights and moments as they are; ZeRO 1 to 3 do this by themselves."""
+    def _step_without_update(self) -> None:
+        """DeepSpeed counts the step; weights and moments stay as they are. ZeRO 1 to 3 do this by themselves."""
         for group in self._groups:
             for parameter in group.parameters:
-                parameter.grad = None
+                parameter.grad = None if parameter.grad is None else torch.zeros_like(parameter.grad)
+        optimizer = self._engine.optimizer
+        update, optimizer.step = optimizer.step, lambda *_, **__: None
+        try:
+            self._engine.step()
+        finally:
+            optimizer.step = update
 
     def save_state(self, directory: Path, tag: str, own: Mapping[str, Any]) -> None:
         """Writes what this rank needs to go on exactly: weights, optimizer partition, random states, ``own``.

@@ -13,8 +13,9 @@ from rlhf.errors import ConfigError, DataError, NumericsError, RlhfError, Rollou
 from rlhf.stages import ppo
 from rlhf.telemetry.events import read_events
 from rlhf.workers.group import WorkerGroup
+from tests.support.faults import NAN_UPDATES
 from tests.support.pickles import TEXT_OF_RUNS, careless, open_run, plant_everywhere
-from tests.support.ppo import run, tiny_config
+from tests.support.ppo import Finished, run, tiny_config
 from tests.support.runtime import ActorPool, gone
 
 FAULTS = "tests.support.faults:"
@@ -104,6 +105,32 @@ def test_kl_over_its_limit_stops_the_run(actor_pool: ActorPool, tiny_base: Path,
         run(tiny_config(tiny_base, tmp_path / "run", **changes), actor_pool)
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1 and last["kl"] > 1e-4, "the step that broke the limit is on record"
+
+
+def nan_run(base: Path, run_dir: Path, pool: ActorPool, zero: int, updates: list[int]) -> Finished:
+    run_dir.mkdir()
+    (run_dir / NAN_UPDATES).write_text(json.dumps(updates))
+    config = tiny_config(base, run_dir, **{"placement.num_ranks": 2, "engine.zero_stage": zero})
+    return run(config, pool, PolicyWorker=FAULTS + "NanPolicy")
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_updates_without_a_finite_gradient_are_skipped_on_all_ranks_and_counted(
+    zero: int, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path
+) -> None:
+    """One rank's loss is NaN in updates 1 and 2 of 4 in step 0, and in update 5, which is in step 1."""
+    found = nan_run(tiny_base, tmp_path / "run", actor_pool, zero, [1, 2, 5])
+    assert found.series("updates_skipped") == [2, 1]
+    assert all(bool(tensor.isfinite().all()) for tensor in found.adapter.values())
+    assert all(norm > 0 for norm in found.series("grad_norm")), "the other updates were made"
+    learned = [answers for method, answers in found.answers if method == "learn"]
+    assert all(ranks[0] == ranks[1] for ranks in learned), "the ranks skip alike"
+
+
+def test_three_such_updates_in_a_row_stop_the_run(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match=r"3 updates in a row .*max_nonfinite_updates=2.* sequences \[\d+, "):
+        nan_run(tiny_base, tmp_path / "run", actor_pool, 2, [1, 2, 3])
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_fleet_without_workers_ends_the_run(

@@ -86,9 +86,7 @@ def test_silence_ends_in_a_timeout(ray_session: dict[str, float], tmp_path: Any)
     found = launch(tmp_path, size=1, timeout=1.0)
     try:
         started = time.monotonic()
-        with pytest.raises(
-            WorkerError, match=r"no progress within 1 s \(placement\.call_timeout_seconds\)"
-        ):
+        with pytest.raises(WorkerError, match=r"no progress within 1 s \(placement\.call_timeout_seconds\)"):
             found.call("sleep", 60)
         assert time.monotonic() - started < 4
     finally:

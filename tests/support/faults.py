@@ -1,10 +1,13 @@
-"""Workers with one fault each: what must stop a run, with its reason."""
+"""Workers with one fault each: what must stop a run, with its reason, or be survived and counted."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import rlhf.engine.engine as engine_module
+import rlhf.workers.policy as policy_module
 from rlhf.config import PpoConfig, SamplingConfig
 from rlhf.engine.zero import deepspeed_config
 from rlhf.rollout.protocol import PromptTask, Rollout
@@ -12,6 +15,8 @@ from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.policy import PolicyWorker
 from rlhf.workers.rollout import RolloutWorker
+
+NAN_UPDATES = "nan_updates.json"
 
 
 class PartitioningPolicy(PolicyWorker):
@@ -116,3 +121,28 @@ class ForgetsOptimizer(PolicyWorker):
         load = engine.load_checkpoint
         engine.load_checkpoint = lambda *a, **k: load(*a, **{**k, "load_optimizer_states": False})
         super().load_state(directory, tag, names)
+
+
+class NanPolicy(PolicyWorker):
+    """The last rank's loss is not a number in the updates that a file in the run directory lists."""
+
+    def learn(self, batch: Any, epochs: list[Any], first_update: int, *args: Any) -> dict[str, float]:
+        listed = Path(self.config.run_dir, NAN_UPDATES)
+        self._nan = set(json.loads(listed.read_text())) if listed.is_file() else set()
+        self._update = first_update
+        return super().learn(batch, epochs, first_update, *args)
+
+    def _minibatch(self, *args: Any, **kwargs: Any) -> None:
+        spoiled = self._update in self._nan and self.context.rank == self.context.num_ranks - 1
+        self._update += 1
+        sound = policy_module.ppo_loss
+
+        def nan_loss(*inputs: Any) -> Any:
+            loss, policy = sound(*inputs)
+            return loss * float("nan"), policy
+
+        policy_module.ppo_loss = nan_loss if spoiled else sound
+        try:
+            super()._minibatch(*args, **kwargs)
+        finally:
+            policy_module.ppo_loss = sound
