@@ -1,6 +1,7 @@
 """Faults and repetition on two real hosts (network namespaces): a cut cable, a dead host, many jobs in a row.
 
-Needs the right to make network namespaces. Parts: ``chain``, ``cut``, ``stop``, ``repeat``, ``kill``; by default all.
+Needs the right to make network namespaces. Parts: ``chain``, ``doctor``, ``cut``, ``stop``,
+``repeat``, ``kill``; by default all.
 """
 
 from __future__ import annotations
@@ -188,6 +189,14 @@ def repeat(hosts: TwoHosts, project: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def doctor(hosts: TwoHosts, project: Path) -> dict[str, Any]:
+    """``rlhf doctor`` asked for from a third place, through the dashboard: its lines about both hosts."""
+    started = time.monotonic()
+    done = hosts.rlhf("doctor", "--run-dir", str(project / "runs"), cwd=project, timeout=LIMIT_SECONDS)
+    lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+    return {"exit_code": done.returncode, "seconds": round(time.monotonic() - started, 1), "lines": lines}
+
+
 def _error(text: str) -> str:
     found = re.findall(r"\w*Error: [^\n]*", text)
     return found[-1][:300] if found else text.strip().splitlines()[-1][:300]
@@ -195,7 +204,7 @@ def _error(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["chain", "cut", "stop", "repeat", "kill"])
+    parser.add_argument("parts", nargs="*", default=["chain", "doctor", "cut", "stop", "repeat", "kill"])
     parser.add_argument("--submissions", type=int, default=20)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
@@ -215,6 +224,7 @@ def main() -> None:
             (project / "runs" / stage).symlink_to(f"two-{stage}")
         parts = {
             "chain": lambda: equal_chains(hosts, project),
+            "doctor": lambda: doctor(hosts, project),
             "cut": lambda: cut_cable(hosts, project),
             "stop": lambda: stop_and_resume(hosts, project),
             "repeat": lambda: repeat(hosts, project, args.submissions),

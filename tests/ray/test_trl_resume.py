@@ -82,27 +82,50 @@ def only_commit(whole: Path, step: int, target: Path) -> None:
     shutil.copy(whole / "metrics.jsonl", target / "metrics.jsonl")
 
 
-@pytest.mark.parametrize(("stage", "zero", "cuts"), [("sft", 2, (1, 4)), ("reward", 3, (3,))])
+ZERO = {"sft": 2, "reward": 3}
+
+
+@pytest.fixture(scope="module")
+def whole_runs(
+    tiny_model_dir: Path, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, Any], Path]]:
+    """Both stages without a fault: figures and run directory."""
+    place = tmp_path_factory.mktemp("whole")
+    return {
+        stage: (train(stage, tiny_model_dir, files, place / stage, zero), place / stage) for stage, zero in ZERO.items()
+    }
+
+
+@pytest.mark.parametrize(("stage", "cuts"), [("sft", (1, 4)), ("reward", (3,))])
 def test_a_resumed_run_is_the_same_run(
-    stage: str, zero: int, cuts: tuple[int, ...], tiny_model_dir: Path, files: dict[str, str], tmp_path: Path
+    stage: str,
+    cuts: tuple[int, ...],
+    whole_runs: dict[str, tuple[dict[str, Any], Path]],
+    tiny_model_dir: Path,
+    files: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    whole = train(stage, tiny_model_dir, files, tmp_path / "whole", zero)
-    reference = file_sha256(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
+    whole, whole_dir = whole_runs[stage]
+    reference = file_sha256(whole_dir / "adapter" / "adapter_model.safetensors")
     assert len(whole["losses"]) == STEPS
     for cut in cuts:
         run_dir = tmp_path / f"cut-{cut}"
-        only_commit(tmp_path / "whole", cut, run_dir)
-        again = train(stage, tiny_model_dir, files, run_dir, zero)
+        only_commit(whole_dir, cut, run_dir)
+        again = train(stage, tiny_model_dir, files, run_dir, ZERO[stage])
         assert again["losses"] == whole["losses"] and again["eval_loss"] == whole["eval_loss"]
         assert file_sha256(run_dir / "adapter" / "adapter_model.safetensors") == reference
-        assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+        assert rows_of(run_dir) == rows_of(whole_dir)
         assert [e["step"] for e in read_events(run_dir) if e["event"] == "resumed"] == [cut]
 
 
 def test_a_killed_rank_is_replaced_from_the_last_commit(
-    tiny_model_dir: Path, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_runs: dict[str, tuple[dict[str, Any], Path]],
+    tiny_model_dir: Path,
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = train("sft", tiny_model_dir, files, tmp_path / "whole", 1)
+    whole, whole_dir = whole_runs["sft"]
     groups: list[WorkerGroup] = []
     launch = WorkerGroup.launch
 
@@ -113,13 +136,13 @@ def test_a_killed_rank_is_replaced_from_the_last_commit(
     monkeypatch.setattr(WorkerGroup, "launch", fragile)
     faults = Faults(tmp_path / "killed")
     faults.arm("step-2-1")
-    again = train("sft", tiny_model_dir, files, tmp_path / "killed", 1)
+    again = train("sft", tiny_model_dir, files, tmp_path / "killed", ZERO["sft"])
     assert faults.left() == [] and gone(list(faults.fired().values()))
     assert len(groups) == 2 and again["restarts"] == 1
     assert [e["step"] for e in read_events(tmp_path / "killed") if e["event"] == "resumed"] == [2]
     assert again["losses"] == whole["losses"]
     assert file_sha256(tmp_path / "killed" / "adapter" / "adapter_model.safetensors") == file_sha256(
-        tmp_path / "whole" / "adapter" / "adapter_model.safetensors"
+        whole_dir / "adapter" / "adapter_model.safetensors"
     )
     events = [e["event"] for e in read_events(tmp_path / "killed") if e.get("fault") == "sft-1"]
     assert events == ["fault_detected", "fault_resolved"]
