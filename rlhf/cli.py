@@ -16,6 +16,7 @@ from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
 from rlhf.errors import RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
+from rlhf.workers.lean import lean_imports
 
 STAGE_HELP = {
     "sft": "supervised fine-tuning on demonstrations",
@@ -153,7 +154,8 @@ def _prepare(run_dir: str, *, fresh: bool) -> None:
 
 def _runner(stage: str) -> Callable[..., dict[str, Any]]:
     """The stage's recipe, imported only when it is wanted."""
-    return getattr(importlib.import_module(f"rlhf.stages.{stage}"), f"run_{stage}")
+    with lean_imports():
+        return getattr(importlib.import_module(f"rlhf.stages.{stage}"), f"run_{stage}")
 
 
 def _next_commands(stage: str, run_dir: str) -> list[tuple[str, str]]:
@@ -259,7 +261,8 @@ def _add_quickstart(commands: Any) -> None:
 
 
 def _run_quickstart(args: argparse.Namespace) -> int:
-    from rlhf.stages.quickstart import run_quickstart
+    with lean_imports():
+        from rlhf.stages.quickstart import run_quickstart
 
     run_quickstart(
         Path(args.run_dir), seed=args.seed, fresh=args.fresh, annotate=args.annotate, rehearsal=args.rehearsal
