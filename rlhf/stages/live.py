@@ -24,6 +24,7 @@ from rlhf.models.source import resolve_model
 from rlhf.rollout.protocol import PromptTask
 from rlhf.stages.candidates import Origin
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.lean import lean_imports
 
 
 class CandidateSource:
@@ -36,7 +37,8 @@ class CandidateSource:
             record = source.record
             model = model.model_copy(update={"chat_style": record.chat_style, "quantization": record.quantization})
         # Late: a run that is not there should be told at once.
-        from rlhf.workers.rollout import RolloutWorker
+        with lean_imports():
+            from rlhf.workers.rollout import RolloutWorker
 
         context = WorkerContext("live", 0, 1, tempfile.gettempdir())
         self._worker = RolloutWorker(context, model, None, microbatch=8, threads=threads, follows_trainer=False)
