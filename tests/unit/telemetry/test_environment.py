@@ -17,7 +17,8 @@ def _git(directory: Path, *arguments: str) -> str:
 
 def test_versions_are_what_is_installed_and_load_nothing_heavy() -> None:
     found = versions()
-    assert found["torch"] == str(torch.__version__)
+    # wheels for CUDA name their version of it in the module alone
+    assert found["torch"].partition("+")[0] == str(torch.__version__).partition("+")[0]
     assert {"python", "ray", "deepspeed", "transformers", "trl", "peft"} <= found.keys()
     code = (
         "import sys; from rlhf.telemetry.environment import versions; versions();"
