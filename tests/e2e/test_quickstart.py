@@ -170,7 +170,7 @@ def test_candidates_of_a_run_become_tasks_with_their_origin(quickstart: tuple[Pa
     create_project(store, "fresh")
     store.close()
     order = ("--run", str(run), "--prompts", str(prompts), "--k", "3", "--seed", "5")
-    rlhf("prefs", "sample", "fresh", *place, *order, "--run-dir", str(tmp_path / "drawn"))
+    rlhf("prefs", *place, "sample", "fresh", *order, "--run-dir", str(tmp_path / "drawn"))
     sha = json.loads((run / "summary.json").read_text())["adapter_sha256"]
     store = open_store(store_file, create=False)
     try:
