@@ -8,8 +8,33 @@ import os
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+CLUSTERS = ("cluster", "e2e", "ray")
+
+
+def _part_of(nodeid: str) -> str:
+    """The first folder below tests/."""
+    return nodeid.removeprefix("tests/").partition("/")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts clusters comes first: it takes longest."""
+    items.sort(key=lambda item: _part_of(item.nodeid) not in CLUSTERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For two processes: all that starts clusters runs in one of them; the other takes file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ClustersTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "clusters" if _part_of(nodeid) in CLUSTERS else nodeid.partition("::")[0]
+
+    return ClustersTogether(config, log)
 
 
 @pytest.fixture(scope="session")
