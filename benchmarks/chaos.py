@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import chaos_disk, chaos_nodes, chaos_resume, chaos_runs
+from benchmarks import chaos_disk, chaos_nodes, chaos_resume, chaos_runs, chaos_tests
 from benchmarks.chaos_common import Row, Section
 from benchmarks.common import HERE, save
 from rlhf.telemetry.console import get_console
@@ -33,6 +33,7 @@ SECTIONS: dict[str, Section] = {
     **chaos_runs.SECTIONS,
     **chaos_nodes.SECTIONS,
     **chaos_resume.SECTIONS,
+    **chaos_tests.SECTIONS,
 }
 COLUMNS = ("id", "fault", "injected", "detected", "recovered", "lost", "longest_seconds")
 
