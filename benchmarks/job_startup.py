@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,10 +36,9 @@ def free_ports() -> tuple[int, int]:
     raise RuntimeError("no free port")
 
 
-def measure(project: Path, environment: dict[str, str], address: str, stage: str, name: str, source: str) -> dict:
+def measure(project: Path, environment: dict[str, str], address: str, stage: str, name: str) -> dict:
     """Submits one stage and watches for its first row of metrics that belongs to a training step."""
     words = ["submit", stage, "--config", f"{stage}.yaml", "--id", name, "--address", address]
-    words += [] if stage == "sft" else [f"model.name=runs/{source}"]
     load, started = os.getloadavg()[0], time.monotonic()
     marks: dict[str, float] = {}
     log = (project / f"{name}.out").open("wb")
@@ -80,16 +80,14 @@ def main() -> None:
             time.sleep(0.5)
         project = write_project(folder / "project", num_rollout_workers=2)
         seconds: dict[str, list[dict[str, Any]]] = {"sft": [], "ppo": []}
-        measure(project, environment, address, "sft", "cold", "")
-        (project / "ppo.yaml").write_text(
-            (project / "ppo.yaml").read_text("utf-8").replace("kind: reward_model", "kind: function").replace(
-                "run: runs/reward", "path: rlhf.data.helpline.judge:reward"), encoding="utf-8")  # fmt: skip
+        for stage in ("sft", "reward"):  # PPO starts from these; they warm the page cache too
+            measure(project, environment, address, stage, stage)
         for number in range(args.repeats):
-            seconds["sft"].append(measure(project, environment, address, "sft", f"sft-{number}", ""))
-            seconds["ppo"].append(measure(project, environment, address, "ppo", f"ppo-{number}", "cold"))
+            seconds["sft"].append(measure(project, environment, address, "sft", f"sft-{number}"))
+            seconds["ppo"].append(measure(project, environment, address, "ppo", f"ppo-{number}"))
             print(json.dumps({stage: rows[-1] for stage, rows in seconds.items()}), flush=True)
-        best = {stage: min(row["first_step"] for row in rows) for stage, rows in seconds.items()}
-        result = {"target_seconds": 20, "submit_to_first_step_seconds": seconds, "best_seconds": best,
+        medians = {stage: statistics.median(row["first_step"] for row in rows) for stage, rows in seconds.items()}
+        result = {"target_seconds": 20, "submit_to_first_step_seconds": seconds, "median_seconds": medians,
                   "note": "PPO writes the figures of its first step when that step is over"}  # fmt: skip
     finally:
         node.terminate()

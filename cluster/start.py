@@ -9,6 +9,7 @@ import argparse
 import ipaddress
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from rlhf.telemetry.console import get_console, print_next_commands
 
 JOIN = re.compile(r"--address='([^']+)'")
 WORKER_PORTS = range(10002, 20000)
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 EPILOG = """\
 On a shared network everybody who reaches the dashboard's port and has the token can run code, and the token travels
@@ -157,7 +159,7 @@ def _start(command: list[str], block: bool) -> tuple[int, str]:
     before = os.umask(0o077)  # session files hold logs and sockets: they are this user's
     try:
         if block:
-            return subprocess.run(command, env=node_environment(), check=False).returncode, ""
+            return foreground(command, node_environment()), ""
         # a file, not a pipe: the node's processes inherit it and would keep a pipe open for ever
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             code = subprocess.run(
@@ -170,6 +172,21 @@ def _start(command: list[str], block: bool) -> tuple[int, str]:
     if code != 0:
         get_console().print(told, markup=False, soft_wrap=True)
     return code, told
+
+
+def foreground(command: list[str], environment: dict[str, str]) -> int:
+    """Runs a command to its end and hands SIGTERM and SIGINT on to it: a node ends with what started it.
+
+    Returns its exit code as a shell would give it, 128 + signal when a signal ended it.
+    """
+    process = subprocess.Popen(command, env=environment)
+    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOPS}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def _is_loopback(host: str) -> bool:
