@@ -2,7 +2,8 @@
 
 Every step does what the recipe's driver does: build tasks, scatter them, gather rollouts, pad them, advantages over the
 whole batch, the batch into the object store, an adapter to all workers. Time is the driver's processor time and its
-wall time, both without any model's work.
+wall time, both without any model's work; the wall time holds the workers' checks of the adapter, which here share the
+driver's own cores.
 """
 
 from __future__ import annotations

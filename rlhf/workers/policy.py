@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,7 @@ class PolicyWorker:
         self.engine = self._build_engine()
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0
+        self._published: np.ndarray | None = None
         self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
 
     def describe(self) -> dict[str, Any]:
@@ -177,11 +179,11 @@ class PolicyWorker:
     def snapshot(self, version: int) -> Snapshot | None:
         """The policy adapter as one flat buffer; only rank 0 returns it, all ranks take part."""
         state = self.engine.state(lambda n: n.startswith(f"{POLICY}."), self.roles.named_trained())
-        return (
-            pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version)
-            if self.context.rank == 0
-            else None
-        )
+        if self.context.rank != 0:
+            return None
+        found = pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version, self._published)
+        self._published = found.buffer  # Ray has copied the last one when the next is asked for
+        return found
 
     def canary(self, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
         """Log-probabilities of fixed tokens under the live policy, to compare with the rollout workers'."""
