@@ -34,6 +34,7 @@ CASES = {
     "fixed-bfloat16": Workload(dtype="bfloat16"),
     "natural-bfloat16": Workload(dtype="bfloat16", natural=True),
 }
+ACTS = ("act", "judge", "learn", "share")
 WANTED = {"fixed-float32": 1.8, "fixed-bfloat16": 1.8, "natural-float32": 3.0, "natural-bfloat16": 3.0}
 
 
@@ -126,7 +127,7 @@ def run_ours(work: Workload, folder: Path, ranks: int, seed: int) -> dict[str, A
         "step_seconds": seconds / (len(marks) - 1),
         "samples_per_second": work.prompts_per_step * (len(marks) - 1) / seconds,
         "mean_response_tokens": statistics.mean(row["response_tokens_mean"] for row in rows[1:]),
-        "acts": {k: statistics.mean(r["seconds"].get(k, 0.0) for r in rows[1:]) for k in rows[-1]["seconds"]},
+        "acts": {k: statistics.mean(row[f"seconds.{k}"] for row in rows[1:]) for k in ACTS},
         "peak_pss_mib": memory.peak_pss_mib or memory.peak_rss_mib,
     }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from rlhf.data.chat import chat_format
+from rlhf.data.schema import Message
 from rlhf.models.source import resolve_model
 
 TOKENIZER = resolve_model("builtin:helpline_base").tokenizer
@@ -72,13 +74,14 @@ def build_model(work: Workload, directory: Path) -> Path:
 
 
 def write_prompts(work: Workload, path: Path, seed: int = 0) -> list[list[int]]:
-    """As many prompts as the run needs, each of exactly ``prompt_tokens`` tokens; returns their ids."""
+    """As many prompts as the run needs, each of exactly ``prompt_tokens`` tokens; returns their ids as both sides see."""
     tokenizer, rng = AutoTokenizer.from_pretrained(TOKENIZER), random.Random(seed)
+    chat = chat_format(tokenizer, "plain")
     words = [word for word in map(tokenizer.decode, range(len(tokenizer))) if word.strip().isalpha()]
     found: dict[str, list[int]] = {}
     while len(found) < work.prompts_per_step * work.steps:
         text = "a"
-        while len(ids := tokenizer(text).input_ids) < work.prompt_tokens:
+        while len(ids := chat.encode_prompt([Message("user", text)])) < work.prompt_tokens:
             text += " " + rng.choice(words).strip()
         if len(ids) == work.prompt_tokens:
             found[text] = ids
