@@ -36,7 +36,7 @@ def peaks(work: Workload, ranks: int, seed: int) -> dict[str, float]:
         build_model(work, folder / "model")
         prompts = write_prompts(work, folder / "prompts.jsonl")
         prepare_reward(folder)
-        ours = run_ours(work, folder, ranks, seed)["peak_pss_mib"]
+        ours = run_ours(work, folder, ranks, seed, watch_memory=True)["peak_pss_mib"]
         with PeakMemory(interval_seconds=0.2, pss_every=1) as memory:
             before = memory.series[0].pss_mib or 0.0
             run_peer(work, folder, prompts, os.cpu_count() or 1, seed)

@@ -15,7 +15,7 @@ import torch
 from rlhf.algos.kl import kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
-from rlhf.algos.minibatch import balance_rows_by_length, plan_minibatches
+from rlhf.algos.minibatch import balance_rows_by_length, balance_rows_by_tokens, plan_minibatches
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
@@ -147,7 +147,8 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
             seed=derive_seed(config.seed, "minibatches", step),
         )
         lengths = batch.lengths
-        plans = [[balance_rows_by_length(lengths, plan) for plan in epoch] for epoch in plans]
+        balance = balance_rows_by_tokens if run.description["packs"] else balance_rows_by_length
+        plans = [[balance(lengths, plan) for plan in epoch] for epoch in plans]
         train_policy = step >= config.loss.critic_warmup_steps
         learned = run.policy.call("learn", share(batch), plans, run.updates_done, run.kl.coef, train_policy)[0]
         run.updates_done += config.batch.epochs * config.minibatches

@@ -18,7 +18,7 @@ from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, 
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
-from rlhf.models.roles import CRITIC, POLICY, REFERENCE, RoleInit, RolesModel
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
 from rlhf.models.scorer import SeparateScorer, load_reward_model, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
@@ -72,6 +72,7 @@ class PolicyWorker:
             "chat_fingerprint": self.chat.fingerprint(),
             "trainable": {role: sum(p_numel(p) for n, p in trained if n.startswith(role)) for role in (POLICY, CRITIC)},
             "shared_reward": self.shared_score is not None,
+            "packs": self.roles.mixes,
         }
 
     @torch.no_grad()
@@ -91,9 +92,8 @@ class PolicyWorker:
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(rows), micro):
             part = batch.select(rows[start : start + micro]).to(self.engine.device)
-            found = {k: pad_columns(v.cpu(), width) for k, v in self._judge_part(part).items()}
-            found["scores"] = self._model_scores(part, texts[start : start + micro])
-            parts.append(found)
+            found = self._judge_part(part, texts[start : start + micro])
+            parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
         return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
 
     def learn(
@@ -277,25 +277,27 @@ class PolicyWorker:
             microbatch=self.config.batch.microbatch_sequences_per_gpu,
         )
 
-    def _judge_part(self, part: Experience) -> dict[str, Tensor]:
-        inputs = {"input_ids": part.input_ids, "attention_mask": part.attention_mask}
-        words = {"response_ids": part.response_ids, "temperature": self.config.rollout.temperature}
-        old, entropies = self.engine.evaluate("logprobs", role=POLICY, **inputs, **words)
-        ref, _ = self.engine.evaluate("logprobs", role=REFERENCE, **inputs, **words)
-        found = {"old_logprobs": old, "ref_logprobs": ref, "entropy": entropies}
-        if self.roles.has_critic:
-            found["values"] = self.engine.evaluate("values", **inputs, num_response=part.response_ids.shape[1])
-        return found
-
-    def _model_scores(self, part: Experience, texts: list[tuple[Any, str]]) -> Tensor:
+    def _judge_part(self, part: Experience, texts: list[tuple[Any, str]]) -> dict[str, Tensor]:
+        roles = [POLICY, REFERENCE]
+        roles += [CRITIC] if self.roles.has_critic else []
+        roles += [REWARD] if self.shared_score is not None else []
+        told = self.engine.evaluate(
+            "read",
+            roles=roles,
+            input_ids=part.input_ids,
+            attention_mask=part.attention_mask,
+            response_ids=part.response_ids,
+            temperature=self.config.rollout.temperature,
+        )
         scores = torch.zeros(part.num_sequences, len(self.config.scores))
-        for index in range(len(self.config.scores)):
-            if index == self.shared_score:
-                found = self.engine.evaluate("scores", input_ids=part.input_ids, attention_mask=part.attention_mask)
-                scores[:, index] = found.cpu()
-            elif index in self.scorers:
-                scores[:, index] = torch.tensor(self.scorers[index].score_texts(texts))
-        return scores
+        if self.shared_score is not None:
+            scores[:, self.shared_score] = told[REWARD].cpu()
+        for index, scorer in self.scorers.items():
+            scores[:, index] = torch.tensor(scorer.score_texts(texts))
+        found = {"old_logprobs": told[POLICY][0], "ref_logprobs": told[REFERENCE][0], "entropy": told[POLICY][1]}
+        if self.roles.has_critic:
+            found["values"] = told[CRITIC]
+        return {**found, "scores": scores}
 
     def _minibatch(
         self, batch: Experience, plan: MinibatchPlan, kl_coef: float, totals: LearnTotals, *, first: bool
