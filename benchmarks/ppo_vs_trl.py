@@ -84,9 +84,7 @@ def prepare_reward(folder: Path) -> Path:
     return folder / "reward"
 
 
-def run_ours(
-    work: Workload, folder: Path, ranks: int, seed: int, *, watch_memory: bool = False
-) -> dict[str, Any]:
+def run_ours(work: Workload, folder: Path, ranks: int, seed: int, *, watch_memory: bool = False) -> dict[str, Any]:
     """One run of this system, ranks and rollout workers sharing the cores."""
     from rlhf.config import PpoConfig, build_config
     from rlhf.stages.ppo import run_ppo

@@ -8,15 +8,17 @@ are one autograd step that adds into the result in place, without PEFT's full-si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from rlhf.models.products import linear
 
 Parts = tuple[tuple[str, int | None], ...]
 """(adapter, number of tokens) in the order of the tokens; None: all that are left."""
@@ -71,28 +73,26 @@ def install(model: nn.Module, mix: Mix) -> None:
     """Makes every adapter layer of a model follow ``mix``; dropout of adapters does not act any more."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.forward = _forward_of(module, mix)  # type: ignore[method-assign]
+            module.mix = mix  # type: ignore[assignment]
+            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
-def _forward_of(layer: Any, mix: Mix) -> Callable[..., Tensor]:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        flat = x.flatten(0, -2)  # (tokens, in)
-        named = [(name, where) for name, where in mix.slices(len(flat)) if name in layer.lora_A]
-        base = layer.base_layer
-        matrices = [part[name] for name, _ in named for part in (layer.lora_A, layer.lora_B)]
-        if _is_plain(base, x) and all(_is_plain(matrix, x) for matrix in matrices):
-            places = [(where, layer.scaling[name]) for name, where in named]
-            way = _MixedLinear.apply if torch.is_grad_enabled() else _products
-            result = way(flat, base.weight, base.bias, places, *(matrix.weight for matrix in matrices))
-            return result.view(*x.shape[:-1], -1)
-        result = base(x, *args, **kwargs)
-        if not named:
-            return result
-        rows = result.flatten(0, -2)
-        parts = [_beside(layer, name, rows[where], flat[where]) for name, where in named]
-        return _joined(rows, named, parts).view(*x.shape[:-1], -1)
-
-    return forward
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    flat = x.flatten(0, -2)  # (tokens, in)
+    named = [(name, where) for name, where in layer.mix.slices(len(flat)) if name in layer.lora_A]
+    base = layer.base_layer
+    matrices = [part[name] for name, _ in named for part in (layer.lora_A, layer.lora_B)]
+    if _is_plain(base, x) and all(_is_plain(matrix, x) for matrix in matrices):
+        places = [(where, layer.scaling[name]) for name, where in named]
+        way = _MixedLinear.apply if torch.is_grad_enabled() else _products
+        result = way(flat, base.weight, base.bias, places, *(matrix.weight for matrix in matrices))
+        return result.view(*x.shape[:-1], -1)
+    result = base(x, *args, **kwargs)
+    if not named:
+        return result
+    rows = result.flatten(0, -2)
+    parts = [_beside(layer, name, rows[where], flat[where]) for name, where in named]
+    return _joined(rows, named, parts).view(*x.shape[:-1], -1)
 
 
 def _is_plain(linear: Any, x: Tensor) -> bool:
@@ -126,9 +126,9 @@ def _products(
     inner: list[Tensor] | None = None,
 ) -> Tensor:
     """(tokens, out); ``inner`` gets each adapter's (tokens, r) in between."""
-    result = F.linear(x, weight, bias)
+    result = linear(x, weight, bias)
     for (where, scaling), down, up in zip(places, matrices[::2], matrices[1::2], strict=True):
-        low = F.linear(x[where], down)
+        low = linear(x[where], down)
         result[where].addmm_(low, up.t(), alpha=scaling)
         if inner is not None:
             inner.append(low)
@@ -161,15 +161,15 @@ class _MixedLinear(torch.autograd.Function):
         count = len(ctx.places)
         matrices, inner = rest[: 2 * count], rest[2 * count :]
         wants_x = ctx.needs_input_grad[0]
-        back = gradient @ weight if wants_x else None
+        back = linear(gradient, weight.t()) if wants_x else None
         found: list[Tensor | None] = []
         for index, (where, scaling) in enumerate(ctx.places):
             down, up = matrices[2 * index : 2 * index + 2]
             wants_down, wants_up = ctx.needs_input_grad[4 + 2 * index : 6 + 2 * index]
             out = gradient[where]  # (tokens, out)
-            low = (out @ up).mul_(scaling) if wants_down or wants_x else None  # (tokens, r)
+            low = linear(out, up.t()).mul_(scaling) if wants_down or wants_x else None  # (tokens, r)
             found.append(low.t() @ x[where] if wants_down else None)  # type: ignore[union-attr]
             found.append((out.t() @ inner[index]).mul_(scaling) if wants_up else None)
-            if back is not None:
+            if back is not None and low is not None:
                 back[where].addmm_(low, down)
         return back, None, None, None, *found

@@ -19,6 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rlhf.algos.masks import position_ids
 
 ATTENTION = "rlhf_packed"
+MULTIPLE = 16
+"""Rows have a multiple of so many tokens: matrix libraries compile a kernel per shape, and like even ones."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,18 @@ def pack(input_ids: Tensor, attention_mask: Tensor, times: int) -> tuple[dict[st
     """What a backbone needs to run the real tokens of (batch, sequence), ``times`` over, as one row.
 
     Returns:
-        (keyword arguments, tokens of one repetition).
+        (keyword arguments, tokens of one repetition: the real ones in order, then filler up to a multiple of 16).
     """
     keep = attention_mask.bool()
-    lengths = keep.sum(dim=1).repeat(times)
+    ids, positions, lengths = input_ids[keep], position_ids(keep)[keep], keep.sum(dim=1)
+    filler = -len(ids) % MULTIPLE
+    if filler:  # a sequence that nobody reads
+        more = torch.arange(filler, device=ids.device)
+        ids, positions = torch.cat([ids, ids.new_zeros(filler)]), torch.cat([positions, more])
+        lengths = torch.cat([lengths, lengths.new_tensor([filler])])
+    lengths = lengths.repeat(times)
     width = int(lengths.max())
-    slots = torch.arange(width, device=input_ids.device)[None] < lengths[:, None]
-    ids, positions = input_ids[keep], position_ids(keep)[keep]
+    slots = torch.arange(width, device=ids.device)[None] < lengths[:, None]
     words = {
         "input_ids": ids.repeat(times)[None],
         "position_ids": positions.repeat(times)[None],
@@ -107,13 +114,15 @@ def enable(model: PreTrainedModel) -> bool:
             packed = backbone(**words).last_hidden_state[0]
         except (TypeError, ValueError, RuntimeError):  # a model that does not hand the packing on, or cannot take it
             packed = None
-    wanted = torch.cat(alone).float()
-    if packed is not None and float((packed.float() - wanted).norm() / wanted.norm()) < tolerance(packed.dtype):
+    wanted = torch.cat(alone)
+    if packed is not None and _near(packed[: len(wanted)], wanted):
         return True
     config._attn_implementation = before
     return False
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Relative difference that reordered sums may make, with room: some hundred units in the last place."""
-    return 200 * torch.finfo(dtype).eps if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    """Equal but for the order of sums: some hundred units in fp32's last place, a few in a shorter type's."""
+    units = 200 if found.dtype == torch.float32 else 8
+    away = (found.float() - wanted.float()).norm() / wanted.float().norm()
+    return float(away) < units * torch.finfo(found.dtype).eps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class RolesModel(nn.Module):
 
     def __init__(self, base: PreTrainedModel, init: RoleInit, *, suppress_ids: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self._named: list[tuple[str, nn.Parameter]] = []
         self.suppress_ids = suppress_ids
         self.trains_entropy = False
         """Whether the loss has an entropy term; without one its graph would only cost memory."""
@@ -73,6 +74,7 @@ class RolesModel(nn.Module):
             self.score_head.weight = nn.Parameter(init.reward_head.to(like), requires_grad=False)
         if init.critic_config is not None:
             self._add_critic(init.reward_config or init.critic_config, hidden, like)
+        self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
         adapters.select(self.model, POLICY, self._trainable)
         self.mixes = self._can_mix()
@@ -99,6 +101,18 @@ class RolesModel(nn.Module):
             named += [(f"{CRITIC}.{k}", p) for k, p in adapters.adapter_parameters(self.model, CRITIC)]
             named += [(f"{CRITIC}.value_head.{k}", p) for k, p in self.value_head.named_parameters()]
         return named
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module, without walking through it at every call: DeepSpeed asks three times per update."""
+        if args or kwargs.get("prefix") or not kwargs.get("recurse", True) or not kwargs.get("remove_duplicate", True):
+            return super().named_parameters(*args, **kwargs)
+        if not self._named:
+            self._named = list(super().named_parameters())
+        return iter(self._named)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._named = []  # moving a quantized tensor makes a new one
+        return super()._apply(*args, **kwargs)
 
     def enable_checkpointing(self, *, use_reentrant: bool) -> None:
         """Runs layers again in backward instead of keeping their activations (arXiv:1604.06174).

@@ -65,7 +65,8 @@ def together(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     words, count = packing.pack(ids, mask, len(NAMES))
     mix.parts = tuple((name, count) for name in NAMES)
     hidden = model.get_base_model().model(**words).last_hidden_state[0]
-    return dict(zip(NAMES, hidden.split(count), strict=True))
+    real = int(mask.sum())
+    return {name: part[:real] for name, part in zip(NAMES, hidden.split(count), strict=True)}
 
 
 def gradients(model: Any, hidden: dict[str, Tensor]) -> dict[str, Tensor]:
