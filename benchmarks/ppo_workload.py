@@ -75,7 +75,7 @@ def build_model(work: Workload, directory: Path) -> Path:
 
 
 def write_prompts(work: Workload, path: Path, seed: int = 0) -> list[list[int]]:
-    """As many prompts as the run needs, each of exactly ``prompt_tokens`` tokens; returns the ids that both sides see."""
+    """As many prompts as the run needs, of exactly ``prompt_tokens`` tokens each; returns the ids both sides see."""
     tokenizer, rng = AutoTokenizer.from_pretrained(TOKENIZER), random.Random(seed)
     chat = chat_format(tokenizer, "plain")
     words = [word for word in map(tokenizer.decode, range(len(tokenizer))) if word.strip().isalpha()]
