@@ -137,6 +137,11 @@ def check_address(resolve: Callable[[str], str] = socket.gethostbyname) -> Recor
     return ok("host name", f"{host} is {address}")
 
 
+def interfaces_of(address: str) -> list[str]:
+    """Names of this machine's network interfaces that have an address."""
+    return [name for name, entries in psutil.net_if_addrs().items() if any(e.address == address for e in entries)]
+
+
 def _existing(path: Path) -> Path:
     """The path, or the nearest parent that is there."""
     return next((p for p in (path.absolute(), *path.absolute().parents) if p.exists()), Path("/"))

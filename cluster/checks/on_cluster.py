@@ -182,7 +182,9 @@ def _collective(backend: str, nodes: list[Node], *, gpus: int) -> Record:
     name = f"{backend} between nodes"
     address, port = gather([nodes[0].run(rendezvous)])[0]
     started = time.perf_counter()
-    tasks = [n.run(join, backend, rank, len(nodes), address, port, gpus=gpus) for rank, n in enumerate(nodes)]
+    tasks = [
+        n.run(join_by_interface, backend, rank, len(nodes), address, port, gpus=gpus) for rank, n in enumerate(nodes)
+    ]
     try:
         gather(tasks)
     except GetTimeoutError:
@@ -195,6 +197,18 @@ def _collective(backend: str, nodes: list[Node], *, gpus: int) -> Record:
         remedy = f"set {backend.upper()}_SOCKET_IFNAME to the interface between the nodes; open its ports"
         return fail(name, f"no answer within {WAIT_SECONDS:.0f} s", remedy)
     return ok(name, f"{len(nodes)} rank(s) met at {address} and added up in {time.perf_counter() - started:.1f} s")
+
+
+def join_by_interface(rank: int, backend: str, ranks: int, address: str, port: int) -> None:
+    """One rank, on the interface that a run would take: that of the node's address, or as the environment says.
+
+    Left alone, gloo listens where the host's name points to, which is often the loopback.
+    """
+    own = ray.util.get_node_ip_address()
+    for interface in machine.interfaces_of(own)[:1]:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, interface)
+    join(backend, rank, ranks, address, port)
 
 
 def rendezvous() -> tuple[str, int]:

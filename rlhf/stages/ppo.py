@@ -134,7 +134,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         return Verdict(judged, answer.scores, kl, {**figures, **weights})
 
 
-def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
+def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
     """Epochs x minibatches of clipped updates on all ranks."""
     with _timed(run, "learn"):
         config, batch = run.config, verdict.judged.batch
@@ -161,7 +161,7 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
         return learned
 
 
-def share_policy(run: PpoRun, learned: dict[str, float]) -> dict[str, float]:
+def share_policy(run: PpoRun, learned: dict[str, Any]) -> dict[str, float]:
     """Publishes the new adapter and checks the canary on every rollout worker."""
     with _timed(run, "share"):
         for _, _, batch in run.ahead:
@@ -175,7 +175,7 @@ def record(
     step: int,
     acted: Acted,
     verdict: Verdict,
-    learned: dict[str, float],
+    learned: dict[str, Any],
     synced: dict[str, float],
 ) -> None:
     """Writes the step's metrics, some samples, and a checkpoint when due; enforces the limits on KL and entropy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, 
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
+from rlhf.models.operations import product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
 from rlhf.models.scorer import SeparateScorer, load_reward_model, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
@@ -57,6 +59,9 @@ class PolicyWorker:
             self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
         context.beat_with(self.roles)
         self.engine = self._build_engine()
+        learning = {role: count for role, count in self.describe()["trainable"].items() if count}
+        self.costs = update_costs(self.roles.model.get_base_model(), learning)
+        self.peak = product_peak(self.engine.device, torch_dtype(config.model))
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0
         self._published: np.ndarray | None = None
@@ -103,7 +108,7 @@ class PolicyWorker:
         first_update: int,
         kl_coef: float,
         train_policy: bool = True,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Trains policy and critic on a judged batch.
 
         Losses are sums over this rank's rows divided by the global token count of the minibatch, so neither the
@@ -118,7 +123,7 @@ class PolicyWorker:
         Returns:
             Metrics, already summed or maximised over ranks; equal on every rank.
         """
-        totals, update, epochs_run = LearnTotals(), first_update, 0
+        totals, update, epochs_run, started = LearnTotals(), first_update, 0, time.perf_counter()
         self.policy_weight = 1.0 if train_policy else 0.0
         frozen = () if train_policy else (POLICY,)
         for epoch in epochs:
@@ -138,7 +143,7 @@ class PolicyWorker:
             stop = self.config.loss.epoch_kl_stop
             if stop is not None and reduced["approx_kl"] / max(1.0, reduced["tokens"]) > stop:
                 break
-        return self._read_out(totals, update - first_update, epochs_run)
+        return self._read_out(totals, update - first_update, epochs_run, started)
 
     def _count_nonfinite(self, norm: float, plan: MinibatchPlan, totals: LearnTotals) -> None:
         """Every rank sees the same norm, so all ranks skip, count and stop alike."""
@@ -306,6 +311,7 @@ class PolicyWorker:
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
             part = batch.select(rows).to(self.engine.device)
+            totals.add(operations=self.costs.update(part.lengths, int(part.response_mask.sum())))
             logprobs, entropies, values = self.engine(
                 "train",
                 input_ids=part.input_ids,
@@ -320,18 +326,23 @@ class PolicyWorker:
                 totals.ratio_first = float(policy.ratio_deviation_max)
             self.engine.backward(loss, last=index == len(mine) - 1)
 
-    def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int) -> dict[str, float]:
+    def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
         reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()})
+        speed = reduced.pop("operations") / (time.perf_counter() - started)  # of all ranks
         tokens = max(1.0, reduced.pop("tokens"))
         worst = torch.tensor([totals.ratio_first], device=self.engine.device)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
         per_update = {"policy_loss", "value_loss", "kl_loss"}
-        metrics = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
+        metrics: dict[str, Any] = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
         metrics["ratio_first"] = float(worst)
         metrics["grad_norm"] = sum(totals.grad_norms) / max(1, len(totals.grad_norms))
         metrics["updates"], metrics["epochs_run"] = updates, epochs_run
         metrics["updates_skipped"] = totals.num_skipped
         metrics["policy_trained"] = self.policy_weight
+        metrics["speed"] = {
+            "learn_tflops": speed / 1e12,
+            "learn_peak_share": speed / (self.peak * self.engine.world_size),
+        }
         return metrics
 
 

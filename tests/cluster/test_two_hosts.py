@@ -68,6 +68,13 @@ def test_a_client_without_the_token_is_refused(hosts: TwoHosts, project: Path) -
     assert hosts.api("/api/jobs/") == [] and not (hosts.folder / "in").exists()
 
 
+def test_the_doctor_sees_both_hosts(hosts: TwoHosts, project: Path) -> None:
+    done = hosts.rlhf("doctor", "--run-dir", str(project / "runs"), cwd=project)
+    assert "0 failure(s)" in done.stdout, done.stdout + done.stderr
+    assert f"2: {hosts.address('first')}, {hosts.address('second')}" in done.stdout
+    assert "2 rank(s) met at" in done.stdout and "is one directory on 2 node(s)" in done.stdout
+
+
 def test_the_loop_on_two_hosts_equals_one(hosts: TwoHosts, project: Path) -> None:
     before, files_before = kinds(hosts), set(hosts.temporary.iterdir())
     typed = shlex.split(f"job submit --address {hosts.dashboard} --working-dir . -- python -m rlhf sft --config "

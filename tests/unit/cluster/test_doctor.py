@@ -209,3 +209,8 @@ def test_exit_code_and_json(token: Path, capsys: pytest.CaptureFixture[str], tmp
 
 def test_sizes() -> None:
     assert [size(v) for v in (12, 2048, 3 * GIB, 5 * 1024 * GIB)] == ["12 B", "2.0 KiB", "3.0 GiB", "5.0 TiB"]
+
+
+def test_an_interface_is_found_by_its_address() -> None:
+    assert machine.interfaces_of("127.0.0.1") == ["lo"]
+    assert machine.interfaces_of("203.0.113.9") == []
