@@ -327,22 +327,21 @@ class PolicyWorker:
             self.engine.backward(loss, last=index == len(mine) - 1)
 
     def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
-        reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()})
-        speed = reduced.pop("operations") / (time.perf_counter() - started)  # of all ranks
+        reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})
+        operations, whole_peak = reduced.pop("operations"), reduced.pop("peak")
         tokens = max(1.0, reduced.pop("tokens"))
-        worst = torch.tensor([totals.ratio_first], device=self.engine.device)
+        worst = torch.tensor([totals.ratio_first, time.perf_counter() - started], device=self.engine.device)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        ratio_first, seconds = worst.tolist()
         per_update = {"policy_loss", "value_loss", "kl_loss"}
         metrics: dict[str, Any] = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
-        metrics["ratio_first"] = float(worst)
+        metrics["ratio_first"] = ratio_first
         metrics["grad_norm"] = sum(totals.grad_norms) / max(1, len(totals.grad_norms))
         metrics["updates"], metrics["epochs_run"] = updates, epochs_run
         metrics["updates_skipped"] = totals.num_skipped
         metrics["policy_trained"] = self.policy_weight
-        metrics["speed"] = {
-            "learn_tflops": speed / 1e12,
-            "learn_peak_share": speed / (self.peak * self.engine.world_size),
-        }
+        speed = operations / seconds
+        metrics["speed"] = {"learn_tflops": speed / 1e12, "learn_peak_share": speed / whole_peak}
         return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,16 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def near(found: Tensor, wanted: Tensor) -> None:
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_asking_draws_no_random_numbers() -> None:
+    """It happens in between a seed and the adapters that are drawn from it, in the first run of a process only."""
+    products.prefers_onednn.cache_clear()
+    before = torch.get_rng_state()
+    found = products.prefers_onednn()
+    assert torch.equal(torch.get_rng_state(), before)
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    assert found == ("avx512f" in cpu and "GenuineIntel" not in cpu)
 
 
 @pytest.mark.parametrize("rows", ROWS)
