@@ -58,10 +58,9 @@ def pack(input_ids: Tensor, attention_mask: Tensor, times: int) -> tuple[dict[st
     keep = attention_mask.bool()
     ids, positions, lengths = input_ids[keep], position_ids(keep)[keep], keep.sum(dim=1)
     filler = -len(ids) % MULTIPLE
-    if filler:  # a sequence that nobody reads
-        more = torch.arange(filler, device=ids.device)
-        ids, positions = torch.cat([ids, ids.new_zeros(filler)]), torch.cat([positions, more])
-        lengths = torch.cat([lengths, lengths.new_tensor([filler])])
+    if filler:  # stands behind the last sequence, where none of its tokens looks
+        ids, positions = (torch.cat([values, values.new_zeros(filler)]) for values in (ids, positions))
+        lengths[-1] += filler
     lengths = lengths.repeat(times)
     width = int(lengths.max())
     slots = torch.arange(width, device=ids.device)[None] < lengths[:, None]
