@@ -13,32 +13,26 @@ from typing import Any
 import pytest
 
 CLUSTERS = ("cluster", "e2e", "ray")
-PATIENT = ("invariance", "methods", "plan_bytes", "ppo_resume", "trl_resume", "trl_stages")
-"""Files of tests/ray without bounds in seconds: they may run beside the others."""
 
 
-def _scope_of(nodeid: str) -> str:
-    """Tests of one scope run in one process, one after the other."""
-    path = nodeid.removeprefix("tests/").partition("::")[0]
-    if path.partition("/")[0] not in CLUSTERS:
-        return path
-    return "patient" if any(word in path for word in PATIENT) else "clusters"
+def _part_of(nodeid: str) -> str:
+    """The first folder below tests/."""
+    return nodeid.removeprefix("tests/").partition("/")[0]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts clusters comes first, because it takes longest; the patient ones come last."""
-    order = {"clusters": 0, "patient": 2}
-    items.sort(key=lambda item: order.get(_scope_of(item.nodeid), 1))
+    """What starts clusters comes first: it takes longest."""
+    items.sort(key=lambda item: _part_of(item.nodeid) not in CLUSTERS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For two processes: what starts clusters runs in one of them; the other takes file by file, then the patient."""
+    """For two processes: all that starts clusters runs in one of them; the other takes file by file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ClustersTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _scope_of(nodeid)
+            return "clusters" if _part_of(nodeid) in CLUSTERS else nodeid.partition("::")[0]
 
     return ClustersTogether(config, log)
 

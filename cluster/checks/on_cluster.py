@@ -183,7 +183,7 @@ def _collective(backend: str, nodes: list[Node], *, gpus: int) -> Record:
     address, port = gather([nodes[0].run(rendezvous)])[0]
     started = time.perf_counter()
     tasks = [
-        n.run(join_by_interface, backend, rank, len(nodes), address, port, gpus=gpus) for rank, n in enumerate(nodes)
+        n.run(join_by_interface, rank, backend, len(nodes), address, port, gpus=gpus) for rank, n in enumerate(nodes)
     ]
     try:
         gather(tasks)

@@ -175,3 +175,8 @@ def test_balancing_by_tokens_makes_ranks_wait_little() -> None:
     plan = plan_minibatches(8, minibatch_sequences=8, num_ranks=2, microbatch_sequences=4, epochs=1, seed=0)[0][0]
     tokens = [sum(lengths[row] for row in balance_rows_by_tokens(lengths, plan).rows_of_rank(r)) for r in range(2)]
     assert tokens == [200, 200]
+
+
+def test_balancing_by_tokens_runs_the_heaviest_first() -> None:
+    plan = plan_minibatches(3, minibatch_sequences=3, num_ranks=1, microbatch_sequences=1, epochs=1, seed=0)[0][0]
+    assert balance_rows_by_tokens([5, 1, 9], plan).ranks == (((2,), (0,), (1,)),)
