@@ -243,7 +243,7 @@ def _build_optimizer(groups: list[ParameterGroup], optim: OptimConfig) -> torch.
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
 
 
 def learning_rate_scale(optim: OptimConfig, step: int, num_steps: int) -> float:
