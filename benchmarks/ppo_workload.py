@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from rlhf.data.chat import chat_format
+from rlhf.data.schema import Message
+from rlhf.models.products import linear
 from rlhf.models.source import resolve_model
 
 TOKENIZER = resolve_model("builtin:helpline_base").tokenizer
@@ -72,13 +75,14 @@ def build_model(work: Workload, directory: Path) -> Path:
 
 
 def write_prompts(work: Workload, path: Path, seed: int = 0) -> list[list[int]]:
-    """As many prompts as the run needs, each of exactly ``prompt_tokens`` tokens; returns their ids."""
+    """As many prompts as the run needs, of exactly ``prompt_tokens`` tokens each; returns the ids both sides see."""
     tokenizer, rng = AutoTokenizer.from_pretrained(TOKENIZER), random.Random(seed)
+    chat = chat_format(tokenizer, "plain")
     words = [word for word in map(tokenizer.decode, range(len(tokenizer))) if word.strip().isalpha()]
     found: dict[str, list[int]] = {}
     while len(found) < work.prompts_per_step * work.steps:
         text = "a"
-        while len(ids := tokenizer(text).input_ids) < work.prompt_tokens:
+        while len(ids := chat.encode_prompt([Message("user", text)])) < work.prompt_tokens:
             text += " " + rng.choice(words).strip()
         if len(ids) == work.prompt_tokens:
             found[text] = ids
@@ -87,14 +91,18 @@ def write_prompts(work: Workload, path: Path, seed: int = 0) -> list[list[int]]:
 
 
 def matrix_peak(threads: int, dtype: str, size: int = 1024) -> float:
-    """Floating-point operations per second of a large matrix product with all threads: the best of several."""
+    """Floating-point operations per second of a large matrix product with all threads: the best of several.
+
+    The better of torch's own choice of library and the one that this system takes.
+    """
     torch.set_num_threads(threads)
     one = torch.randn(size, size).to(getattr(torch, dtype))
     best = 0.0
-    for _ in range(30):
-        began = time.perf_counter()
-        one @ one
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    for product in (torch.matmul, linear):
+        for _ in range(30):
+            began = time.perf_counter()
+            product(one, one)
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
 
 

@@ -13,7 +13,9 @@ from rlhf.config import LoraConfig
 FP32 = 4
 
 
-def layer_activations(shape: ModelShape, lora: LoraConfig | None, *, rows: int, tokens: int, width: int) -> float:
+def layer_activations(
+    shape: ModelShape, lora: LoraConfig | None, *, rows: int, tokens: int, width: int, packed: bool
+) -> float:
     """Bytes that one layer saves for one pass over ``rows`` sequences of ``tokens`` tokens.
 
     Per token, with h hidden, a = heads x head_dim, i intermediate elements:
@@ -25,9 +27,14 @@ def layer_activations(shape: ModelShape, lora: LoraConfig | None, *, rows: int, 
     * the gated MLP keeps gate, its activation, and up: 3 i;
     * each adapter keeps its r-wide product, and with dropout a copy of its input and the byte mask;
     * the mask is widened once per layer: tokens x tokens per sequence.
+
+    Packed sequences need no mask and no repetition of keys and values; the attention's output is kept twice, for itself
+    and for o.
     """
     attention = shape.heads * shape.head_dim
     repeated = attention if shape.kv_heads > 1 else shape.head_dim
+    if packed:
+        repeated = shape.kv_heads * shape.head_dim
     per_token = 2 * (FP32 * shape.hidden + FP32) + FP32 * shape.heads
     per_token += width * (2 * shape.hidden + 2 * attention + 2 * repeated + 4 * shape.intermediate)
     if lora is None:  # trained norms keep what they scale
@@ -38,17 +45,26 @@ def layer_activations(shape: ModelShape, lora: LoraConfig | None, *, rows: int, 
             per_token += sum(m.inputs for m in adapted(shape, lora)) * (width + 1)
     if shape.qk_norm:
         per_token += FP32 * (attention + shape.kv_heads * shape.head_dim)
+    if packed:
+        return rows * tokens * (per_token + width * attention)
     return rows * tokens * per_token + rows * tokens * tokens * width
 
 
 def pass_activations(
-    shape: ModelShape, lora: LoraConfig | None, *, rows: int, tokens: int, width: int, checkpointing: bool
+    shape: ModelShape,
+    lora: LoraConfig | None,
+    *,
+    rows: int,
+    tokens: int,
+    width: int,
+    checkpointing: bool,
+    packed: bool = False,
 ) -> tuple[float, float]:
     """(kept, recomputed) bytes of all layers in one pass.
 
     With checkpointing each layer keeps its input alone (arXiv:1604.06174), and one layer at a time is recomputed.
     """
-    layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width)
+    layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
     last_norm = rows * tokens * (FP32 * shape.hidden + FP32)
     if checkpointing:
         return shape.layers * rows * tokens * shape.hidden * width + last_norm, layer
@@ -78,18 +94,26 @@ def ppo_peak(
 ) -> float:
     """Bytes of activations at the highest point of one PPO micro-batch.
 
-    Policy and critic both run before one backward pass. Backward begins with what ran last: the critic's layers are
-    recomputed and freed while the policy's logits are still held; then the logits get their gradients and are freed;
-    then the policy's layers are recomputed.
+    Plain LoRA: policy and critic run as one packed pass. Backward first gives the logits their gradients and frees
+    them, then runs the layers again, both roles at once. Otherwise both run before one backward pass, the critic's
+    layers are recomputed and freed while the policy's logits are still held, and the policy's come last.
     """
-    tokens = prompt + response
-    kept, recomputed = pass_activations(shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing)
+    tokens, packed = prompt + response, packs(lora)
+    kept, recomputed = pass_activations(
+        shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed
+    )
     logits, transient = logits_activations(shape, rows=rows, response=response, width=width)
+    values = rows * response * shape.hidden * width if critic else 0
+    roles = 2 if critic else 1
+    if packed:
+        return roles * kept + max(logits + values + transient, roles * recomputed)
     policy = kept + max(logits + transient, recomputed)
-    if not critic:
-        return policy
-    values = rows * response * shape.hidden * width
-    return max(2 * kept + logits + values + recomputed, policy)
+    return max(2 * kept + logits + values + recomputed, policy) if critic else policy
+
+
+def packs(lora: LoraConfig) -> bool:
+    """Whether the roles of PPO run together: plain LoRA, whatever its initial values and its scaling."""
+    return lora.method in ("lora", "rslora", "pissa") and not lora.use_dora
 
 
 def kv_cache(shape: ModelShape, *, rows: int, tokens: int, width: int) -> float:

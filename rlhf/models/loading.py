@@ -18,6 +18,7 @@ from transformers import (
 
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
+from rlhf.models import products
 from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import MAX_NEW_TOKENS
 from rlhf.models.trust import check_remote_code
@@ -66,7 +67,7 @@ def load_kwargs(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
 def load_causal_lm(source: ModelSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Loads the base of a policy; its embedding has a row for every token, the pad token included."""
     model = _load(AutoModelForCausalLM, source, load_kwargs(source, config))
-    return _fit_vocabulary(model, tokenizer)
+    return _prepare(model, tokenizer)
 
 
 def load_classifier(source: ModelSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -74,7 +75,7 @@ def load_classifier(source: ModelSource, config: ModelConfig, tokenizer: PreTrai
     kwargs = load_kwargs(source, config)
     kwargs["num_labels"] = 1
     model = _load(AutoModelForSequenceClassification, source, kwargs)
-    return _fit_vocabulary(model, tokenizer)
+    return _prepare(model, tokenizer)
 
 
 def build_empty(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
@@ -110,8 +111,14 @@ def _keep_packing(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     _keep_packing(model)
+    model = _fit_vocabulary(model, tokenizer)
+    products.install(model)
+    return model
+
+
+def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     weight: Any = model.get_input_embeddings().weight
     rows = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves an empty tensor and the shape beside it
     needed = max(tokenizer.get_vocab().values()) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf.algos.logprobs import entropy, token_logprobs
 from rlhf.algos.masks import position_ids
-from rlhf.models import adapters
+from rlhf.models import adapters, mixed, packing
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
 
@@ -51,10 +51,11 @@ class RolesModel(nn.Module):
 
     def __init__(self, base: PreTrainedModel, init: RoleInit, *, suppress_ids: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self._named: list[tuple[str, nn.Parameter]] = []
         self.suppress_ids = suppress_ids
         self.trains_entropy = False
         """Whether the loss has an entropy term; without one its graph would only cost memory."""
-        self._active = ""
+        self._active = mixed.Mix()
         self.model: PeftModel = adapters.attach(base, init.policy_config, POLICY)
         if init.policy_state is not None:
             adapters.write_adapter(self.model, POLICY, init.policy_state)
@@ -73,8 +74,13 @@ class RolesModel(nn.Module):
             self.score_head.weight = nn.Parameter(init.reward_head.to(like), requires_grad=False)
         if init.critic_config is not None:
             self._add_critic(init.reward_config or init.critic_config, hidden, like)
+        self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
-        self._select(POLICY)
+        adapters.select(self.model, POLICY, self._trainable)
+        self.mixes = self._can_mix()
+        """Whether one pass can serve several roles; otherwise each role takes a pass of its own."""
+        if self.mixes:
+            mixed.install(self.model, self._active)
 
     def _add_critic(self, config: peft.LoraConfig, hidden: int, like: Tensor) -> None:
         adapters.add(self.model, config, CRITIC)
@@ -96,6 +102,18 @@ class RolesModel(nn.Module):
             named += [(f"{CRITIC}.value_head.{k}", p) for k, p in self.value_head.named_parameters()]
         return named
 
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module, without walking through it at every call: DeepSpeed asks three times per update."""
+        if args or kwargs.get("prefix") or not kwargs.get("recurse", True) or not kwargs.get("remove_duplicate", True):
+            return super().named_parameters(*args, **kwargs)
+        if not self._named:
+            self._named = list(super().named_parameters())
+        return iter(self._named)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._named = []  # moving a quantized tensor makes a new one
+        return super()._apply(*args, **kwargs)
+
     def enable_checkpointing(self, *, use_reentrant: bool) -> None:
         """Runs layers again in backward instead of keeping their activations (arXiv:1604.06174).
 
@@ -112,75 +130,135 @@ class RolesModel(nn.Module):
 
     def _under_its_role(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         def run(function: Callable[..., Any], *args: Any) -> Any:
-            role = self._active
+            parts = self._active.parts
 
             def again(*inputs: Any) -> Any:
-                self._select(role)
+                self._select(parts)
                 return function(*inputs)
 
             return checkpoint(again, *args)
 
         return run
 
-    def _select(self, role: str) -> None:
-        if self._active != role:
-            adapters.select(self.model, role, self._trainable)
-            self._active = role
-
-    def _backbone(self, role: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        self._select(role)
+    def _can_mix(self) -> bool:
+        """Plain LoRA everywhere but on the output layer, whose logits are those of the last hidden states alone."""
         causal: Any = self.model.get_base_model()
-        backbone = getattr(causal, causal.base_model_prefix)
-        return backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
-        ).last_hidden_state  # (batch, sequence, hidden)
+        head = causal.get_output_embeddings()
+        if not mixed.can_mix(self.model, list(self.model.peft_config)) or not isinstance(head, nn.Linear):
+            return False
+        with torch.no_grad():
+            ids = torch.arange(2, 6, device=head.weight.device)[None]
+            hidden = getattr(causal, causal.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
+            same = torch.equal(head(hidden), causal(input_ids=ids, use_cache=False).logits)
+        return same and packing.enable(causal)
+
+    def _select(self, parts: mixed.Parts) -> None:
+        if self._active.parts != parts:
+            self._active.parts = parts
+            if not self.mixes:
+                adapters.select(self.model, parts[0][0], self._trainable)
+
+    def _read_together(
+        self, roles: Sequence[str], input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
+    ) -> dict[str, Any]:
+        """One pass over the real tokens of all roles; results are put back where the padding was, zeros there."""
+        words, num_tokens = packing.pack(input_ids, attention_mask, len(roles))
+        self._select(tuple((role, num_tokens) for role in roles))
+        causal: Any = self.model.get_base_model()
+        hidden = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0].split(num_tokens)
+        keep = attention_mask.bool()
+        given = keep[:, -response_ids.shape[1] :]
+        number = keep.flatten().cumsum(0).view_as(keep) - 1  # of each token in the packed row
+        before = number[:, -response_ids.shape[1] - 1 : -1][given]
+        found: dict[str, Any] = {}
+
+        def back(values: Tensor) -> Tensor:
+            return values.new_zeros(given.shape).masked_scatter(given, values)
+
+        for role, states in zip(roles, hidden, strict=True):
+            if role == CRITIC:
+                found[role] = back(self.value_head(states[before]).squeeze(-1).float())
+            elif role == REWARD:
+                found[role] = self._normalized(states[number.max(dim=1).values])
+            else:
+                logits = causal.get_output_embeddings()(states[before])
+                found[role] = tuple(map(back, self._read_logprobs(logits, response_ids[given], temperature)))
+        return found
+
+    def _read_apart(
+        self, roles: Sequence[str], input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
+    ) -> dict[str, Any]:
+        """A padded pass per role, by PEFT's layers and the model's own last steps."""
+        num_response = response_ids.shape[1]
+        causal: Any = self.model.get_base_model()
+        words = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask.long(),
+            "position_ids": position_ids(attention_mask),
+            "use_cache": False,
+        }
+        found: dict[str, Any] = {}
+        for role in roles:
+            self._select(((role, None),))
+            if role in (POLICY, REFERENCE):
+                logits = causal(**words, logits_to_keep=num_response + 1).logits[:, :-1]
+                found[role] = self._read_logprobs(logits, response_ids, temperature)
+                continue
+            hidden = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state  # (batch, sequence, hidden)
+            if role == CRITIC:
+                found[role] = self.value_head(hidden[:, -num_response - 1 : -1]).squeeze(-1).float()
+            else:
+                steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+                last = (attention_mask.long() * steps).argmax(dim=1)
+                found[role] = self._normalized(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        return found
+
+    def _read_logprobs(self, logits: Tensor, response_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_entropy):
+            entropies = entropy(logits, temperature=temperature, suppress_ids=self.suppress_ids)
+        return token_logprobs(logits, response_ids, temperature=temperature, suppress_ids=self.suppress_ids), entropies
+
+    def _normalized(self, last: Tensor) -> Tensor:
+        """Reward of the last tokens' states (batch, hidden), on the normalized scale."""
+        return (self.score_head(last).squeeze(-1).float() - self.reward_mean) / self.reward_std
+
+    def read(
+        self,
+        roles: Sequence[str],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_ids: Tensor,
+        temperature: float,
+    ) -> dict[str, Any]:
+        """What each role says about the same sequences, in one pass where the adapters and the model allow it.
+
+        Returns:
+            By role: policy and reference (log-probs, entropies), critic values, each (batch, response) float32, without
+            meaning in padded slots; reward scores, (batch,) float32, read at the last real token.
+        """
+        way = self._read_together if self.mixes else self._read_apart
+        return way(roles, input_ids, attention_mask, response_ids, temperature)
 
     def logprobs(
         self, role: str, input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the response tokens, both (batch, response) float32."""
-        self._select(role)
-        num_response = response_ids.shape[1]
-        logits = self.model.get_base_model()(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
-            logits_to_keep=num_response + 1,
-        ).logits[:, :-1]  # (batch, response, vocabulary)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_entropy):
-            entropies = entropy(logits, temperature=temperature, suppress_ids=self.suppress_ids)
-        return token_logprobs(logits, response_ids, temperature=temperature, suppress_ids=self.suppress_ids), entropies
+        return self.read([role], input_ids, attention_mask, response_ids, temperature)[role]
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_response: int) -> Tensor:
         """State values before each response token, (batch, response) float32."""
-        hidden = self._backbone(CRITIC, input_ids, attention_mask)
-        return self.value_head(hidden[:, -num_response - 1 : -1]).squeeze(-1).float()
+        return self.read([CRITIC], input_ids, attention_mask, input_ids[:, -num_response:], 1.0)[CRITIC]
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Normalized reward-model scores read at the last real token, (batch,) float32."""
-        hidden = self._backbone(REWARD, input_ids, attention_mask)
-        steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        last = (attention_mask.long() * steps).argmax(dim=1)
-        picked = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        raw = self.score_head(picked).squeeze(-1).float()
-        return (raw - self.reward_mean) / self.reward_std
+        return self.read([REWARD], input_ids, attention_mask, input_ids[:, -1:], 1.0)[REWARD]
 
     def forward(self, task: str, **inputs: Any) -> Any:
-        """One entry for every pass, so that the engine's hooks see it: task is a method name or ``train``."""
+        """One entry for every pass, so that the engine's hooks see it: task is a method's name or ``train``."""
         if task == "train":
-            logprobs, entropies = self.logprobs(POLICY, **{k: v for k, v in inputs.items() if k != "want_values"})
-            if not inputs.get("want_values"):
-                return logprobs, entropies, None
-            num_response = inputs["response_ids"].shape[1]
-            return (
-                logprobs,
-                entropies,
-                self.values(inputs["input_ids"], inputs["attention_mask"], num_response),
-            )
-        if task not in ("logprobs", "values", "scores"):
+            want_values = inputs.pop("want_values", False)
+            found = self.read([POLICY, CRITIC] if want_values else [POLICY], **inputs)
+            return *found[POLICY], found.get(CRITIC)
+        if task not in ("read", "logprobs", "values", "scores"):
             raise ValueError(f"unknown task {task!r}")
         return getattr(self, task)(**inputs)

@@ -10,13 +10,15 @@ from transformers import PreTrainedModel
 from rlhf.algos.logprobs import token_logprobs
 from rlhf.config import SamplingConfig
 from rlhf.errors import WeightSyncError
-from rlhf.models import adapters
+from rlhf.models import adapters, mixed
 from rlhf.models.roles import POLICY
 from rlhf.rollout.batching import BatchDecoder
 from rlhf.rollout.decoding import SlotDecoder
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.slots import fits_slots
 from rlhf.weights.snapshot import Snapshot, write
+
+NO_ADAPTER = "base"
 
 
 class TransformersGenerator:
@@ -38,6 +40,9 @@ class TransformersGenerator:
     ) -> None:
         self._model: Any = adapters.attach(base, lora_config, POLICY).eval() if lora_config is not None else base.eval()
         self._adapted = lora_config is not None
+        self._mix = mixed.Mix(((POLICY, None),))
+        if self._adapted and mixed.can_mix(self._model, [POLICY]):
+            mixed.install(self._model, self._mix)
         causal: Any = self._model.get_base_model() if self._adapted else self._model
         self._causal, self._slots = causal, fits_slots(causal)
         self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch
@@ -57,6 +62,7 @@ class TransformersGenerator:
         """
         sha = write(snapshot, dict(adapters.adapter_parameters(self._model, POLICY)))
         self._model.base_model.enable_adapter_layers()
+        self._mix.parts = ((POLICY, None),)
         self._version, self._sha = snapshot.version, sha
         return sha
 
@@ -64,6 +70,7 @@ class TransformersGenerator:
         """Samples from the base alone until the next ``install``."""
         if self._adapted:
             self._model.base_model.disable_adapter_layers()
+            self._mix.parts = ((NO_ADAPTER, None),)
         self._version, self._sha = 0, "base"
 
     def generate(self, tasks: list[PromptTask], sampling: SamplingConfig) -> list[Rollout]:

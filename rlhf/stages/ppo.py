@@ -15,7 +15,7 @@ import torch
 from rlhf.algos.kl import kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
-from rlhf.algos.minibatch import balance_rows_by_length, plan_minibatches
+from rlhf.algos.minibatch import balance_rows_by_length, balance_rows_by_tokens, plan_minibatches
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
@@ -134,7 +134,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         return Verdict(judged, answer.scores, kl, {**figures, **weights})
 
 
-def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
+def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
     """Epochs x minibatches of clipped updates on all ranks."""
     with _timed(run, "learn"):
         config, batch = run.config, verdict.judged.batch
@@ -147,7 +147,8 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
             seed=derive_seed(config.seed, "minibatches", step),
         )
         lengths = batch.lengths
-        plans = [[balance_rows_by_length(lengths, plan) for plan in epoch] for epoch in plans]
+        balance = balance_rows_by_tokens if run.description["packs"] else balance_rows_by_length
+        plans = [[balance(lengths, plan) for plan in epoch] for epoch in plans]
         train_policy = step >= config.loss.critic_warmup_steps
         learned = run.policy.call("learn", share(batch), plans, run.updates_done, run.kl.coef, train_policy)[0]
         run.updates_done += config.batch.epochs * config.minibatches
@@ -160,7 +161,7 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, float]:
         return learned
 
 
-def share_policy(run: PpoRun, learned: dict[str, float]) -> dict[str, float]:
+def share_policy(run: PpoRun, learned: dict[str, Any]) -> dict[str, float]:
     """Publishes the new adapter and checks the canary on every rollout worker."""
     with _timed(run, "share"):
         for _, _, batch in run.ahead:
@@ -174,7 +175,7 @@ def record(
     step: int,
     acted: Acted,
     verdict: Verdict,
-    learned: dict[str, float],
+    learned: dict[str, Any],
     synced: dict[str, float],
 ) -> None:
     """Writes the step's metrics, some samples, and a checkpoint when due; enforces the limits on KL and entropy."""

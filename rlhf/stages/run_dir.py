@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
-from rlhf.errors import CheckpointError, RunLockedError
+from rlhf.errors import CheckpointError, ConfigError, RunLockedError
 from rlhf.models.source import RUN_FILE
 from rlhf.telemetry.environment import git_sha, machine, versions
 from rlhf.telemetry.logging import setup_logging
@@ -29,6 +29,9 @@ OWNER_SECONDS = 1.0
 _held: dict[Path, tuple[int, int]] = {}
 """Claimed directories: (descriptor of the lock, fencing token)."""
 
+RAY_COPY = "working_dir_files"
+"""Folder of Ray's session below which packages of jobs are unpacked."""
+
 
 def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
     """Creates and claims ``config.run_dir``, writes the resolved config beside its hash, and opens the driver's log.
@@ -42,9 +45,15 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
 
     Raises:
         CheckpointError: the directory holds a finished run, belongs to another live process, or cannot be written.
+        ConfigError: it would lie in a copy of the working directory that Ray removes.
     """
     tree = config.model_dump(mode="json")
     path = Path(tree["run_dir"])
+    if not path.is_absolute() and RAY_COPY in Path.cwd().parts:
+        raise ConfigError(
+            f"run_dir={path} is relative, and this job runs in a copy of the working directory that Ray removes "
+            "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"
+        )
     if (path / RUN_FILE).is_file():
         raise CheckpointError(
             f"{path} holds a finished run: set run_dir to a new directory, or set this one aside with --fresh"

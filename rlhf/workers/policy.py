@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, 
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
-from rlhf.models.roles import CRITIC, POLICY, REFERENCE, RoleInit, RolesModel
+from rlhf.models.operations import product_peak, update_costs
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
 from rlhf.models.scorer import SeparateScorer, load_reward_model, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
@@ -56,8 +59,12 @@ class PolicyWorker:
             self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
         context.beat_with(self.roles)
         self.engine = self._build_engine()
+        learning = {role: count for role, count in self.describe()["trainable"].items() if count}
+        self.costs = update_costs(self.roles.model.get_base_model(), learning)
+        self.peak = product_peak(self.engine.device, torch_dtype(config.model))
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0
+        self._published: np.ndarray | None = None
         self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
 
     def describe(self) -> dict[str, Any]:
@@ -70,6 +77,7 @@ class PolicyWorker:
             "chat_fingerprint": self.chat.fingerprint(),
             "trainable": {role: sum(p_numel(p) for n, p in trained if n.startswith(role)) for role in (POLICY, CRITIC)},
             "shared_reward": self.shared_score is not None,
+            "packs": self.roles.mixes,
         }
 
     @torch.no_grad()
@@ -89,9 +97,8 @@ class PolicyWorker:
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(rows), micro):
             part = batch.select(rows[start : start + micro]).to(self.engine.device)
-            found = {k: pad_columns(v.cpu(), width) for k, v in self._judge_part(part).items()}
-            found["scores"] = self._model_scores(part, texts[start : start + micro])
-            parts.append(found)
+            found = self._judge_part(part, texts[start : start + micro])
+            parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
         return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
 
     def learn(
@@ -101,7 +108,7 @@ class PolicyWorker:
         first_update: int,
         kl_coef: float,
         train_policy: bool = True,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Trains policy and critic on a judged batch.
 
         Losses are sums over this rank's rows divided by the global token count of the minibatch, so neither the
@@ -116,7 +123,7 @@ class PolicyWorker:
         Returns:
             Metrics, already summed or maximised over ranks; equal on every rank.
         """
-        totals, update, epochs_run = LearnTotals(), first_update, 0
+        totals, update, epochs_run, started = LearnTotals(), first_update, 0, time.perf_counter()
         self.policy_weight = 1.0 if train_policy else 0.0
         frozen = () if train_policy else (POLICY,)
         for epoch in epochs:
@@ -136,7 +143,7 @@ class PolicyWorker:
             stop = self.config.loss.epoch_kl_stop
             if stop is not None and reduced["approx_kl"] / max(1.0, reduced["tokens"]) > stop:
                 break
-        return self._read_out(totals, update - first_update, epochs_run)
+        return self._read_out(totals, update - first_update, epochs_run, started)
 
     def _count_nonfinite(self, norm: float, plan: MinibatchPlan, totals: LearnTotals) -> None:
         """Every rank sees the same norm, so all ranks skip, count and stop alike."""
@@ -177,11 +184,11 @@ class PolicyWorker:
     def snapshot(self, version: int) -> Snapshot | None:
         """The policy adapter as one flat buffer; only rank 0 returns it, all ranks take part."""
         state = self.engine.state(lambda n: n.startswith(f"{POLICY}."), self.roles.named_trained())
-        return (
-            pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version)
-            if self.context.rank == 0
-            else None
-        )
+        if self.context.rank != 0:
+            return None
+        found = pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version, self._published)
+        self._published = found.buffer  # Ray has copied the last one when the next is asked for
+        return found
 
     def canary(self, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
         """Log-probabilities of fixed tokens under the live policy, to compare with the rollout workers'."""
@@ -275,25 +282,27 @@ class PolicyWorker:
             microbatch=self.config.batch.microbatch_sequences_per_gpu,
         )
 
-    def _judge_part(self, part: Experience) -> dict[str, Tensor]:
-        inputs = {"input_ids": part.input_ids, "attention_mask": part.attention_mask}
-        words = {"response_ids": part.response_ids, "temperature": self.config.rollout.temperature}
-        old, entropies = self.engine.evaluate("logprobs", role=POLICY, **inputs, **words)
-        ref, _ = self.engine.evaluate("logprobs", role=REFERENCE, **inputs, **words)
-        found = {"old_logprobs": old, "ref_logprobs": ref, "entropy": entropies}
-        if self.roles.has_critic:
-            found["values"] = self.engine.evaluate("values", **inputs, num_response=part.response_ids.shape[1])
-        return found
-
-    def _model_scores(self, part: Experience, texts: list[tuple[Any, str]]) -> Tensor:
+    def _judge_part(self, part: Experience, texts: list[tuple[Any, str]]) -> dict[str, Tensor]:
+        roles = [POLICY, REFERENCE]
+        roles += [CRITIC] if self.roles.has_critic else []
+        roles += [REWARD] if self.shared_score is not None else []
+        told = self.engine.evaluate(
+            "read",
+            roles=roles,
+            input_ids=part.input_ids,
+            attention_mask=part.attention_mask,
+            response_ids=part.response_ids,
+            temperature=self.config.rollout.temperature,
+        )
         scores = torch.zeros(part.num_sequences, len(self.config.scores))
-        for index in range(len(self.config.scores)):
-            if index == self.shared_score:
-                found = self.engine.evaluate("scores", input_ids=part.input_ids, attention_mask=part.attention_mask)
-                scores[:, index] = found.cpu()
-            elif index in self.scorers:
-                scores[:, index] = torch.tensor(self.scorers[index].score_texts(texts))
-        return scores
+        if self.shared_score is not None:
+            scores[:, self.shared_score] = told[REWARD].cpu()
+        for index, scorer in self.scorers.items():
+            scores[:, index] = torch.tensor(scorer.score_texts(texts))
+        found = {"old_logprobs": told[POLICY][0], "ref_logprobs": told[REFERENCE][0], "entropy": told[POLICY][1]}
+        if self.roles.has_critic:
+            found["values"] = told[CRITIC]
+        return {**found, "scores": scores}
 
     def _minibatch(
         self, batch: Experience, plan: MinibatchPlan, kl_coef: float, totals: LearnTotals, *, first: bool
@@ -302,6 +311,7 @@ class PolicyWorker:
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
             part = batch.select(rows).to(self.engine.device)
+            totals.add(operations=self.costs.update(part.lengths, int(part.response_mask.sum())))
             logprobs, entropies, values = self.engine(
                 "train",
                 input_ids=part.input_ids,
@@ -316,18 +326,22 @@ class PolicyWorker:
                 totals.ratio_first = float(policy.ratio_deviation_max)
             self.engine.backward(loss, last=index == len(mine) - 1)
 
-    def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int) -> dict[str, float]:
-        reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()})
+    def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
+        reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})
+        operations, whole_peak = reduced.pop("operations"), reduced.pop("peak")
         tokens = max(1.0, reduced.pop("tokens"))
-        worst = torch.tensor([totals.ratio_first], device=self.engine.device)
+        worst = torch.tensor([totals.ratio_first, time.perf_counter() - started], device=self.engine.device)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        ratio_first, seconds = worst.tolist()
         per_update = {"policy_loss", "value_loss", "kl_loss"}
-        metrics = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
-        metrics["ratio_first"] = float(worst)
+        metrics: dict[str, Any] = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
+        metrics["ratio_first"] = ratio_first
         metrics["grad_norm"] = sum(totals.grad_norms) / max(1, len(totals.grad_norms))
         metrics["updates"], metrics["epochs_run"] = updates, epochs_run
         metrics["updates_skipped"] = totals.num_skipped
         metrics["policy_trained"] = self.policy_weight
+        speed = operations / seconds
+        metrics["speed"] = {"learn_tflops": speed / 1e12, "learn_peak_share": speed / whole_peak}
         return metrics
 
 

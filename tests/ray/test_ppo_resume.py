@@ -17,7 +17,7 @@ from tests.support.ppo import PROMPTS, Finished, flat, run, tiny_config
 from tests.support.runtime import ActorPool
 
 STEPS = 4
-NOT_COMPARED = ("time", "seconds.", "sync.milliseconds")
+NOT_COMPARED = ("time", "seconds.", "speed.", "sync.milliseconds")
 
 
 class Cut(BaseException):

@@ -26,7 +26,7 @@ FRAGILE = {
     "rlhf.workers.rollout:RolloutWorker": "tests.support.chaos_workers:FragileRollout",
     "rlhf.workers.policy:PolicyWorker": "tests.support.chaos_workers:FragilePolicy",
 }
-NOT_COMPARED = ("time", "seconds.", "sync.milliseconds", "redispatched")
+NOT_COMPARED = ("time", "seconds.", "speed.", "sync.milliseconds", "redispatched")
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from typing import Any
+
+import xxhash
 
 
 class RecordedRollout:
@@ -17,7 +18,7 @@ class RecordedRollout:
         self._sha = ""
 
     def install(self, adapter: Any) -> tuple[str, float]:
-        self._sha = hashlib.sha256(adapter).hexdigest()
+        self._sha = xxhash.xxh3_128_hexdigest(adapter)  # the fingerprint that a real worker's check takes
         return self._sha, 0.0
 
     def generate(self, tasks: list[tuple[str, tuple[int, ...], int]], version: int) -> list[tuple[Any, ...]]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from rlhf.algos.losses import ppo_policy_loss
-from rlhf.algos.minibatch import MinibatchPlan, balance_rows_by_length, plan_minibatches
+from rlhf.algos.minibatch import MinibatchPlan, balance_rows_by_length, balance_rows_by_tokens, plan_minibatches
 
 from .support import given, normal, right_padded, seeds
 
@@ -155,3 +155,28 @@ def test_the_gradient_does_not_depend_on_ranks_microbatches_or_balancing(seed, l
     if balanced:
         parts = balance_rows_by_length(lengths, parts)
     torch.testing.assert_close(gradient(parts), gradient(whole), atol=1e-13, rtol=0)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_balancing_by_tokens_keeps_the_rows_and_the_shape(
+    num_ranks: int, num_microbatches: int, microbatch_sequences: int, data: st.DataObject
+) -> None:
+    rows = num_ranks * num_microbatches * microbatch_sequences
+    lengths = data.draw(st.lists(st.integers(1, 100), min_size=rows, max_size=rows))
+    plan = plan_minibatches(rows, minibatch_sequences=rows, num_ranks=num_ranks,
+                            microbatch_sequences=microbatch_sequences, epochs=1, seed=0)[0][0]  # fmt: skip
+    balanced = balance_rows_by_tokens(lengths, plan)
+    assert balanced.rows == plan.rows
+    assert [[len(m) for m in rank] for rank in balanced.ranks] == [[len(m) for m in rank] for rank in plan.ranks]
+
+
+def test_balancing_by_tokens_makes_ranks_wait_little() -> None:
+    lengths = [90, 80, 20, 10, 50, 50, 60, 40]
+    plan = plan_minibatches(8, minibatch_sequences=8, num_ranks=2, microbatch_sequences=4, epochs=1, seed=0)[0][0]
+    tokens = [sum(lengths[row] for row in balance_rows_by_tokens(lengths, plan).rows_of_rank(r)) for r in range(2)]
+    assert tokens == [200, 200]
+
+
+def test_balancing_by_tokens_runs_the_heaviest_first() -> None:
+    plan = plan_minibatches(3, minibatch_sequences=3, num_ranks=1, microbatch_sequences=1, epochs=1, seed=0)[0][0]
+    assert balance_rows_by_tokens([5, 1, 9], plan).ranks == (((2,), (0,), (1,)),)

@@ -164,15 +164,17 @@ def test_reference_is_the_start_policy_exactly_and_stays(tiny_base: Path) -> Non
 
 
 def test_critic_starts_as_the_normalized_reward_model(tiny_base: Path) -> None:
-    """The value after the last token would be the score: one affine for both."""
+    """The value after the last token is the score: one affine for both."""
     roles = build(tiny_base, reward=True)
     ids, keep, *_ = batch()
+    further = [torch.cat([t, t.new_ones(len(t), 1)], dim=1) for t in (ids, keep)]
     with torch.no_grad():
-        scores = roles.scores(ids, keep)
-        hidden = roles._backbone(CRITIC, ids, keep)
-        last = torch.tensor([4 + len(r) - 1 for r in RESPONSES])
-        values = roles.value_head(hidden[torch.arange(3), last])[:, 0]
-    assert torch.allclose(values, scores, atol=1e-5)
+        for row, response in enumerate(RESPONSES):
+            end = 4 + len(response)
+            further[1][row, end] = True  # one token more: its value sees the whole response
+            whole = [t[row : row + 1, : end + 1] for t in further]
+            score = roles.scores(ids[row : row + 1, :end], keep[row : row + 1, :end])
+            assert torch.allclose(roles.values(*whole, 1)[:, 0], score, atol=1e-5)
 
 
 def test_critic_without_a_reward_model_starts_at_zero(tiny_base: Path) -> None:
@@ -268,7 +270,8 @@ def test_recomputed_activations_belong_to_their_role(
     forward = LlamaDecoderLayer.forward
     monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda *a, **k: calls.update(["layer"]) or forward(*a, **k))
     again = gradients(tiny_base, use_reentrant=use_reentrant)
-    assert calls["layer"] == 2 * (1 + 2 * 2)  # judging once; policy and critic forward and again
+    tried = 5  # short passes when the model is built: what it can do
+    assert calls["layer"] == 2 * (tried + 1 + 2)  # judging once; policy and critic together, forward and again
     assert plain.keys() == again.keys() and len(plain) == 2 * 28 + 2
     for name, value in plain.items():
         assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-5), name

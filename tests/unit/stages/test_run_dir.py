@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config import SftConfig, build_config, config_hash, load_config
-from rlhf.errors import CheckpointError, RunLockedError
+from rlhf.errors import CheckpointError, ConfigError, RunLockedError
 from rlhf.stages.run_dir import fencing_token, prepare_run_dir, release_run_dir, set_aside
 
 
@@ -67,3 +67,15 @@ def test_an_unfinished_run_may_be_entered_again(tmp_path: Path) -> None:
     for _ in range(2):
         path = prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
     release_run_dir(path)
+
+
+def test_a_relative_directory_inside_rays_copy_of_the_project_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``ray job submit --working-dir .`` runs in is removed afterwards, and the run with it."""
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match="name a directory that stays"):
+        prepare_run_dir(_config(Path("runs/sft")))
+    assert list(copy.iterdir()) == []

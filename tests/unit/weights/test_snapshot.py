@@ -40,6 +40,17 @@ def test_unpacked_tensors_are_copies() -> None:
     assert torch.equal(unpack(snapshot)["scalar"], state()["scalar"])
 
 
+def test_memory_of_an_earlier_snapshot_is_used_again_where_it_fits() -> None:
+    first = pack(state(), 0)
+    changed = {name: tensor + 1 for name, tensor in state().items()}
+    second = pack(changed, 1, first.buffer)
+    assert second.buffer is first.buffer
+    assert second.sha256 == pack(changed, 1).sha256
+    assert pack({"a": torch.zeros(3)}, 2, first.buffer).buffer is not first.buffer
+    first.buffer.flags.writeable = False  # it came out of an object store
+    assert pack(changed, 3, first.buffer).buffer is not first.buffer
+
+
 def test_hash_knows_content_not_version_nor_order() -> None:
     forward, backward = state(), dict(reversed(state().items()))
     assert pack(forward, 1).sha256 == pack(backward, 2).sha256

@@ -1,0 +1,77 @@
+"""How many floating-point operations an update needs, and how fast a plain matrix product runs on the same device.
+
+Counted are the products that the mathematics asks for, over real tokens: recomputed activations, padding and everything
+that is no matrix product are left out, so that a share of the peak can be compared between settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.models import products
+
+CPU_SIZE, GPU_SIZE = 1024, 8192
+
+
+@dataclass(frozen=True)
+class UpdateCosts:
+    """What one token costs, in weights that it meets.
+
+    Attributes:
+        body: frozen weights of all layers.
+        adapters: trained weights of each trained role.
+        head: weights of the output layer.
+        attention: heads x head size, summed over layers.
+    """
+
+    body: int
+    adapters: tuple[int, ...]
+    head: int
+    attention: int
+
+    def update(self, lengths: Sequence[int], num_response_tokens: int) -> float:
+        """Operations of forward and backward pass over sequences of these lengths, all trained roles.
+
+        A frozen weight costs 2 operations per token forward and 2 backward, a trained one 2 more; attention 2 per pair
+        of tokens and unit of width under the causal mask, and twice that backward. The policy alone needs logits.
+        """
+        tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
+        roles = len(self.adapters)
+        layers = roles * (4 * self.body * tokens + 6 * self.attention * pairs) + 6 * sum(self.adapters) * tokens
+        return float(layers + 4 * self.head * num_response_tokens)
+
+
+def update_costs(model: nn.Module, trained: dict[str, int]) -> UpdateCosts:
+    """Counts a causal model with adapters on it; ``trained`` holds the trained weights of each role."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    inner = [
+        module
+        for name, module in model.named_modules()
+        if hasattr(module, "in_features") and "lora_" not in name and not hasattr(module, "base_layer")
+    ]
+    body = sum(m.in_features * m.out_features for m in inner if m is not head)
+    config: Any = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = size * config.num_attention_heads * config.num_hidden_layers
+    return UpdateCosts(body, tuple(trained.values()), head.in_features * head.out_features, width)
+
+
+def product_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product, the best of several; called by all ranks at once."""
+    on_cpu = device.type == "cpu"
+    size = CPU_SIZE if on_cpu else GPU_SIZE
+    one = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        began = time.perf_counter()
+        products.linear(one, one)
+        if not on_cpu:
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best

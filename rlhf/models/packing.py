@@ -1,0 +1,127 @@
+"""Sequences of different lengths as one row without padding; only attention sees them apart.
+
+Matrix products, norms and the vocabulary then work on real tokens alone (as in arXiv:2107.02027, without that paper's
+limit on the row's length). Attention gets the sequences side by side, filled up on the right: a causal query never
+reaches what stands behind it, so no mask is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlhf.algos.masks import position_ids
+
+ATTENTION = "rlhf_packed"
+MULTIPLE = 16
+"""Rows have a multiple of so many tokens: matrix libraries compile a kernel per shape, and like even ones."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a packed row stand in (sequences, width).
+
+    Attributes:
+        places: (tokens,) index into the flattened (sequences, width).
+    """
+
+    places: Tensor
+    num_sequences: int
+    width: int
+
+    def apart(self, states: Tensor) -> Tensor:
+        """(1, heads, tokens, size) -> (sequences, heads, width, size), zeros behind each sequence."""
+        tokens = states[0].transpose(0, 1)  # (tokens, heads, size)
+        slots = self.num_sequences * self.width
+        if len(tokens) != slots:
+            tokens = tokens.new_zeros(slots, *tokens.shape[1:]).index_put((self.places,), tokens)
+        return tokens.unflatten(0, (self.num_sequences, self.width)).transpose(1, 2)
+
+    def together(self, states: Tensor) -> Tensor:
+        """(sequences, width, heads, size) -> (1, tokens, heads, size)."""
+        flat = states.flatten(0, 1)
+        return (flat if len(flat) == len(self.places) else flat.index_select(0, self.places))[None]
+
+
+def pack(input_ids: Tensor, attention_mask: Tensor, times: int) -> tuple[dict[str, Any], int]:
+    """What a backbone needs to run the real tokens of (batch, sequence), ``times`` over, as one row.
+
+    Returns:
+        (keyword arguments, tokens of one repetition: the real ones in order, then filler up to a multiple of 16).
+    """
+    keep = attention_mask.bool()
+    ids, positions, lengths = input_ids[keep], position_ids(keep)[keep], keep.sum(dim=1)
+    filler = -len(ids) % MULTIPLE
+    if filler:  # stands behind the last sequence, where none of its tokens looks
+        ids, positions = (torch.cat([values, values.new_zeros(filler)]) for values in (ids, positions))
+        lengths[-1] += filler
+    lengths = lengths.repeat(times)
+    width = int(lengths.max())
+    slots = torch.arange(width, device=ids.device)[None] < lengths[:, None]
+    words = {
+        "input_ids": ids.repeat(times)[None],
+        "position_ids": positions.repeat(times)[None],
+        "attention_mask": None,
+        "use_cache": False,
+        "packing": Packing(slots.flatten().nonzero().squeeze(1), len(lengths), width),
+    }
+    return words, len(ids)
+
+
+def packed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **words: Any
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention within each sequence of a packed row; without a packing, the library's own."""
+    packing: Packing | None = words.pop("packing", None)
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **words)
+    if words.pop("sliding_window", None) is not None:
+        raise ValueError("attention within a window is not packed")
+    query, key, value = (packing.apart(states) for states in (query, key, value))
+    found, _ = sdpa_attention_forward(module, query, key, value, None, **words)
+    return packing.together(found), None
+
+
+def enable(model: PreTrainedModel) -> bool:
+    """Lets a causal model take packed rows; False, and nothing is changed, where it would not compute the same.
+
+    Windows, biases and states that run along the row know nothing of the packing: two short sequences are compared
+    with the same two alone.
+    """
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+    config: Any = model.config
+    before = config._attn_implementation
+    if before == ATTENTION:
+        return True
+    if before != "sdpa":
+        return False
+    backbone: Any = getattr(model, model.base_model_prefix)
+    device = next(model.parameters()).device
+    ids = torch.arange(2, 10, device=device).view(2, 4)
+    mask = torch.tensor([[False, True, True, True], [True, True, True, True]], device=device)
+    with torch.no_grad():
+        alone = [backbone(input_ids=ids[i : i + 1, 1 - i :], use_cache=False).last_hidden_state[0] for i in range(2)]
+        config._attn_implementation = ATTENTION
+        try:
+            words, _ = pack(ids, mask, 1)
+            packed = backbone(**words).last_hidden_state[0]
+        except (TypeError, ValueError, RuntimeError):  # a model that does not hand the packing on, or cannot take it
+            packed = None
+    wanted = torch.cat(alone)
+    if packed is not None and _near(packed[: len(wanted)], wanted):
+        return True
+    config._attn_implementation = before
+    return False
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    """Equal but for the order of sums: some hundred units in fp32's last place, a few in a shorter type's."""
+    units = 200 if found.dtype == torch.float32 else 8
+    away = (found.float() - wanted.float()).norm() / wanted.float().norm()
+    return float(away) < units * torch.finfo(found.dtype).eps

@@ -1,0 +1,49 @@
+"""Counted operations, against what torch's own counter sees in a real update."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf.config import LoraConfig
+from rlhf.models import adapters, packing, products
+from rlhf.models.operations import UpdateCosts, product_peak, update_costs
+from rlhf.models.roles import CRITIC, POLICY, RoleInit, RolesModel
+
+
+@pytest.mark.parametrize("critic", [True, False])
+def test_an_update_costs_what_the_counter_sees(critic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the counter knows torch's own products alone, and neither fused attention nor sums in place
+    monkeypatch.setattr(products, "prefers_onednn", lambda: False)
+    monkeypatch.setattr(packing, "enable", lambda model: False)
+    shape = LlamaConfig(vocab_size=400, hidden_size=128, intermediate_size=352, num_hidden_layers=8,
+                        num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager")  # fmt: skip
+    lora = adapters.peft_config(LoraConfig(r=8))
+    roles = RolesModel(LlamaForCausalLM(shape), RoleInit(lora, critic_config=lora if critic else None))
+    trained = {
+        role: sum(p.numel() for n, p in roles.named_trained() if n.startswith(role)) for role in (POLICY, CRITIC)
+    }
+    costs = update_costs(roles.model.get_base_model(), {role: count for role, count in trained.items() if count})
+    ids = torch.randint(2, 400, (4, 48))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        logprobs, _, values = roles("train", input_ids=ids, attention_mask=mask, response_ids=ids[:, 16:],
+                                    temperature=1.0, want_values=critic)  # fmt: skip
+        (logprobs.sum() + (values.sum() if values is not None else 0)).backward()
+    predicted = costs.update([48] * 4, 4 * 32)
+    # eager attention multiplies what the mask hides, too; nothing goes back through the first layer's q, k and v
+    hidden_by_mask = (2 if critic else 1) * 6 * costs.attention * 4 * 48**2
+    assert predicted + hidden_by_mask == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_costs_grow_with_tokens_and_roles() -> None:
+    one = UpdateCosts(body=1000, adapters=(10,), head=100, attention=0)
+    assert one.update([5, 7], 3) == 4 * 1000 * 12 + 6 * 10 * 12 + 4 * 100 * 3
+    two = UpdateCosts(body=1000, adapters=(10, 11), head=100, attention=2)
+    assert two.update([5], 0) == 2 * (4 * 1000 * 5 + 6 * 2 * 25) + 6 * 21 * 5
+
+
+def test_a_peak_is_a_speed() -> None:
+    assert 1e8 < product_peak(torch.device("cpu"), torch.float32) < 1e14
