@@ -58,7 +58,7 @@ def remedies(config: Section) -> Iterator[dict[str, Any]]:
     yield from _halvings(tree, "rollout", "microbatch_sequences")
     if not tree["model"].get("gradient_checkpointing"):
         yield {"model.gradient_checkpointing": True}
-    for name in ("microbatch_sequences_per_gpu", "microbatch_pairs_per_gpu"):
+    for name in ("microbatch_sequences_per_gpu", "microbatch_tokens_per_gpu", "microbatch_pairs_per_gpu"):
         yield from _halvings(tree, "batch", name)
     engine, ranks = tree.get("engine"), tree["placement"]["num_ranks"]
     if engine is not None and "optim" in tree:

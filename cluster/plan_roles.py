@@ -137,6 +137,9 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
 def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int) -> Memory:
     """What one micro-batch of learning holds; judging holds less."""
     rows, response = config.batch.microbatch_sequences_per_gpu, config.rollout.max_response_tokens
+    budget = config.batch.microbatch_tokens_per_gpu
+    if budget is not None:
+        rows = -(-budget // (config.rollout.max_prompt_tokens + response))
     peak = ppo_peak(
         shape,
         config.lora,

@@ -15,7 +15,7 @@ class MinibatchPlan:
 
     Attributes:
         ranks: for each rank its micro-batches, for each micro-batch its row indices. Every rank has the same
-            number of micro-batches and every micro-batch the same number of rows.
+            number of micro-batches; every micro-batch has the same number of rows, unless a token budget made it.
     """
 
     ranks: tuple[tuple[Microbatch, ...], ...]
@@ -123,17 +123,47 @@ def balance_rows_by_tokens(lengths: Sequence[int], plan: MinibatchPlan) -> Minib
         lengths: tokens of every row, indexed by the row indices of the plan.
         plan: from :func:`plan_minibatches`.
     """
-    num_ranks, places = len(plan.ranks), len(plan.ranks[0][0])
-    groups: list[list[int]] = [[] for microbatches in plan.ranks for _ in microbatches]
-    load = [0] * len(groups)
+    num_micro = sum(len(microbatches) for microbatches in plan.ranks)
+    return _spread(lengths, plan, num_micro, places=len(plan.ranks[0][0]))[0]
+
+
+def fill_microbatches(lengths: Sequence[int], plan: MinibatchPlan, max_tokens: int) -> MinibatchPlan:
+    """Rearrange one minibatch into as few passes without padding as a token budget allows, equally many per rank.
+
+    Args:
+        lengths: tokens of every row, indexed by the row indices of the plan.
+        plan: from :func:`plan_minibatches`; its micro-batches are given up.
+        max_tokens: of a micro-batch.
+
+    Raises:
+        ValueError: a row is longer than the budget, or the ranks cannot have equally many rows.
+    """
+    num_ranks, rows = len(plan.ranks), plan.rows
+    longest = max(lengths[row] for row in rows)
+    if longest > max_tokens:
+        raise ValueError(f"a sequence has {longest} tokens, a micro-batch may have max_tokens={max_tokens}")
+    if len(rows) % num_ranks:
+        raise ValueError(f"{len(rows)} rows are not a multiple of num_ranks={num_ranks}")
+    passes = max(1, sum(lengths[row] for row in rows) // (num_ranks * max_tokens))
+    while True:
+        filled, heaviest = _spread(lengths, plan, num_ranks * passes, places=len(rows))
+        if heaviest <= max_tokens:
+            return filled
+        passes += 1
+
+
+def _spread(lengths: Sequence[int], plan: MinibatchPlan, num_micro: int, *, places: int) -> tuple[MinibatchPlan, int]:
+    """(``num_micro`` micro-batches of at most ``places`` rows dealt to the ranks, tokens of the heaviest one)."""
+    num_ranks = len(plan.ranks)
+    groups: list[list[int]] = [[] for _ in range(num_micro)]
+    load = [0] * num_micro
     for row in sorted(plan.rows, key=lambda row: (-lengths[row], row)):
-        index = min((i for i in range(len(groups)) if len(groups[i]) < places), key=lambda i: (load[i], i))
+        index = min((i for i in range(num_micro) if len(groups[i]) < places), key=lambda i: (load[i], i))
         groups[index].append(row)
         load[index] += lengths[row]
-    heaviest_first = sorted(range(len(groups)), key=lambda i: (-load[i], i))
-    return MinibatchPlan(
-        tuple(tuple(tuple(groups[i]) for i in heaviest_first[rank::num_ranks]) for rank in range(num_ranks))
-    )
+    heaviest_first = sorted(range(num_micro), key=lambda i: (-load[i], i))
+    dealt = tuple(tuple(tuple(groups[i]) for i in heaviest_first[rank::num_ranks]) for rank in range(num_ranks))
+    return MinibatchPlan(dealt), max(load)
 
 
 def _deal(rows: Sequence[int], num_ranks: int, microbatch_sequences: int) -> MinibatchPlan:

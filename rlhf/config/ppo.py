@@ -57,6 +57,8 @@ class PpoBatch(Section):
     responses_per_prompt: int = Field(1, ge=1)
     minibatch_sequences: int = Field(32, ge=1)
     microbatch_sequences_per_gpu: int = Field(8, ge=1)
+    microbatch_tokens_per_gpu: int | None = Field(None, ge=1)
+    """Prompt and response tokens of a pass; set, it takes the place of the number of sequences (packed passes only)."""
     epochs: int = Field(4, ge=1)
 
     @property
@@ -157,7 +159,7 @@ class PpoConfig(StageConfig):
 
     @property
     def microbatches_per_rank(self) -> int:
-        """Micro-batches per optimizer step on one rank."""
+        """Micro-batches per optimizer step on one rank, where they hold a number of sequences."""
         return exact_division(
             self.batch.minibatch_sequences,
             self.batch.microbatch_sequences_per_gpu,
@@ -178,7 +180,7 @@ class PpoConfig(StageConfig):
                 f"batch.prompts_per_step={batch.prompts_per_step} must be a multiple of "
                 f"placement.num_rollout_workers={self.placement.num_rollout_workers}"
             )
-        self.microbatches_per_rank  # noqa: B018
+        self._check_microbatches()
         if self.advantage.method in ("grpo", "rloo") and batch.responses_per_prompt < 2:
             raise ValueError(f"advantage.method={self.advantage.method} compares responses of one prompt: "
                              "set batch.responses_per_prompt to 2 or more")  # fmt: skip
@@ -208,3 +210,20 @@ class PpoConfig(StageConfig):
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
         return self
+
+    def _check_microbatches(self) -> None:
+        budget, ranks = self.batch.microbatch_tokens_per_gpu, self.placement.num_ranks
+        if budget is None:
+            self.microbatches_per_rank  # noqa: B018
+            return
+        longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+        if budget < longest:
+            raise ValueError(
+                f"batch.microbatch_tokens_per_gpu={budget} must hold one sequence of rollout.max_prompt_tokens + "
+                f"rollout.max_response_tokens = {longest}"
+            )
+        if self.batch.minibatch_sequences % ranks:
+            raise ValueError(
+                f"batch.minibatch_sequences={self.batch.minibatch_sequences} must be a multiple of "
+                f"placement.num_ranks={ranks}"
+            )

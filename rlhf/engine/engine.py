@@ -89,8 +89,15 @@ class TrainEngine:
     ) -> None:
         self._groups = groups
         optimizer = _build_optimizer(groups, optim)
+        self._clips = engine.zero_stage == 0 and dtype != torch.bfloat16
+        """Whole fp32 gradients: their norm is taken here anyway, and DeepSpeed would take it a second time."""
+        self._max_grad_norm = optim.max_grad_norm
         config = deepspeed_config(
-            engine, dtype=dtype, microbatch=microbatch, accumulation=1, max_grad_norm=optim.max_grad_norm
+            engine,
+            dtype=dtype,
+            microbatch=microbatch,
+            accumulation=1,
+            max_grad_norm=0.0 if self._clips else optim.max_grad_norm,
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self.zero_stage = engine.zero_stage
@@ -144,6 +151,8 @@ class TrainEngine:
         if own is not None and not math.isfinite(own):
             self._step_without_update()
             return math.inf
+        if own is not None and self._clips and own > self._max_grad_norm:
+            torch._foreach_mul_(self._gradients(), self._max_grad_norm / (own + 1e-6))
         self._engine.step()
         found = self._engine.get_global_grad_norm()
         norm = float(own if own is not None else found if found is not None else math.nan)
@@ -210,8 +219,10 @@ class TrainEngine:
 
     def _gradient_norm(self) -> Tensor:
         """Norm before clipping: without ZeRO every rank holds whole gradients, and DeepSpeed reports no norm."""
-        gradients = [p.grad for group in self._groups for p in group.parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.get_total_norm(self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self._groups for p in group.parameters if p.grad is not None]
 
     def all_reduce_sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums scalars over ranks."""
@@ -243,7 +254,7 @@ def _build_optimizer(groups: list[ParameterGroup], optim: OptimConfig) -> torch.
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(params, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
 
 
 def learning_rate_scale(optim: OptimConfig, step: int, num_steps: int) -> float:

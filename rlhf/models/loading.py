@@ -18,7 +18,7 @@ from transformers import (
 
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
-from rlhf.models import products
+from rlhf.models import norms, products
 from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import MAX_NEW_TOKENS
 from rlhf.models.trust import check_remote_code
@@ -115,6 +115,7 @@ def _prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreT
     _keep_packing(model)
     model = _fit_vocabulary(model, tokenizer)
     products.install(model)
+    norms.install(model)
     return model
 
 

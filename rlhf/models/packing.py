@@ -2,7 +2,7 @@
 
 Matrix products, norms and the vocabulary then work on real tokens alone (as in arXiv:2107.02027, without that paper's
 limit on the row's length). Attention gets the sequences side by side, filled up on the right: a causal query never
-reaches what stands behind it, so no mask is needed.
+reaches what stands behind it, so no mask is needed. On a CPU, where lengths differ much, it gets them one by one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,44 @@ MULTIPLE = 16
 """Rows have a multiple of so many tokens: matrix libraries compile a kernel per shape, and like even ones."""
 
 
+ONE_BY_ONE = 0.8
+"""Share of the filled-up attention below which sequences go one by one: a call costs some of what it saves."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where the tokens of a packed row stand in (sequences, width).
 
     Attributes:
         places: (tokens,) index into the flattened (sequences, width).
+        lengths: tokens of each sequence of one repetition.
+        times: how often the same sequences stand in the row.
     """
 
     places: Tensor
-    num_sequences: int
-    width: int
+    lengths: tuple[int, ...]
+    times: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Of all repetitions."""
+        return len(self.lengths) * self.times
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether most of the attention would be over filler."""
+        whole = len(self.lengths) * self.width**2
+        return sum(length**2 for length in self.lengths) < ONE_BY_ONE * whole
+
+    def split(self, states: Tensor) -> tuple[Tensor, ...]:
+        """(1, heads, tokens, size) -> for each sequence (times, heads, its tokens, size), views."""
+        whole = states[0].unflatten(1, (self.times, -1)).transpose(0, 1)  # (times, heads, tokens, size)
+        return whole.split(self.lengths, dim=2)
 
     def apart(self, states: Tensor) -> Tensor:
         """(1, heads, tokens, size) -> (sequences, heads, width, size), zeros behind each sequence."""
@@ -61,15 +88,13 @@ def pack(input_ids: Tensor, attention_mask: Tensor, times: int) -> tuple[dict[st
     if filler:  # stands behind the last sequence, where none of its tokens looks
         ids, positions = (torch.cat([values, values.new_zeros(filler)]) for values in (ids, positions))
         lengths[-1] += filler
-    lengths = lengths.repeat(times)
-    width = int(lengths.max())
-    slots = torch.arange(width, device=ids.device)[None] < lengths[:, None]
+    slots = torch.arange(int(lengths.max()), device=ids.device)[None] < lengths.repeat(times)[:, None]
     words = {
         "input_ids": ids.repeat(times)[None],
         "position_ids": positions.repeat(times)[None],
         "attention_mask": None,
         "use_cache": False,
-        "packing": Packing(slots.flatten().nonzero().squeeze(1), len(lengths), width),
+        "packing": Packing(slots.flatten().nonzero().squeeze(1), tuple(lengths.tolist()), times),
     }
     return words, len(ids)
 
@@ -83,6 +108,10 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **words)
     if words.pop("sliding_window", None) is not None:
         raise ValueError("attention within a window is not packed")
+    if packing.is_ragged and query.device.type == "cpu":
+        each = zip(*(packing.split(states) for states in (query, key, value)), strict=True)
+        parts = [sdpa_attention_forward(module, q, k, v, None, **words)[0] for q, k, v in each]
+        return torch.cat(parts, dim=1).flatten(0, 1)[None], None  # parts: (times, tokens, heads, size)
     query, key, value = (packing.apart(states) for states in (query, key, value))
     found, _ = sdpa_attention_forward(module, query, key, value, None, **words)
     return packing.together(found), None

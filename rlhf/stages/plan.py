@@ -119,10 +119,16 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         f"{batch.sequences_per_step} = {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses, "
         f"by {placement.num_rollout_workers} rollout workers"
     )
-    minibatch = (
-        f"{batch.minibatch_sequences} sequences = {batch.microbatch_sequences_per_gpu} per pass x "
-        f"{config.microbatches_per_rank} accumulated x {placement.num_ranks} ranks"
-    )
+    if batch.microbatch_tokens_per_gpu is None:
+        minibatch = (
+            f"{batch.minibatch_sequences} sequences = {batch.microbatch_sequences_per_gpu} per pass x "
+            f"{config.microbatches_per_rank} accumulated x {placement.num_ranks} ranks"
+        )
+    else:
+        minibatch = (
+            f"{batch.minibatch_sequences} sequences, in passes of up to {batch.microbatch_tokens_per_gpu} tokens on "
+            f"{placement.num_ranks} ranks"
+        )
     sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
     return [
         *_model_rows(source, config.model, config.lora, config.model.chat_style, head=False),

@@ -15,12 +15,12 @@ import torch
 from rlhf.algos.kl import kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
-from rlhf.algos.minibatch import balance_rows_by_length, balance_rows_by_tokens, plan_minibatches
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.stages.judging import Judged, compute_advantages
+from rlhf.stages.passes import judging_passes, learning_passes
 from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, commit, finish, open_session, prompt_rows_of, start
 from rlhf.stages.scoring import prompt_text
 from rlhf.workers.group import share
@@ -138,17 +138,7 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
     """Epochs x minibatches of clipped updates on all ranks."""
     with _timed(run, "learn"):
         config, batch = run.config, verdict.judged.batch
-        plans = plan_minibatches(
-            batch.num_sequences,
-            minibatch_sequences=config.batch.minibatch_sequences,
-            num_ranks=config.placement.num_ranks,
-            microbatch_sequences=config.batch.microbatch_sequences_per_gpu,
-            epochs=config.batch.epochs,
-            seed=derive_seed(config.seed, "minibatches", step),
-        )
-        lengths = batch.lengths
-        balance = balance_rows_by_tokens if run.description["packs"] else balance_rows_by_length
-        plans = [[balance(lengths, plan) for plan in epoch] for epoch in plans]
+        plans = learning_passes(config, batch.lengths, step, run.description["packs"])
         train_policy = step >= config.loss.critic_warmup_steps
         learned = run.policy.call("learn", share(batch), plans, run.updates_done, run.kl.coef, train_policy)[0]
         run.updates_done += config.batch.epochs * config.minibatches
@@ -278,11 +268,12 @@ def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) 
 
 
 def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
-    num_ranks = run.config.placement.num_ranks
-    by_length = sorted(range(batch.num_sequences), key=lambda row: batch.lengths[row])
-    rows_of = [by_length[rank::num_ranks] for rank in range(num_ranks)]
-    ref = share(batch)
-    parts = run.policy.scatter("judge", [(ref, rows, [texts[r] for r in rows]) for rows in rows_of])
+    plan, ref = judging_passes(run.config, batch.lengths), share(batch)
+    rows_of = [plan.rows_of_rank(rank) for rank in range(len(plan.ranks))]
+    parts = run.policy.scatter(
+        "judge",
+        [(ref, passes, [texts[r] for r in rows]) for passes, rows in zip(plan.ranks, rows_of, strict=True)],
+    )
     back = torch.empty(batch.num_sequences, dtype=torch.long)
     back[torch.tensor([row for rows in rows_of for row in rows])] = torch.arange(batch.num_sequences)
     return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}

@@ -23,6 +23,7 @@ from rlhf.errors import WeightSyncError
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.drawing import encode_prompts
+from rlhf.stages.passes import require_packing
 from rlhf.stages.restarts import RankRestarts
 from rlhf.stages.resume import (
     Resumed,
@@ -156,6 +157,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     )
     stack.callback(fleet.close)
     description = _check_pairing(policy, fleet, session.chat)
+    require_packing(config, description["packs"])
     canary = list(session.prompt_ids[0])
     channel = AdapterChannel(
         policy, fleet, config.sync_tolerance, config.rollout.temperature, (canary[:1], canary[1:] or canary[:1])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.algos.minibatch import MinibatchPlan
+from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig, RewardModelSource, derive_seed
 from rlhf.data.chat import chat_format
 from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, learning_rate_scale
@@ -81,23 +81,26 @@ class PolicyWorker:
         }
 
     @torch.no_grad()
-    def judge(self, batch: Experience, rows: list[int], texts: list[tuple[Any, str]]) -> dict[str, Tensor]:
+    def judge(
+        self, batch: Experience, passes: tuple[Microbatch, ...], texts: list[tuple[Any, str]]
+    ) -> dict[str, Tensor]:
         """Old and reference log-probs, entropies, values and model scores of the given rows.
 
         Args:
             batch: the whole step's sequences.
-            rows: those of this rank; every rank has equally many.
-            texts: (prompt messages, response text) per row, for reward models with another tokenizer.
+            passes: the rows of this rank, those of one pass together; every rank has equally many passes.
+            texts: (prompt messages, response text) per row of ``passes``, for reward models with another tokenizer.
 
         Returns:
-            Tensors with ``len(rows)`` rows, padded to the batch's response width; ``scores`` is (rows, sources).
+            Tensors with one row per row of ``passes``, padded to the batch's response width; ``scores`` is
+            (rows, sources).
         """
-        micro = self.config.batch.microbatch_sequences_per_gpu
-        width = batch.response_ids.shape[1]
+        width, start = batch.response_ids.shape[1], 0
         parts: list[dict[str, Tensor]] = []
-        for start in range(0, len(rows), micro):
-            part = batch.select(rows[start : start + micro]).to(self.engine.device)
-            found = self._judge_part(part, texts[start : start + micro])
+        for rows in passes:
+            part = batch.select(rows).to(self.engine.device)
+            found = self._judge_part(part, texts[start : start + len(rows)])
+            start += len(rows)
             parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
         return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
 

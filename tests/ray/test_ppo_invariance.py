@@ -50,6 +50,8 @@ VARIANTS: list[dict[str, Any]] = [
     *({"engine.zero_stage": stage, "placement.num_ranks": 2} for stage in (0, 1, 2, 3)),
     {"batch.microbatch_sequences_per_gpu": 8},
     {"batch.microbatch_sequences_per_gpu": 1, "placement.num_ranks": 2, "engine.zero_stage": 2},
+    {"batch.microbatch_tokens_per_gpu": 64},
+    {"batch.microbatch_tokens_per_gpu": 48, "placement.num_ranks": 2, "engine.zero_stage": 3},
     {"model.gradient_checkpointing": True},
     {"model.gradient_checkpointing": True, "engine.zero_stage": 3, "placement.num_ranks": 2},
     {"partitioned": True, "engine.zero_stage": 3, "placement.num_ranks": 2},

@@ -6,7 +6,13 @@ import torch
 from hypothesis import strategies as st
 
 from rlhf.algos.losses import ppo_policy_loss
-from rlhf.algos.minibatch import MinibatchPlan, balance_rows_by_length, balance_rows_by_tokens, plan_minibatches
+from rlhf.algos.minibatch import (
+    MinibatchPlan,
+    balance_rows_by_length,
+    balance_rows_by_tokens,
+    fill_microbatches,
+    plan_minibatches,
+)
 
 from .support import given, normal, right_padded, seeds
 
@@ -180,3 +186,36 @@ def test_balancing_by_tokens_makes_ranks_wait_little() -> None:
 def test_balancing_by_tokens_runs_the_heaviest_first() -> None:
     plan = plan_minibatches(3, minibatch_sequences=3, num_ranks=1, microbatch_sequences=1, epochs=1, seed=0)[0][0]
     assert balance_rows_by_tokens([5, 1, 9], plan).ranks == (((2,), (0,), (1,)),)
+
+
+@given(st.integers(1, 3), st.integers(1, 8), st.integers(100, 300), st.data())
+def test_a_token_budget_holds_on_every_rank_in_equally_many_passes(
+    num_ranks: int, rows_per_rank: int, budget: int, data: st.DataObject
+) -> None:
+    rows = num_ranks * rows_per_rank
+    lengths = data.draw(st.lists(st.integers(1, 100), min_size=rows, max_size=rows))
+    plan = plan_minibatches(rows, minibatch_sequences=rows, num_ranks=num_ranks, microbatch_sequences=1,
+                            epochs=1, seed=0)[0][0]  # fmt: skip
+    filled = fill_microbatches(lengths, plan, budget)
+    assert filled.rows == plan.rows
+    assert len({len(microbatches) for microbatches in filled.ranks}) == 1
+    loads = [sum(lengths[row] for row in rows) for rank in filled.ranks for rows in rank]
+    assert max(loads) <= budget and min(loads) >= 1
+    assert loads[0] == max(loads)
+
+
+def test_a_token_budget_is_used_up() -> None:
+    plan = MinibatchPlan((((0, 1), (2, 3)), ((4, 5), (6, 7))))
+    lengths = [60, 40, 30, 70, 50, 50, 10, 90]
+    assert [len(rank) for rank in fill_microbatches(lengths, plan, 210).ranks] == [1, 1]
+    assert [len(rank) for rank in fill_microbatches(lengths, plan, 209).ranks] == [2, 2]
+    assert [len(rank) for rank in fill_microbatches(lengths, plan, 100).ranks] == [2, 2]
+    assert [len(rank) for rank in fill_microbatches(lengths, plan, 90).ranks] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"), [([5, 101, 3], "101 tokens.*max_tokens=100"), ([5, 6, 7], "3 rows.*num_ranks=2")]
+)
+def test_a_token_budget_that_cannot_hold_is_refused(lengths: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fill_microbatches(lengths, MinibatchPlan((((0,),), ((1, 2),))), 100)

@@ -104,6 +104,7 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (changed("batch.minibatch_sequences", 12), ("minibatch_sequences=12", "multiple")),
     (changed("batch.microbatch_sequences_per_gpu", 5), ("try batch.minibatch_sequences=",)),
+    (changed("batch.microbatch_tokens_per_gpu", 20), ("microbatch_tokens_per_gpu=20", "384")),
     (changed("batch.prompts_per_step", 33), ("33", "minibatch_sequences=32")),
     (changed("placement.num_rollout_workers", 5), ("num_rollout_workers=5",)),
     (changed("placement.num_ranks", 7), ("placement.num_ranks=7",)),
@@ -114,8 +115,8 @@ LAUGHS = "x: &a0 [1]\n" + "".join(f"x{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]
 MISTAKES = [*typos(), *WRONG_TYPES, *OUT_OF_RANGE, *RULES]
 
 
-def test_there_are_sixty() -> None:
-    assert len(MISTAKES) == 60
+def test_there_are_sixty_one() -> None:
+    assert len(MISTAKES) == 61
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)))

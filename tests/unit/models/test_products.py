@@ -18,6 +18,7 @@ ROWS = (1, products.FEW_ROWS - 1, products.FEW_ROWS, 50)
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(products, "prefers_onednn", lambda: request.param)
+    monkeypatch.setattr(products, "FEW_PRODUCTS", 0)
     return request.param
 
 
@@ -84,3 +85,11 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype, library: bool) -> Non
     products.install(layer)
     x = torch.randn(16, 8, dtype=dtype)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(("rows", "out", "asked"), [(7, 10**6, False), (64, 16, False), (64, 700, True)])
+def test_small_products_stay_with_mkl(rows: int, out: int, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions: list[bool] = []
+    monkeypatch.setattr(products, "prefers_onednn", lambda: bool(questions.append(True)))
+    products.linear(torch.zeros(rows, 64), torch.zeros(1, 64).expand(out, 64))
+    assert bool(questions) == asked
