@@ -6,13 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 
-.PHONY: help setup quickstart test check format unit fuzz mutations quickstart-seeds stories real-data ui-load store-kills vllm-test chaos chaos-quick two-hosts job-startup driver-overhead adapter-sync rollout-engines ppo-vs-trl learn-peak memory-vs-trl system-packages clean
+.PHONY: help setup quickstart test check format unit fuzz mutations quickstart-seeds stories real-data ui-load store-kills vllm-test chaos chaos-quick two-hosts job-startup driver-overhead adapter-sync rollout-engines ppo-vs-trl learn-peak memory-vs-trl gpu-bench system-packages clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "more: make check | fuzz | mutations | chaos | chaos-quick | quickstart-seeds | stories | real-data | ui-load | store-kills |"
 	@echo "  two-hosts | job-startup | driver-overhead | adapter-sync | rollout-engines | vllm-test | ppo-vs-trl | learn-peak |"
-	@echo "  memory-vs-trl | clean"
+	@echo "  memory-vs-trl | gpu-bench | clean"
 
 setup: $(VENV)/.ready
 
@@ -116,6 +116,10 @@ learn-peak: setup
 
 memory-vs-trl: setup
 	$(BIN)/python benchmarks/memory_vs_trl.py
+
+# whole PPO steps on a GPU, bf16 and nf4, time and peak memory beside what rlhf plan says; at most eight minutes
+gpu-bench: setup
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
