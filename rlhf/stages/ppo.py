@@ -22,6 +22,7 @@ from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.stages.judging import Judged, compute_advantages
 from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, commit, finish, open_session, prompt_rows_of, start
+from rlhf.stages.profiling import role_shares
 from rlhf.stages.scoring import prompt_text
 from rlhf.workers.group import share
 from rlhf.workers.ray_metrics import report_step
@@ -75,11 +76,13 @@ def train(run: PpoRun, progress: Progress | None) -> dict[str, Any]:
     """All steps that are left, then the records of a whole run."""
     total = run.config.num_steps
     for step in range(run.step, total):
-        acted = act(run, step)
-        verdict = judge(run, step, acted)
-        learned = learn(run, step, verdict)
-        synced = share_policy(run, learned)
-        record(run, step, acted, verdict, learned, synced)
+        with run.spans.span("step"):
+            acted = act(run, step)
+            verdict = judge(run, step, acted)
+            learned = learn(run, step, verdict)
+            synced = share_policy(run, learned)
+            record(run, step, acted, verdict, learned, synced)
+        profile_step(run, step, verdict.judged.batch)
         if progress is not None:
             progress(step + 1, total, **_headline(run.last))
         run.session.stop.raise_if_asked(step + 1, total)
@@ -111,7 +114,8 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
             old_logprobs=found["old_logprobs"], ref_logprobs=found["ref_logprobs"], values=found.get("values")
         )
         scorer = run.session.scorer
-        answer = scorer.total([prompt_text(m) for m in messages], acted.responses, found["scores"])
+        with run.spans.span("scores"):
+            answer = scorer.total([prompt_text(m) for m in messages], acted.responses, found["scores"])
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
         _check_reference(config, step, kl)
         groups = torch.tensor(acted.prompt_rows)
@@ -150,7 +154,9 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
         balance = balance_rows_by_tokens if run.description["packs"] else balance_rows_by_length
         plans = [[balance(lengths, plan) for plan in epoch] for epoch in plans]
         train_policy = step >= config.loss.critic_warmup_steps
-        learned = run.policy.call("learn", share(batch), plans, run.updates_done, run.kl.coef, train_policy)[0]
+        with run.spans.span("put"):
+            ref = share(batch)
+        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy)[0]
         run.updates_done += config.batch.epochs * config.minibatches
         if not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
             raise NumericsError(
@@ -208,6 +214,17 @@ def record(
     if run.step % config.checkpoint.every == 0 or session.stop.asked.is_set():
         with _timed(run, "checkpoint"):
             commit(run)
+
+
+def profile_step(run: PpoRun, step: int, batch: Experience) -> None:
+    """Hands a step that is done to the profile, if the run has one."""
+    profiler = run.session.profiler
+    if profiler.on:
+        costs = profiler.once(lambda: run.policy.call("counted_costs")[0])
+        shared, critic = run.description["shared_reward"], run.config.uses_critic
+        shares = role_shares(costs, batch, shared_reward=shared, has_critic=critic)
+        actors = {"policy": dict(enumerate(run.policy.actors)), "rollout": run.fleet.living}
+        profiler.step_done(step, actors, shares)
 
 
 def mismatch(batch: Experience) -> dict[str, float]:
@@ -281,7 +298,8 @@ def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]
     num_ranks = run.config.placement.num_ranks
     by_length = sorted(range(batch.num_sequences), key=lambda row: batch.lengths[row])
     rows_of = [by_length[rank::num_ranks] for rank in range(num_ranks)]
-    ref = share(batch)
+    with run.spans.span("put"):
+        ref = share(batch)
     parts = run.policy.scatter("judge", [(ref, rows, [texts[r] for r in rows]) for rows in rows_of])
     back = torch.empty(batch.num_sequences, dtype=torch.long)
     back[torch.tensor([row for rows in rows_of for row in rows])] = torch.arange(batch.num_sequences)
@@ -297,16 +315,18 @@ def _check_reference(config: PpoConfig, step: int, kl: torch.Tensor) -> None:
 
 
 class _timed:
-    """Adds the wall time of an act to the step's seconds."""
+    """Adds the wall time of an act to the step's seconds, and to the profile."""
 
     def __init__(self, run: PpoRun, name: str) -> None:
-        self._run, self._name = run, name
+        self._run, self._name, self._span = run, name, run.spans.span(name)
 
     def __enter__(self) -> None:
+        self._span.__enter__()
         self._started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self._run.seconds[self._name] = time.perf_counter() - self._started
+        self._span.__exit__(None, None, None)
 
 
 def _write_samples(run: PpoRun, step: int, acted: Acted, verdict: Verdict) -> None:
