@@ -16,21 +16,28 @@ Shares = dict[str, float]
 def pass_shares(
     costs: UpdateCosts, roles: Sequence[str], lengths: Sequence[int], num_response_tokens: int, *, trained: bool
 ) -> Shares:
-    """Shares of a forward pass, or of a forward and backward one, over sequences of these lengths; they add up to 1.
+    """Shares of a pass, forward or forward and backward, over sequences of these lengths; they add up to 1."""
+    return _normalised(pass_operations(costs, roles, lengths, num_response_tokens, trained=trained))
 
-    Every role meets the same tokens in all layers; policy and reference alone need logits. Adapters count as in
-    ``UpdateCosts``; roles that are not trained as the first of those that are.
+
+def pass_operations(
+    costs: UpdateCosts, roles: Sequence[str], lengths: Sequence[int], num_response_tokens: int, *, trained: bool
+) -> dict[str, float]:
+    """Operations of each role, counted as ``UpdateCosts.update`` counts those of all.
+
+    Every role meets the same tokens in all layers; policy and reference alone need logits. In a
+    forward pass alone all adapters count as large as the first.
     """
     tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
     passes = 2 if trained else 1
-    found: Shares = {}
+    found: dict[str, float] = {}
     for index, role in enumerate(roles):
         adapter = costs.adapters[index] if trained else costs.adapters[0]
         layers = passes * 2 * costs.body * tokens + (6 if trained else 2) * costs.attention * pairs
         layers += (6 if trained else 2) * adapter * tokens
         head = passes * 2 * costs.head * num_response_tokens if role in (POLICY, REFERENCE) else 0
         found[role] = float(layers + head)
-    return _normalised(found)
+    return found
 
 
 def weight_shares(costs: UpdateCosts, roles: Sequence[str]) -> Shares:

@@ -38,6 +38,7 @@ MAX_LANES = 40
 MAX_PIECES = 1200
 """Per lane; a lane with more is drawn in groups of kinds, gaps of a thousandth of the step closed."""
 WIDTH_INCHES = 9.6
+ON_COLOR = "#0b1524"
 LABELLED = 0.055
 """Share of the longest bar from which a part carries its seconds."""
 
@@ -56,7 +57,7 @@ def draw_profile(step: StepSpans, median: Mapping[str, Any]) -> str:
     _timeline(above, lanes, start, end)
     above.set_title(f"Step {step.step}, {(end - start) / 1e9:.3g} s", loc="left", fontsize=10.5, color=INK)
     _bars(below, bars)
-    title = f"Median step, {median['wall_seconds']:.3g} s"
+    title = f"Median of every part; median step {median['wall_seconds']:.3g} s"
     below.set_title(title, loc="left", fontsize=10.5, color=INK)
     shown = [k for k in KINDS if any(k in kinds for kinds in [*bars.values(), *_kinds_of(lanes)])]
     _legend(below, shown)
@@ -111,8 +112,9 @@ def _bars(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
         for kind in (kind for kind in KINDS if kinds.get(kind, 0.0) > 0):
             axes.barh(row, kinds[kind], left=left, height=0.7, **_style(kind))
             if kinds[kind] > LABELLED * longest:
-                axes.text(left + kinds[kind] / 2, row, f"{kinds[kind]:.2g}", ha="center", va="center", fontsize=8.5,
-                          color=INK)  # fmt: skip
+                color = INK if kind == IDLE else ON_COLOR
+                axes.text(left + kinds[kind] / 2, row, f"{kinds[kind]:.2g}", ha="center", va="center_baseline",
+                          fontsize=9, color=color)  # fmt: skip
             left += kinds[kind]
     axes.set_xlim(0, longest)
     axes.set_xlabel("seconds", color=MUTED, fontsize=9)
@@ -134,5 +136,5 @@ def _legend(axes: Axes, kinds: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(label=name_of(kind), **_style(kind)) for kind in kinds]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.42), ncols=6, frameon=False, fontsize=9,
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.36), ncols=6, frameon=False, fontsize=9,
                 labelcolor=INK, handlelength=1.1, columnspacing=1.3)  # fmt: skip
