@@ -22,7 +22,6 @@ from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.stages.judging import Judged, compute_advantages
 from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, commit, finish, open_session, prompt_rows_of, start
-from rlhf.stages.profiling import role_shares
 from rlhf.stages.scoring import prompt_text
 from rlhf.workers.group import share
 from rlhf.workers.ray_metrics import report_step
@@ -76,13 +75,12 @@ def train(run: PpoRun, progress: Progress | None) -> dict[str, Any]:
     """All steps that are left, then the records of a whole run."""
     total = run.config.num_steps
     for step in range(run.step, total):
-        with run.spans.span("step"):
+        with run.profiled(step):
             acted = act(run, step)
             verdict = judge(run, step, acted)
             learned = learn(run, step, verdict)
             synced = share_policy(run, learned)
             record(run, step, acted, verdict, learned, synced)
-        profile_step(run, step, verdict.judged.batch)
         if progress is not None:
             progress(step + 1, total, **_headline(run.last))
         run.session.stop.raise_if_asked(step + 1, total)
@@ -135,6 +133,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
                 f"(mismatch_limit={config.mismatch_limit:g}) on the same adapter: they do not compute the same model"
             )
         judged, weights = weigh(judged, config.loss.importance_cap)
+        run.session.profiler.note(judged.batch)
         return Verdict(judged, answer.scores, kl, {**figures, **weights})
 
 
@@ -214,17 +213,6 @@ def record(
     if run.step % config.checkpoint.every == 0 or session.stop.asked.is_set():
         with _timed(run, "checkpoint"):
             commit(run)
-
-
-def profile_step(run: PpoRun, step: int, batch: Experience) -> None:
-    """Hands a step that is done to the profile, if the run has one."""
-    profiler = run.session.profiler
-    if profiler.on:
-        costs = profiler.once(lambda: run.policy.call("counted_costs")[0])
-        shared, critic = run.description["shared_reward"], run.config.uses_critic
-        shares = role_shares(costs, batch, shared_reward=shared, has_critic=critic)
-        actors = {"policy": dict(enumerate(run.policy.actors)), "rollout": run.fleet.living}
-        profiler.step_done(step, actors, shares)
 
 
 def mismatch(batch: Experience) -> dict[str, float]:

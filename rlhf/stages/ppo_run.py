@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from rlhf.stages.share import AdapterChannel
 from rlhf.telemetry.environment import versions
 from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter
+from rlhf.telemetry.profile import STEP
 from rlhf.telemetry.spans import Recorder
 from rlhf.workers.fleet import Batch, RolloutFleet
 from rlhf.workers.group import WorkerGroup
@@ -106,6 +107,17 @@ class PpoRun:
     def spans(self) -> Recorder:
         """The driver's spans, for a profile."""
         return self.session.profiler.spans
+
+    @contextmanager
+    def profiled(self, step: int) -> Iterator[None]:
+        """Around a step; hands it to the profile afterwards, if the run has one."""
+        profiler = self.session.profiler
+        with self.spans.span(STEP):
+            yield
+        if profiler.on:
+            actors = {"policy": dict(enumerate(self.policy.actors)), "rollout": self.fleet.living}
+            costs = profiler.costs or self.policy.call("counted_costs")[0]
+            profiler.step_done(step, actors, costs, shared_reward=self.description["shared_reward"])
 
     @property
     def total_seconds(self) -> float:

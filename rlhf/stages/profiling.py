@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,17 @@ class Profiler:
 
     Attributes:
         spans: the driver's recorder.
+        costs: of a token, once a step is done.
     """
 
     def __init__(self, run_dir: Path, *, on: bool) -> None:
         self.on = on
         self.spans = Recorder()
+        self.costs: UpdateCosts | None = None
         self._run_dir = run_dir
         self._steps: dict[int, dict[str, Any]] = {}
         self._last: deque[StepSpans] = deque(maxlen=TRACED_STEPS)
-        self._costs: UpdateCosts | None = None
+        self._batch: Experience | None = None
         self._late: dict[str, list[Span]] = {}
         if on:
             self.spans.switch(Footprint())
@@ -47,21 +49,23 @@ class Profiler:
             record_spans(dict(enumerate(group.actors)))
         return group
 
-    def once(self, ask: Callable[[], UpdateCosts]) -> UpdateCosts:
-        """The costs of a token, asked for at the first step."""
-        if self._costs is None:
-            self._costs = ask()
-        return self._costs
+    def note(self, batch: Experience) -> None:
+        """Tells which sequences the step judges and learns from."""
+        if self.on:
+            self._batch = batch
 
     def step_done(
-        self, step: int, actors: Mapping[str, Mapping[int, Any]], shares: Mapping[str, Mapping[str, float]]
+        self, step: int, actors: Mapping[str, Mapping[int, Any]], costs: UpdateCosts, *, shared_reward: bool
     ) -> None:
         """Gathers what a step has left behind; call it after the driver's span ``step`` has ended.
 
         Args:
             actors: living workers by role and rank.
-            shares: see ``role_shares``.
+            costs: of a token, as the training ranks count them.
+            shared_reward: a reward model is one of the roles.
         """
+        self.costs = costs
+        shares = role_shares(costs, self._batch, shared_reward) if self._batch is not None else {}
         own = self.spans.take()
         whole = [span for span in own.done if span.name == STEP][-1]  # one that failed and is repeated came before
         driver = [span for span in own.done if span.start >= whole.start]
@@ -83,12 +87,10 @@ class Profiler:
             write_profile(self._run_dir, [self._steps[step] for step in sorted(self._steps)], list(self._last))
 
 
-def role_shares(
-    costs: UpdateCosts, batch: Experience, *, shared_reward: bool, has_critic: bool
-) -> dict[str, dict[str, float]]:
+def role_shares(costs: UpdateCosts, batch: Experience, shared_reward: bool) -> dict[str, dict[str, float]]:
     """How the roles share the passes of a step, by counted operations, and the optimizer's, by weights."""
     lengths, responses = batch.lengths, int(batch.response_mask.sum())
-    learning = [POLICY, *([CRITIC] if has_critic else [])]
+    learning = [POLICY, CRITIC][: len(costs.adapters)]
     judging = [POLICY, REFERENCE, *learning[1:], *([REWARD] if shared_reward else [])]
     return {
         "learn": pass_shares(costs, learning, lengths, responses, trained=True),
