@@ -113,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265; default: RAY_API_SERVER_ADDRESS,"
         " an http RAY_ADDRESS, or http://127.0.0.1:8265")  # fmt: skip
     add("--id", metavar="NAME", help="name of the run and of the job; the run directory becomes runs/NAME")
+    add("--profile", action="store_true", help="of ppo: record where every step's time and memory go, see rlhf ppo -h")
     add("--no-wait", action="store_true", help="leave after the job was accepted")
     add("--root", metavar="DIR", help="directory on the cluster that runs/... is meant from (default: this one)")
     add("--include", action="append", default=[], metavar="PATH", help="more files to send; globs allowed")
@@ -135,6 +136,8 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
     """
     root = (root or Path.cwd()).resolve()
     overrides = list(args.overrides)
+    if args.profile:
+        overrides.append("telemetry.profile=true")
     if args.id is not None and not any(item.startswith("run_dir=") for item in overrides):
         overrides.append(f"run_dir={RUNS}/{args.id}")
     config = load_config(args.stage, args.config, overrides)

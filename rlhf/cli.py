@@ -42,6 +42,12 @@ DELEGATES = {
     "top": ("rlhf.telemetry.top", "watch a run in the terminal"),
 }
 
+PROFILE_HELP = (
+    "record where every step's time and memory go, in every worker: a table at the end, and in RUN/profile/ a picture "
+    "(profile.svg), a trace for ui.perfetto.dev (trace.json) and all figures (profile.json); results stay the same; "
+    "short for telemetry.profile=true"
+)
+
 EPILOG = """\
 examples:
   rlhf quickstart                                              the whole loop, small, on this machine
@@ -113,12 +119,15 @@ def _add_stage(commands: Any, stage: str, text: str) -> None:
             action="store_true",
             help="set an earlier run in run_dir aside (renamed, never deleted) instead of going on from its checkpoint",
         )
+    if stage == "ppo":
+        command.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, values as YAML")
-    command.set_defaults(run=_run_stage, stage=stage, fresh=False)
+    command.set_defaults(run=_run_stage, stage=stage, fresh=False, profile=False)
 
 
 def _run_stage(args: argparse.Namespace) -> int:
-    config = load_config(args.stage, args.config, args.overrides)
+    overrides = [*args.overrides, "telemetry.profile=true"] if args.profile else args.overrides
+    config = load_config(args.stage, args.config, overrides)
     if args.dry_run:
         from rlhf.stages.plan import plan_stage
 
@@ -137,6 +146,10 @@ def _run_stage(args: argparse.Namespace) -> int:
         from rlhf.telemetry.report import write_run_report
 
         get_console().print(f"report: {write_run_report(config.run_dir)}", markup=False)
+    if args.stage == "ppo" and config.telemetry.profile:
+        from rlhf.telemetry.profile_files import print_profile
+
+        print_profile(config.run_dir)
     print_next_commands(_next_commands(args.stage, config.run_dir))
     return 0
 

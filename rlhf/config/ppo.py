@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlhf.config.base import Files, Section
 from rlhf.config.common import StageConfig, exact_division
-from rlhf.config.model import LoraConfig, OptimConfig
+from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
 from rlhf.config.scores import ScoreSource
 
 
@@ -120,6 +120,13 @@ class ScoreConfig(Section):
     whiten_rewards: bool = False
 
 
+class PpoTelemetryConfig(TelemetryConfig):
+    """Where numbers go, and whether a profile is written."""
+
+    profile: bool = False
+    """Record where every step's time and memory go: profile/ in the run directory, and a table at the end."""
+
+
 class PpoConfig(StageConfig):
     """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
 
@@ -138,6 +145,7 @@ class PpoConfig(StageConfig):
     loss: PpoLossConfig = PpoLossConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     score: ScoreConfig = ScoreConfig()
+    telemetry: PpoTelemetryConfig = PpoTelemetryConfig()
     num_steps: int = Field(100, ge=1)
     sync_tolerance: float = Field(1e-4, gt=0)
     """Largest |log-prob difference| of the canary prompt between trainer and rollout (fp32; 5e-2 suits bf16)."""

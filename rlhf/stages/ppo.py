@@ -75,11 +75,12 @@ def train(run: PpoRun, progress: Progress | None) -> dict[str, Any]:
     """All steps that are left, then the records of a whole run."""
     total = run.config.num_steps
     for step in range(run.step, total):
-        acted = act(run, step)
-        verdict = judge(run, step, acted)
-        learned = learn(run, step, verdict)
-        synced = share_policy(run, learned)
-        record(run, step, acted, verdict, learned, synced)
+        with run.profiled(step):
+            acted = act(run, step)
+            verdict = judge(run, step, acted)
+            learned = learn(run, step, verdict)
+            synced = share_policy(run, learned)
+            record(run, step, acted, verdict, learned, synced)
         if progress is not None:
             progress(step + 1, total, **_headline(run.last))
         run.session.stop.raise_if_asked(step + 1, total)
@@ -111,7 +112,8 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
             old_logprobs=found["old_logprobs"], ref_logprobs=found["ref_logprobs"], values=found.get("values")
         )
         scorer = run.session.scorer
-        answer = scorer.total([prompt_text(m) for m in messages], acted.responses, found["scores"])
+        with run.spans.span("scores"):
+            answer = scorer.total([prompt_text(m) for m in messages], acted.responses, found["scores"])
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
         _check_reference(config, step, kl)
         groups = torch.tensor(acted.prompt_rows)
@@ -131,6 +133,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
                 f"(mismatch_limit={config.mismatch_limit:g}) on the same adapter: they do not compute the same model"
             )
         judged, weights = weigh(judged, config.loss.importance_cap)
+        run.session.profiler.note(judged.batch)
         return Verdict(judged, answer.scores, kl, {**figures, **weights})
 
 
@@ -140,7 +143,9 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
         config, batch = run.config, verdict.judged.batch
         plans = learning_passes(config, batch.lengths, step, run.description["packs"])
         train_policy = step >= config.loss.critic_warmup_steps
-        learned = run.policy.call("learn", share(batch), plans, run.updates_done, run.kl.coef, train_policy)[0]
+        with run.spans.span("put"):
+            ref = share(batch)
+        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy)[0]
         run.updates_done += config.batch.epochs * config.minibatches
         if not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
             raise NumericsError(
@@ -268,8 +273,10 @@ def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) 
 
 
 def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
-    plan, ref = judging_passes(run.config, batch.lengths), share(batch)
+    plan = judging_passes(run.config, batch.lengths)
     rows_of = [plan.rows_of_rank(rank) for rank in range(len(plan.ranks))]
+    with run.spans.span("put"):
+        ref = share(batch)
     parts = run.policy.scatter(
         "judge",
         [(ref, passes, [texts[r] for r in rows]) for passes, rows in zip(plan.ranks, rows_of, strict=True)],
@@ -288,16 +295,18 @@ def _check_reference(config: PpoConfig, step: int, kl: torch.Tensor) -> None:
 
 
 class _timed:
-    """Adds the wall time of an act to the step's seconds."""
+    """Adds the wall time of an act to the step's seconds, and to the profile."""
 
     def __init__(self, run: PpoRun, name: str) -> None:
-        self._run, self._name = run, name
+        self._run, self._name, self._span = run, name, run.spans.span(name)
 
     def __enter__(self) -> None:
+        self._span.__enter__()
         self._started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self._run.seconds[self._name] = time.perf_counter() - self._started
+        self._span.__exit__(None, None, None)
 
 
 def _write_samples(run: PpoRun, step: int, acted: Acted, verdict: Verdict) -> None:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.passes import require_packing
+from rlhf.stages.profiling import Profiler
 from rlhf.stages.restarts import RankRestarts
 from rlhf.stages.resume import (
     Resumed,
@@ -40,6 +41,8 @@ from rlhf.stages.share import AdapterChannel
 from rlhf.telemetry.environment import versions
 from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter
+from rlhf.telemetry.profile import STEP
+from rlhf.telemetry.spans import Recorder
 from rlhf.workers.fleet import Batch, RolloutFleet
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.placement import Ask, Reservation, reserve
@@ -67,6 +70,7 @@ class Session:
     resources: dict[str, float]
     stop: StopRequest
     restarts: RankRestarts
+    profiler: Profiler
 
 
 @dataclass
@@ -99,6 +103,22 @@ class PpoRun:
     def config(self) -> PpoConfig:
         """The stage's config."""
         return self.session.config
+
+    @property
+    def spans(self) -> Recorder:
+        """The driver's spans, for a profile."""
+        return self.session.profiler.spans
+
+    @contextmanager
+    def profiled(self, step: int) -> Iterator[None]:
+        """Around a step; hands it to the profile afterwards, if the run has one."""
+        profiler = self.session.profiler
+        with self.spans.span(STEP):
+            yield
+        if profiler.on:
+            actors = {"policy": dict(enumerate(self.policy.actors)), "rollout": self.fleet.living}
+            costs = profiler.costs or self.policy.call("counted_costs")[0]
+            profiler.step_done(step, actors, costs, shared_reward=self.description["shared_reward"])
 
     @property
     def total_seconds(self) -> float:
@@ -134,8 +154,10 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     store = open_store(config, run_dir)
     events = EventLog(run_dir)
     restarts = RankRestarts("ppo", "policy", placement.num_ranks, config.recovery.max_restarts, events, run_dir)
+    profiler = Profiler(run_dir, on=config.telemetry.profile)
+    stack.callback(profiler.write)
     return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, scorer, metrics,
-                   events, store, identity, resources, stop, restarts)  # fmt: skip
+                   events, store, identity, resources, stop, restarts, profiler)  # fmt: skip
 
 
 def start(session: Session, stack: ExitStack) -> PpoRun:
@@ -307,7 +329,7 @@ def reserve_places(session: Session) -> Reservation | None:
 
 def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
     config, placement = session.config, session.config.placement
-    return WorkerGroup.launch(
+    group = WorkerGroup.launch(
         "rlhf.workers.policy:PolicyWorker",
         "policy",
         size=placement.num_ranks,
@@ -319,11 +341,12 @@ def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
         reservation=places,
         log_level=config.telemetry.log_level,
     )
+    return session.profiler.watch(group)
 
 
 def _launch_rollout(session: Session, places: Reservation | None, size: int, first_rank: int) -> WorkerGroup:
     config, placement = session.config, session.config.placement
-    return WorkerGroup.launch(
+    group = WorkerGroup.launch(
         "rlhf.workers.rollout:RolloutWorker",
         "rollout",
         size=size,
@@ -341,6 +364,7 @@ def _launch_rollout(session: Session, places: Reservation | None, size: int, fir
         reservation=places,
         log_level=config.telemetry.log_level,
     )
+    return session.profiler.watch(group)
 
 
 def _check_pairing(policy: WorkerGroup, fleet: RolloutFleet, chat: ChatFormat) -> dict[str, Any]:

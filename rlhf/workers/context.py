@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.telemetry.spans import Recorder
+
 
 @dataclass
 class WorkerContext:
@@ -19,6 +21,7 @@ class WorkerContext:
         stop_requested: the driver has asked for a checkpoint and an end after the running step.
         events: what the worker has emitted and the driver has not yet read.
         last_beat: when it last got on with its work, on this process's monotonic clock.
+        spans: what it did from when to when, recorded only while a run is profiled.
     """
 
     role: str
@@ -29,6 +32,7 @@ class WorkerContext:
     stop_requested: bool = False
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=10_000))
     last_beat: float = field(default_factory=time.monotonic)
+    spans: Recorder = field(default_factory=Recorder)
 
     def beat(self) -> None:
         """A sign of progress: whoever waits for this worker waits on."""

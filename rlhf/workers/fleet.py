@@ -26,6 +26,8 @@ from rlhf.workers.stalls import silence_of
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+WAIT = "ray.rollout"
+"""Span of the time that the driver spends on the fleet."""
 Launch = Callable[[int], WorkerGroup]
 """Starts one worker of the given rank, as a group of one."""
 
@@ -90,6 +92,11 @@ class RolloutFleet:
         """Workers as configured, dead ones included."""
         return len(self.health)
 
+    @property
+    def living(self) -> dict[int, Any]:
+        """Actors by rank, those left out that are known to be dead."""
+        return {r.rank: self._group.actors[r.rank] for r in self.health if r.is_alive}
+
     def install(self, snapshot: Snapshot, ref: ray.ObjectRef | None = None) -> None:
         """Gives every worker the adapter and reads its hash back; dead workers are replaced first.
 
@@ -104,9 +111,10 @@ class RolloutFleet:
             if record.now is Health.HEALTHY:
                 record.move(Health.STALE)
         self._snapshot = (ref if ref is not None else share(snapshot), snapshot.sha256)
-        self._restart_dead()
-        self._give([r.rank for r in self.health if r.now is Health.STALE])
-        self.heal()
+        with self._group.spans.span(WAIT):
+            self._restart_dead()
+            self._give([r.rank for r in self.health if r.now is Health.STALE])
+            self.heal()
 
     def heal(self) -> None:
         """Replaces dead workers and gives them the current adapter, as far as the budget goes."""
@@ -123,8 +131,9 @@ class RolloutFleet:
         share_of = -(-len(tasks) // self.size)
         pieces = [list(tasks[i : i + share_of]) for i in range(0, len(tasks), share_of)]
         batch = Batch(pieces, sampling, version)
-        for index in range(len(pieces)):
-            self._start(batch, index, preferred=index % self.size)
+        with self._group.spans.span(WAIT):
+            for index in range(len(pieces)):
+                self._start(batch, index, preferred=index % self.size)
         return batch
 
     def collect(self, batch: Batch) -> list[Rollout]:
@@ -138,6 +147,11 @@ class RolloutFleet:
             RolloutFleetExhausted: no worker is left.
             RlhfError: a worker's own error: drawing the piece elsewhere would only repeat it.
         """
+        with self._group.spans.span(WAIT):
+            self._collect(batch)
+        return batch.rollouts
+
+    def _collect(self, batch: Batch) -> None:
         batch.restart_clocks()
         while batch.running:
             ready, _ = ray.wait(list(batch.running), num_returns=1, timeout=POLL_SECONDS)
@@ -153,13 +167,13 @@ class RolloutFleet:
                         self._lose(piece.rank, error, time.monotonic() - piece.began)
                     self._again(batch, [piece])
             self._end_overdue(batch)
-        return batch.rollouts
 
     def call(self, method: str, *args: Any) -> dict[int, Any]:
         """Calls every living worker; answers by rank. Workers that die of it are replaced, and answer again."""
         found: dict[int, Any] = {}
         while missing := [r.rank for r in self.health if r.is_alive and r.rank not in found]:
-            found.update(self._ask(missing, method, args))
+            with self._group.spans.span(WAIT):
+                found.update(self._ask(missing, method, args))
             self.heal()
         return found
 

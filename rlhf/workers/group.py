@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import RlhfError, WorkerError
+from rlhf.telemetry.spans import Recorded, Recorder
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Ask, Reservation, reserve
@@ -58,6 +59,7 @@ class _Host:
         os.environ.update(environment)
         self._worker: Any = None
         self._context: WorkerContext | None = None
+        self._spans = Recorder()
 
     def where(self) -> tuple[str, int, str, int, str | None]:
         """(node address, a free port, node id, pid, network interface)."""
@@ -67,7 +69,7 @@ class _Host:
         self, cls: type | str, context: WorkerContext, environment: dict[str, str], args: tuple, kwargs: dict
     ) -> Any:
         os.environ.update(environment)
-        self._context = context
+        self._context, self._spans = context, context.spans
 
         def construct() -> None:
             from rlhf.telemetry.logging import setup_logging
@@ -75,17 +77,30 @@ class _Host:
             setup_logging(context.run_dir, context.role, context.rank, level=context.log_level)
             with lean_imports():
                 made = _resolve(cls)
-            self._worker = made(context, *_fetch(args), **kwargs)
+            self._worker = made(context, *_fetch(args, self._spans), **kwargs)
 
         return self._guard(construct)
 
     def call(self, method: str, args: tuple, kwargs: dict) -> Any:
-        return self._guard(lambda: getattr(self._worker, method)(*_fetch(args), **kwargs))
+        with self._spans.span(method):
+            return self._guard(lambda: getattr(self._worker, method)(*_fetch(args, self._spans), **kwargs))
 
     @ray.method(concurrency_group="control")
     def sees(self, path: str) -> bool:
         """Whether a file is there for this process."""
         return Path(path).is_file()
+
+    @ray.method(concurrency_group="control")
+    def record_spans(self, on: bool) -> None:
+        """Records what every call does from now on, or no longer."""
+        from rlhf.workers.footprint import Footprint
+
+        self._spans.switch(Footprint() if on else None)
+
+    @ray.method(concurrency_group="control")
+    def spans(self) -> Recorded:
+        """Spans since the last call; answers while ``call`` is busy."""
+        return self._spans.take()
 
     @ray.method(concurrency_group="control")
     def ask_stop(self) -> None:
@@ -133,9 +148,12 @@ def _resolve(cls: type | str) -> type:
     return cls
 
 
-def _fetch(args: tuple) -> tuple:
+def _fetch(args: tuple, spans: Recorder) -> tuple:
     """Arguments with shared ones taken out of the object store."""
-    return tuple(ray.get(a, timeout=FETCH_SECONDS) if isinstance(a, ray.ObjectRef) else a for a in args)
+    if not any(isinstance(a, ray.ObjectRef) for a in args):
+        return args
+    with spans.span("fetch"):
+        return tuple(ray.get(a, timeout=FETCH_SECONDS) if isinstance(a, ray.ObjectRef) else a for a in args)
 
 
 def share(value: Any) -> Any:
@@ -187,6 +205,7 @@ class WorkerGroup:
 
     Attributes:
         on_poll: called about twice a second while a call with events runs.
+        spans: gets the time that the caller spends on calls.
     """
 
     role: str
@@ -197,6 +216,7 @@ class WorkerGroup:
     reservation: Reservation | None = None
     run_dir: str = ""
     on_poll: Callable[[], None] | None = None
+    spans: Recorder = field(default_factory=Recorder)
 
     @classmethod
     def launch(
@@ -288,11 +308,13 @@ class WorkerGroup:
 
     def submit(self, method: str, args_by_rank: Sequence[tuple], **kwargs: Any) -> list[Any]:
         """Starts a call on every rank without waiting; hand the result to ``wait``."""
-        return [a.call.remote(method, args, kwargs) for a, args in zip(self.actors, args_by_rank, strict=True)]
+        with self.spans.span(f"ray.{self.role}"):
+            return [a.call.remote(method, args, kwargs) for a, args in zip(self.actors, args_by_rank, strict=True)]
 
     def wait(self, refs: list[Any], *, on_event: EventHandler | None = None) -> list[Any]:
         """Results of ``submit`` in rank order, or the first failure."""
-        return self._gather(refs, self.timeout_seconds, on_event)
+        with self.spans.span(f"ray.{self.role}"):
+            return self._gather(refs, self.timeout_seconds, on_event)
 
     def call_host(self, method: str, *args: Any) -> list[Any]:
         """Calls the process around every worker, busy or not; results in rank order."""

@@ -19,7 +19,7 @@ from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, 
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
-from rlhf.models.operations import product_peak, update_costs
+from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
 from rlhf.models.scorer import SeparateScorer, load_reward_model, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
@@ -36,7 +36,7 @@ class PolicyWorker:
     """One DeepSpeed rank that holds the base once, with policy, reference, critic and reward adapters on it."""
 
     def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
-        self.context, self.config = context, config
+        self.context, self.config, self.spans = context, config, context.spans
         torch.set_num_threads(config.placement.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
         init_process_group(config.placement.collective_timeout_seconds)
@@ -79,6 +79,10 @@ class PolicyWorker:
             "shared_reward": self.shared_score is not None,
             "packs": self.roles.mixes,
         }
+
+    def counted_costs(self) -> UpdateCosts:
+        """What a token costs each trained role, for a profile."""
+        return self.costs
 
     @torch.no_grad()
     def judge(
@@ -134,7 +138,8 @@ class PolicyWorker:
             for plan in epoch:
                 self._minibatch(batch, plan, kl_coef, epoch_totals, first=update == first_update)
                 scale = learning_rate_scale(self.config.optim, update, self.total_updates)
-                norm = self.engine.step(scale, frozen=frozen)
+                with self.spans.span("learn.optimizer"):
+                    norm = self.engine.step(scale, frozen=frozen)
                 self._count_nonfinite(norm, plan, epoch_totals)
                 update += 1
             epochs_run += 1
@@ -289,19 +294,21 @@ class PolicyWorker:
         roles = [POLICY, REFERENCE]
         roles += [CRITIC] if self.roles.has_critic else []
         roles += [REWARD] if self.shared_score is not None else []
-        told = self.engine.evaluate(
-            "read",
-            roles=roles,
-            input_ids=part.input_ids,
-            attention_mask=part.attention_mask,
-            response_ids=part.response_ids,
-            temperature=self.config.rollout.temperature,
-        )
+        with self.spans.span("judge.pass"):
+            told = self.engine.evaluate(
+                "read",
+                roles=roles,
+                input_ids=part.input_ids,
+                attention_mask=part.attention_mask,
+                response_ids=part.response_ids,
+                temperature=self.config.rollout.temperature,
+            )
         scores = torch.zeros(part.num_sequences, len(self.config.scores))
         if self.shared_score is not None:
             scores[:, self.shared_score] = told[REWARD].cpu()
         for index, scorer in self.scorers.items():
-            scores[:, index] = torch.tensor(scorer.score_texts(texts))
+            with self.spans.span("judge.models"):
+                scores[:, index] = torch.tensor(scorer.score_texts(texts))
         found = {"old_logprobs": told[POLICY][0], "ref_logprobs": told[REFERENCE][0], "entropy": told[POLICY][1]}
         if self.roles.has_critic:
             found["values"] = told[CRITIC]
@@ -315,19 +322,22 @@ class PolicyWorker:
         for index, rows in enumerate(mine):
             part = batch.select(rows).to(self.engine.device)
             totals.add(operations=self.costs.update(part.lengths, int(part.response_mask.sum())))
-            logprobs, entropies, values = self.engine(
-                "train",
-                input_ids=part.input_ids,
-                attention_mask=part.attention_mask,
-                response_ids=part.response_ids,
-                temperature=self.config.rollout.temperature,
-                want_values=self.roles.has_critic,
-            )
-            outputs = Outputs(logprobs, entropies, values)
-            loss, policy = ppo_loss(self.config, part, outputs, denominator, kl_coef, self.policy_weight, totals)
-            if first and index == 0:
-                totals.ratio_first = float(policy.ratio_deviation_max)
-            self.engine.backward(loss, last=index == len(mine) - 1)
+            with self.spans.span("learn.forward"):
+                logprobs, entropies, values = self.engine(
+                    "train",
+                    input_ids=part.input_ids,
+                    attention_mask=part.attention_mask,
+                    response_ids=part.response_ids,
+                    temperature=self.config.rollout.temperature,
+                    want_values=self.roles.has_critic,
+                )
+            with self.spans.span("learn.loss"):
+                outputs = Outputs(logprobs, entropies, values)
+                loss, policy = ppo_loss(self.config, part, outputs, denominator, kl_coef, self.policy_weight, totals)
+                if first and index == 0:
+                    totals.ratio_first = float(policy.ratio_deviation_max)
+            with self.spans.span("learn.backward"):
+                self.engine.backward(loss, last=index == len(mine) - 1)
 
     def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
         reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})

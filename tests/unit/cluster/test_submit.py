@@ -115,3 +115,8 @@ def test_a_cluster_that_has_just_started_is_given_time() -> None:
     answers.append(RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         submit_patiently(send_once)
+
+
+def test_a_profile_can_be_asked_for(project: Path) -> None:
+    assert "telemetry.profile=true" in shlex.split(job(project, "--profile", "seed=3").entrypoint)
+    assert "telemetry.profile" not in job(project).entrypoint
