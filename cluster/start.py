@@ -15,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster.auth import MODE_VARIABLE, create_token, enable_token_auth, fix_token_mode, require_token_mode, token_path
+from cluster.auth import enable_token_auth, require_token_mode
+from rlhf.config.ray_token import MODE_VARIABLE, create_token, fix_token_mode, token_path
 from rlhf.errors import ConfigError, RlhfError
 from rlhf.telemetry.console import get_console, print_next_commands
 

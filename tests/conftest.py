@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-CLUSTERS = ("cluster", "e2e", "ray")
+CLUSTERS = {"cluster": "hosts", "e2e": "hosts", "ray": "actors"}
+"""What starts clusters, by folder, and the process it runs in: such tests wait more than they compute."""
 
 
 def _part_of(nodeid: str) -> str:
@@ -27,14 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For two processes: all that starts clusters runs in one of them; the other takes file by file."""
+    """Two processes for what starts clusters, each with runtimes of its own; the third takes file by file."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ClustersTogether(LoadScopeScheduling):
+    class ByRuntime(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "clusters" if _part_of(nodeid) in CLUSTERS else nodeid.partition("::")[0]
+            return CLUSTERS.get(_part_of(nodeid), nodeid.partition("::")[0])
 
-    return ClustersTogether(config, log)
+    return ByRuntime(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from cluster.auth import MODE_VARIABLE, TOKEN_VARIABLE, token_path
 from cluster.checks.record import Record, fail, ok, size, warn
+from rlhf.config.ray_token import MODE_VARIABLE, TOKEN_VARIABLE, token_path
 
 GIB = 2**30
 SHM_FAIL, SHM_WARN = 0.25 * GIB, 2 * GIB

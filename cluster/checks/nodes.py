@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 
-from cluster.auth import MODE_VARIABLE, enable_token_auth
+from cluster.auth import enable_token_auth
 from cluster.checks.record import Record, fail
+from rlhf.config.ray_token import MODE_VARIABLE
 from rlhf.errors import ConfigError, RlhfError
 
 MARK = "DOCTOR "

@@ -127,6 +127,19 @@ class PpoTelemetryConfig(TelemetryConfig):
     """Record where every step's time and memory go: profile/ in the run directory, and a table at the end."""
 
 
+class PtxConfig(Section):
+    """Demonstrations that anchor the policy: their log-likelihood joins the loss (PPO-ptx, arXiv:2203.02155 eq. 2)."""
+
+    train: Files
+    format: str = "auto"
+    coef: float = Field(1.0, gt=0)
+    """Of the mean negative log-likelihood per assistant token; the policy loss beside it is a mean per token, too."""
+    sequences_per_update: int = Field(8, ge=1)
+    """Per optimizer step, over all ranks."""
+    max_sequence_tokens: int = Field(512, ge=8)
+    on_long_row: Literal["refuse", "drop", "truncate"] = "refuse"
+
+
 class PpoConfig(StageConfig):
     """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
 
@@ -145,6 +158,7 @@ class PpoConfig(StageConfig):
     loss: PpoLossConfig = PpoLossConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     score: ScoreConfig = ScoreConfig()
+    ptx: PtxConfig | None = None
     telemetry: PpoTelemetryConfig = PpoTelemetryConfig()
     num_steps: int = Field(100, ge=1)
     sync_tolerance: float = Field(1e-4, gt=0)
@@ -215,6 +229,11 @@ class PpoConfig(StageConfig):
         if self.rollout.overlap and self.loss.importance_cap is None:
             raise ValueError(f"rollout.overlap={self.rollout.overlap} trains on tokens of an older policy: "
                              "set loss.importance_cap (2.0 is usual)")  # fmt: skip
+        if self.ptx is not None and self.ptx.sequences_per_update % self.placement.num_ranks:
+            raise ValueError(
+                f"ptx.sequences_per_update={self.ptx.sequences_per_update} must be a multiple of "
+                f"placement.num_ranks={self.placement.num_ranks}"
+            )
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
         return self

@@ -56,7 +56,7 @@ class Experience:
         index = torch.as_tensor(list(rows), dtype=torch.long)
         num_response = self.response_ids.shape[1]
         width = self.input_ids.shape[1] - num_response
-        kept = max(1, int(self.response_mask[index].sum(dim=1).max()))
+        kept = max(1, int(self.attention_mask[index, width:].sum(dim=1).max()))
         prompt = int(self.attention_mask[index, :width].sum(dim=1).max())
         cut: dict[str, Any] = {}
         for field in fields(self):

@@ -21,7 +21,7 @@ from rlhf.config import (
 from rlhf.config.base import Section
 from rlhf.config.model import LoraConfig
 from rlhf.config.scores import ScoreSource
-from rlhf.data.loading import load_prompts
+from rlhf.data.loading import load_demonstrations, load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.source import ModelSource, resolve_model
@@ -136,6 +136,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),
         ("minibatch", minibatch),
+        *_ptx_rows(config),
         ("optimizer steps", f"{config.num_steps * updates} = {config.num_steps} steps x {batch.epochs} epochs x "
                             f"{config.minibatches} minibatches"),
         ("scores", sources),
@@ -143,6 +144,14 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         *_engine_rows(config),
         *_files(config.run_dir, "adapter/", "tokenizer/", "checkpoints/", "rollouts.jsonl"),
     ]  # fmt: skip
+
+
+def _ptx_rows(config: PpoConfig) -> Plan:
+    if config.ptx is None:
+        return []
+    rows = len(load_demonstrations(config.ptx.train, format=config.ptx.format))
+    per_update = config.ptx.sequences_per_update
+    return [("anchor", f"{per_update} of {rows} demonstrations per optimizer step, coefficient {config.ptx.coef:g}")]
 
 
 def _plan_sample(config: SampleConfig) -> Plan:

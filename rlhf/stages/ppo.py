@@ -145,7 +145,8 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
         train_policy = step >= config.loss.critic_warmup_steps
         with run.spans.span("put"):
             ref = share(batch)
-        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy)[0]
+            anchor = _share_anchor(run)
+        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy, anchor)[0]
         run.updates_done += config.batch.epochs * config.minibatches
         if not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
             raise NumericsError(
@@ -270,6 +271,14 @@ def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) 
             f"step {step}: entropy is {values['entropy']:.3g} nats per token, below loss.entropy_floor={floor:g}: the "
             "policy has collapsed; raise loss.entropy_coef or kl.coef, or lower optim.learning_rate"
         )
+
+
+def _share_anchor(run: PpoRun) -> Any:
+    """The demonstrations of the coming updates, in the object store."""
+    anchor, config = run.session.anchor, run.config
+    if anchor is None:
+        return None
+    return share(anchor.batch(run.updates_done, config.batch.epochs * config.minibatches))
 
 
 def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
+from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.passes import require_packing
 from rlhf.stages.profiling import Profiler
@@ -62,6 +63,7 @@ class Session:
     prompt_ids: list[tuple[int, ...]]
     chat: ChatFormat
     pad_id: int
+    anchor: Anchor | None
     scorer: Scorer
     metrics: MetricsWriter
     events: EventLog
@@ -135,6 +137,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     chat = chat_format(tokenizer, config.model.chat_style)
     prompts = load_prompts(config.prompts, format=config.prompt_format)
     prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
+    anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)
     check_sources(config.scores)
     scorer = Scorer(config.scores, config.score)
     stack.callback(scorer.close)
@@ -142,7 +145,10 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
         config,
         base_sha256=base_fingerprint(source.base),
         chat_fingerprint=chat.fingerprint(),
-        data=[(prompt.id, ids) for prompt, ids in zip(prompts, prompt_ids, strict=True)],
+        data=[
+            *((prompt.id, ids) for prompt, ids in zip(prompts, prompt_ids, strict=True)),
+            *(("ptx", (*row["input_ids"], *row["labels"])) for row in (anchor.rows if anchor is not None else ())),
+        ],
     )
     placement = config.placement
     num_workers = placement.num_ranks + placement.num_rollout_workers
@@ -156,7 +162,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     restarts = RankRestarts("ppo", "policy", placement.num_ranks, config.recovery.max_restarts, events, run_dir)
     profiler = Profiler(run_dir, on=config.telemetry.profile)
     stack.callback(profiler.write)
-    return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, scorer, metrics,
+    return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, anchor, scorer, metrics,
                    events, store, identity, resources, stop, restarts, profiler)  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.algos.losses import sft_anchor_loss
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
-from rlhf.config import PpoConfig, RewardModelSource, derive_seed
+from rlhf.config import PpoConfig, derive_seed
 from rlhf.data.chat import chat_format
 from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, learning_rate_scale
-from rlhf.errors import CheckpointError, ConfigError, NumericsError
+from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
 from rlhf.models.operations import UpdateCosts, product_peak, update_costs
-from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
-from rlhf.models.scorer import SeparateScorer, load_reward_model, read_reward_settings
-from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
+from rlhf.models.scorer import SeparateScorer, load_reward_model
+from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rollout.experience import Experience
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.policy_start import role_init, split_scorers
 from rlhf.workers.ppo_loss import LearnTotals, Outputs, ppo_loss
 
 logger = logging.getLogger(__name__)
@@ -48,11 +51,12 @@ class PolicyWorker:
         self.policy_config = (
             adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
         )
-        self.shared_score, separate = self._split_scorers(source)
+        self.shared_score, separate = split_scorers(config.scores, source, self.chat)
         self.scorers: dict[int, SeparateScorer] = {
             index: load_reward_model(Path(run)) for index, run in separate.items()
         }
-        self.roles = RolesModel(base, self._role_init(source), suppress_ids=(self.tokenizer.pad_token_id,))
+        init = role_init(config, source, self.policy_config, self.shared_score)
+        self.roles = RolesModel(base, init, suppress_ids=(self.tokenizer.pad_token_id,))
         self.roles.trains_entropy = config.loss.entropy_coef > 0
         self._set_dropout_off()
         if config.model.gradient_checkpointing:
@@ -115,6 +119,7 @@ class PolicyWorker:
         first_update: int,
         kl_coef: float,
         train_policy: bool = True,
+        anchor: Experience | None = None,
     ) -> dict[str, Any]:
         """Trains policy and critic on a judged batch.
 
@@ -126,6 +131,7 @@ class PolicyWorker:
             first_update: optimizer steps done before, for the learning-rate schedule.
             kl_coef: used when ``kl.mode`` is ``loss``.
             train_policy: False while only the critic warms up; the policy's bytes then stay as they are.
+            anchor: demonstrations whose log-likelihood joins the loss, ``ptx.sequences_per_update`` for each update.
 
         Returns:
             Metrics, already summed or maximised over ranks; equal on every rank.
@@ -136,7 +142,10 @@ class PolicyWorker:
         for epoch in epochs:
             epoch_totals = LearnTotals()
             for plan in epoch:
-                self._minibatch(batch, plan, kl_coef, epoch_totals, first=update == first_update)
+                pulls = self._pulls(anchor, update - first_update)
+                self._minibatch(batch, plan, kl_coef, epoch_totals, first=update == first_update, last=not pulls)
+                for pull in pulls:
+                    self._pull(pull, epoch_totals, last=pull is pulls[-1])
                 scale = learning_rate_scale(self.config.optim, update, self.total_updates)
                 with self.spans.span("learn.optimizer"):
                     norm = self.engine.step(scale, frozen=frozen)
@@ -226,45 +235,6 @@ class PolicyWorker:
         self.tokenizer.save_pretrained(str(target / "tokenizer"))
         return str(target)
 
-    def _split_scorers(self, source: ModelSource) -> tuple[int | None, dict[int, str]]:
-        """The reward model that shares the policy's base (by index of ``scores``), and the others."""
-        shared, separate = None, {}
-        for index, score in enumerate(self.config.scores):
-            if not isinstance(score, RewardModelSource):
-                continue
-            reward = resolve_model(score.run)
-            if reward.record is None or reward.record.stage != "reward":
-                raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
-            same_base = reward.adapter is not None and reward.base == source.base
-            same_text = reward.record.chat_fingerprint == self.chat.fingerprint()
-            if shared is None and same_base and same_text:
-                shared = index
-            else:
-                separate[index] = score.run
-        return shared, separate
-
-    def _role_init(self, source: ModelSource) -> RoleInit:
-        policy_state = adapters.read_adapter_file(source.adapter)[0] if source.adapter else None
-        critic = adapters.peft_config(self.config.lora) if self.config.uses_critic else None
-        init = RoleInit(self.policy_config, policy_state, critic_config=critic)
-        if self.shared_score is None:
-            return init
-        run = resolve_model(self.config.scores[self.shared_score].run)  # type: ignore[union-attr]
-        if run.adapter is None:
-            raise ConfigError(f"{run.run_dir}: a shared reward model needs an adapter")
-        state, rest = adapters.read_adapter_file(run.adapter)
-        settings = read_reward_settings(run.adapter)
-        return RoleInit(
-            self.policy_config,
-            policy_state,
-            reward_config=adapters.read_peft_config(run.adapter),
-            reward_state=state,
-            reward_head=rest["score.weight"],
-            reward_mean=settings.mean,
-            reward_std=settings.std,
-            critic_config=critic,
-        )
-
     def _set_dropout_off(self) -> None:
         """Old and new log-probs must come from the same function: dropout would make the first ratio differ from 1."""
         for module in self.roles.modules():
@@ -315,7 +285,7 @@ class PolicyWorker:
         return {**found, "scores": scores}
 
     def _minibatch(
-        self, batch: Experience, plan: MinibatchPlan, kl_coef: float, totals: LearnTotals, *, first: bool
+        self, batch: Experience, plan: MinibatchPlan, kl_coef: float, totals: LearnTotals, *, first: bool, last: bool
     ) -> None:
         denominator = max(1.0, float(batch.response_mask[list(plan.rows)].sum()))
         mine = plan.ranks[self.context.rank]
@@ -337,7 +307,37 @@ class PolicyWorker:
                 if first and index == 0:
                     totals.ratio_first = float(policy.ratio_deviation_max)
             with self.spans.span("learn.backward"):
-                self.engine.backward(loss, last=index == len(mine) - 1)
+                self.engine.backward(loss, last=last and index == len(mine) - 1)
+
+    def _pulls(self, anchor: Experience | None, update: int) -> list[tuple[Experience, float]]:
+        """This rank's passes over one update's demonstrations, with the assistant tokens of all ranks together."""
+        if anchor is None or self.config.ptx is None:
+            return []
+        count, num_ranks = self.config.ptx.sequences_per_update, self.context.num_ranks
+        rows = range(update * count, (update + 1) * count)
+        tokens = float(anchor.response_mask[list(rows)].sum())
+        mine = rows[self.context.rank :: num_ranks]
+        size = self.config.batch.microbatch_sequences_per_gpu
+        return [(anchor.select(mine[i : i + size]).to(self.engine.device), tokens) for i in range(0, len(mine), size)]
+
+    def _pull(self, pull: tuple[Experience, float], totals: LearnTotals, *, last: bool) -> None:
+        """One pass of the anchor: mean negative log-likelihood of the demonstrations' assistant tokens."""
+        part, tokens = pull
+        costs = replace(self.costs, adapters=self.costs.adapters[:1])  # the policy's alone
+        totals.add(operations=costs.update(part.lengths, int(part.response_mask.sum())))
+        with self.spans.span("learn.forward"):
+            logprobs, _, _ = self.engine(
+                "train",
+                input_ids=part.input_ids,
+                attention_mask=part.attention_mask,
+                response_ids=part.response_ids,
+                temperature=1.0,
+            )
+        with self.spans.span("learn.loss"):
+            loss = sft_anchor_loss(logprobs, part.response_mask, denominator=tokens)
+            totals.add(ptx_loss=loss)
+        with self.spans.span("learn.backward"):
+            self.engine.backward(self.policy_weight * self.config.ptx.coef * loss, last=last)  # type: ignore[union-attr]
 
     def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
         reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})
@@ -346,7 +346,7 @@ class PolicyWorker:
         worst = torch.tensor([totals.ratio_first, time.perf_counter() - started], device=self.engine.device)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
         ratio_first, seconds = worst.tolist()
-        per_update = {"policy_loss", "value_loss", "kl_loss"}
+        per_update = {"policy_loss", "value_loss", "kl_loss", "ptx_loss"}
         metrics: dict[str, Any] = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
         metrics["ratio_first"] = ratio_first
         metrics["grad_norm"] = sum(totals.grad_norms) / max(1, len(totals.grad_norms))

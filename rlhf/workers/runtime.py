@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from rlhf.config import PlacementConfig
+from rlhf.config.ray_token import MODE_VARIABLE, create_token, fix_token_mode
 from rlhf.errors import ConfigError
 from rlhf.workers.reaper import watch_over
 
@@ -36,16 +36,17 @@ def ray_runtime(placement: PlacementConfig, *, num_workers: int) -> Iterator[dic
     if ray.is_initialized():
         yield ray.cluster_resources()
         return
-    _secure_token_file()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is None:
+        if os.environ.get(MODE_VARIABLE) == "token":
+            create_token()
         num_cpus = max(os.cpu_count() or 1, round(num_workers * placement.cpus_per_worker) + 1)
         # Ray would give workers the lowest priority: beside any other load two ranks then wait for each other
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=2**29, **common)
     else:
+        fix_token_mode()
         _join(address, common)
-    _secure_token_file()
     with ExitStack() as stack:
         if address is None:
             stack.enter_context(watch_over(os.getpid()))
@@ -154,18 +155,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("", 0))
         return int(sock.getsockname()[1])
-
-
-def _secure_token_file() -> None:
-    """Ray writes its token readable by everyone; a token is a password."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if not path.is_file():
-        return
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        try:
-            path.chmod(0o600)
-        except PermissionError:
-            raise ConfigError(f"{path} can be read by others and is not yours to change: chmod 600 it") from None
 
 
 def gpus_per_worker(wanted: float | None, resources: dict[str, float]) -> float:

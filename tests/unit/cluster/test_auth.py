@@ -6,13 +6,16 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cluster import auth
 from cluster.start import build_parser, head_command, main
+from rlhf.config import PlacementConfig, ray_token
 from rlhf.errors import ConfigError
+from rlhf.workers.runtime import ray_runtime
 
 
 @pytest.fixture(autouse=True)
@@ -30,30 +33,59 @@ def mode(path: Path) -> int:
 def test_a_made_token_is_private_whatever_the_umask(home: Path) -> None:
     before = os.umask(0)
     try:
-        path = auth.create_token()
+        path = ray_token.create_token()
     finally:
         os.umask(before)
     assert mode(path) == 0o600 and mode(path.parent) == 0o700
     assert len(path.read_text("utf-8")) == 64
     token = path.read_text("utf-8")
-    assert auth.create_token().read_text("utf-8") == token, "a token that is there is kept"
+    assert ray_token.create_token().read_text("utf-8") == token, "a token that is there is kept"
+
+
+def test_an_empty_file_is_no_token(home: Path) -> None:
+    path = ray_token.token_path()
+    path.parent.mkdir()
+    path.touch()
+    assert len(ray_token.create_token().read_text("utf-8")) == 64
+    assert mode(path) == 0o600 and list(path.parent.iterdir()) == [path]
+
+
+def test_whoever_makes_it_at_once_gets_the_same_token(home: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        found = set(pool.map(lambda _: ray_token.create_token().read_text("utf-8"), range(64)))
+    assert len(found) == 1 and len(found.pop()) == 64
+    assert list(ray_token.token_path().parent.iterdir()) == [ray_token.token_path()]
+
+
+def test_a_private_runtime_makes_the_token_before_ray_does(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def init(**_: object) -> None:
+        seen.append(mode(ray_token.token_path()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(KeyboardInterrupt), ray_runtime(PlacementConfig(), num_workers=1):
+        pass
+    assert seen == [0o600]
 
 
 def test_open_token_files_are_closed(home: Path) -> None:
-    path = auth.token_path()
+    path = ray_token.token_path()
     path.parent.mkdir(mode=0o755)
     path.write_text("abc", encoding="utf-8")
     path.chmod(0o644)
-    assert auth.fix_token_mode() == [path, path.parent]
+    assert ray_token.fix_token_mode() == [path, path.parent]
     assert mode(path) == 0o600 and mode(path.parent) == 0o700
-    assert auth.fix_token_mode() == []
+    assert ray_token.fix_token_mode() == []
 
 
 def test_nothing_runs_without_a_token(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     with pytest.raises(ConfigError, match="no token"):
         auth.enable_token_auth()
-    auth.token_path().parent.mkdir()
-    auth.token_path().touch()
+    ray_token.token_path().parent.mkdir()
+    ray_token.token_path().touch()
     with pytest.raises(ConfigError, match="empty"):
         auth.enable_token_auth()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
@@ -65,7 +97,7 @@ def test_nothing_runs_without_a_token(monkeypatch: pytest.MonkeyPatch, home: Pat
 
 def test_the_mode_is_set_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    auth.create_token()
+    ray_token.create_token()
     monkeypatch.delenv("RAY_AUTH_MODE")
     auth.enable_token_auth()
     shown = subprocess.run([sys.executable, "-c", "import os; print(os.environ['RAY_AUTH_MODE'])"],

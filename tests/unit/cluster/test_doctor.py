@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import doctor
-from cluster.auth import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE
 from cluster.checks import files, machine, processes, software
 from cluster.checks.nodes import check_cluster, read_records
 from cluster.checks.record import Record, size
+from rlhf.config.ray_token import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE
 
 GIB = 2**30
 

@@ -1,0 +1,87 @@
+"""Demonstrations beside PPO's own sequences (arXiv:2203.02155 eq. 2): which of them go into which update."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rlhf.config import PpoConfig, derive_seed
+from rlhf.config.stages import DataConfig
+from rlhf.data.chat import ChatFormat
+from rlhf.data.collate import assemble_sequences
+from rlhf.data.loading import load_demonstrations
+from rlhf.rollout.experience import Experience
+from rlhf.stages.encode import IGNORED, TokenRow, encode_demonstrations
+
+LONG_ROWS_FILE = "ptx.long_rows.jsonl"
+
+
+class Anchor:
+    """All demonstrations, and an endless order of them that is shuffled anew every time round.
+
+    Args:
+        rows: ``input_ids`` and ``labels`` (-100 off the assistant's tokens).
+        per_update: sequences of one optimizer step, over all ranks.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], *, per_update: int, seed: int, pad_id: int) -> None:
+        self.rows, self._per_update, self._seed, self._pad_id = rows, per_update, seed, pad_id
+
+    def rows_at(self, first: int, count: int) -> list[int]:
+        """Rows number ``first`` to ``first + count`` of the order; equal for equal seeds, wherever a run goes on."""
+        found: list[int] = []
+        while len(found) < count:
+            epoch, skip = divmod(first + len(found), len(self.rows))
+            order = list(range(len(self.rows)))
+            random.Random(derive_seed(self._seed, "ptx", epoch)).shuffle(order)
+            found += order[skip : skip + count - len(found)]
+        return found
+
+    def batch(self, first_update: int, num_updates: int) -> Experience:
+        """The sequences of some updates, those of one update back to back.
+
+        What stands before the first assistant token is the prompt; ``response_mask`` keeps assistant tokens alone, so
+        that later turns of a user are read but not learned.
+        """
+        count = self._per_update
+        chosen = [self.rows[i] for i in self.rows_at(first_update * count, num_updates * count)]
+        starts = [next(i for i, label in enumerate(row["labels"]) if label != IGNORED) for row in chosen]
+        prompts = [row["input_ids"][:start] for row, start in zip(chosen, starts, strict=True)]
+        answers = [row["input_ids"][start:] for row, start in zip(chosen, starts, strict=True)]
+        whole = assemble_sequences(prompts, answers, self._pad_id)
+        width = whole.prompt_length
+        learned = torch.zeros_like(whole.attention_mask[:, width:])
+        for i, (row, start) in enumerate(zip(chosen, starts, strict=True)):
+            flags = [label != IGNORED for label in row["labels"][start:]]
+            learned[i, : len(flags)] = torch.tensor(flags)
+        return Experience(
+            input_ids=whole.input_ids,
+            attention_mask=whole.attention_mask,
+            response_ids=whole.input_ids[:, width:].clone(),
+            response_mask=learned,
+            finished=torch.ones(len(chosen), dtype=torch.bool),
+            behaviour_logprobs=torch.zeros(learned.shape),
+        )
+
+
+def load_anchor(config: PpoConfig, chat: ChatFormat, pad_id: int, run_dir: Path | None = None) -> Anchor | None:
+    """Reads and encodes ``ptx.train``; None without one.
+
+    Raises:
+        DataError: a row does not fit, or none is left.
+    """
+    ptx = config.ptx
+    if ptx is None:
+        return None
+    data = DataConfig(
+        train=ptx.train,
+        format=ptx.format,
+        max_sequence_tokens=ptx.max_sequence_tokens,
+        on_long_row=ptx.on_long_row,
+    )
+    rows = load_demonstrations(ptx.train, format=ptx.format)
+    encoded, _ = encode_demonstrations(rows, chat, data, None if run_dir is None else run_dir / LONG_ROWS_FILE)
+    return Anchor(encoded, per_update=ptx.sequences_per_update, seed=config.seed, pad_id=pad_id)
