@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 from rlhf.errors import CheckpointError, ConfigError
@@ -13,6 +14,8 @@ from rlhf.models.trust import check_files, read_object
 BUILTIN_PREFIX = "builtin:"
 RUN_FILE = "run.json"
 ADAPTER_CONFIG = "adapter_config.json"
+ASSETS = Path(__file__).parent.parent / "assets"
+"""Where shipped models lie."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,14 @@ class RunRecord:
     base_sha256: str
 
     def write(self, run_dir: Path) -> None:
-        """Writes the record; a half-written one never appears under its name."""
+        """Writes the record; a half-written one never appears under its name.
+
+        A shipped model is recorded by its name: on another machine the package lies elsewhere.
+        """
+        shipped = Path(self.base).parent == ASSETS
+        named = {**asdict(self), "base": BUILTIN_PREFIX + Path(self.base).name if shipped else self.base}
         temporary = run_dir / f".{RUN_FILE}.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
         temporary.replace(run_dir / RUN_FILE)
 
 
@@ -61,7 +69,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
         ConfigError: for an unknown builtin, an unfinished run or a directory that holds no model.
     """
     if name.startswith(BUILTIN_PREFIX):
-        path = Path(__file__).parent.parent / "assets" / name.removeprefix(BUILTIN_PREFIX)
+        path = ASSETS / name.removeprefix(BUILTIN_PREFIX)
         if not path.is_dir():
             raise ConfigError(f"model.name={name!r}: no such shipped model; try builtin:helpline_base")
         return ModelSource(base=str(path), revision=None, tokenizer=str(path))
@@ -96,6 +104,8 @@ def _record(found: object) -> RunRecord:
             raise TypeError(f"{field.name} is {type(value).__name__}, text is wanted")
     if record.adapter is not None and (Path(record.adapter).is_absolute() or ".." in Path(record.adapter).parts):
         raise ValueError(f"adapter={record.adapter!r} leads out of the run directory")
+    if record.base.startswith(BUILTIN_PREFIX):
+        return replace(record, base=str(ASSETS / Path(record.base.removeprefix(BUILTIN_PREFIX)).name))
     return record
 
 
@@ -104,8 +114,16 @@ def base_fingerprint(base: str) -> str:
     path = Path(base)
     if not path.is_dir():
         return hashlib.sha256(base.encode()).hexdigest()
+    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
+    stats = [file.stat() for file in files]
+    return _sha256(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
+
+
+@lru_cache(maxsize=16)
+def _sha256(files: tuple[Path, ...], state: tuple[tuple[int, int, int], ...]) -> str:
+    """Of names and bytes; read once per process and state of the files: a 7B base is 15 GB, and asked for often."""
     digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):
+    for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as handle:
             while block := handle.read(1 << 20):
@@ -147,6 +165,9 @@ def check_adapter(adapter: Path, record: RunRecord) -> None:
     named = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     if named in (None, record.base):
         return
+    shipped = Path(record.base).parent == ASSETS
+    if shipped and isinstance(named, str) and Path(named).name == Path(record.base).name and not Path(named).exists():
+        return  # the package lay elsewhere where the adapter was trained
     if not isinstance(named, str) or not Path(named).is_dir() or base_fingerprint(named) != record.base_sha256:
         raise CheckpointError(
             f"{adapter / ADAPTER_CONFIG} belongs to the base {named!r}, the run to {record.base!r}: an adapter fits "

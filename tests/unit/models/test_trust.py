@@ -135,6 +135,24 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
         resolve_model(str(run))
 
 
+def test_a_run_on_the_shipped_base_moves_to_a_machine_where_the_package_lies_elsewhere(tmp_path: Path) -> None:
+    shipped = Path(resolve_model("builtin:helpline_base").base)
+    run = write_run(tmp_path / "run", shipped)
+    record = json.loads((run / "run.json").read_text())
+    assert record["base"] == "builtin:helpline_base"
+    path = run / "adapter" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": "/elsewhere/rlhf/assets/helpline_base"}))
+    assert resolve_model(str(run)).base == str(shipped)
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": "/elsewhere/other_base"}))
+    with pytest.raises(CheckpointError, match="belongs to the base"):
+        resolve_model(str(run))
+    path.write_text(json.dumps(settings))
+    (run / "run.json").write_text(json.dumps({**record, "base": "builtin:../../nowhere"}))
+    with pytest.raises((CheckpointError, ConfigError, FileNotFoundError)):
+        resolve_model(str(run))
+
+
 @pytest.mark.parametrize("change", ["vocabulary", "template", "special"])
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_a_swapped_tokenizer_is_refused(stage: str, change: str, base: Path, tmp_path: Path) -> None:
