@@ -19,11 +19,13 @@ from rlhf.config import (
     config_hash,
 )
 from rlhf.config.base import Section
+from rlhf.config.methods import METHODS
 from rlhf.config.model import LoraConfig
 from rlhf.config.scores import ScoreSource
 from rlhf.data.loading import load_demonstrations, load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
+from rlhf.models.peft_methods import method_name, method_of
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
@@ -186,10 +188,9 @@ def _model_rows(source: ModelSource, model: ModelConfig, lora: LoraConfig | None
     if lora is None:
         method = "full fine-tuning"
     elif source.adapter is not None:
-        shape = adapters.read_peft_config(source.adapter)
-        method = f"continues a copy of {source.adapter} (r={shape.r}, alpha={shape.lora_alpha:g})"
+        method = f"continues a copy of {source.adapter} ({_saved_adapter_text(source.adapter)})"
     else:
-        method = f"new {'DoRA' if lora.use_dora else 'LoRA'} r={lora.r}, alpha={lora.alpha:g} on {lora.target_modules}"
+        method = f"new {_adapter_text(lora)} on {lora.target_modules}"
     return [
         ("model", _source_text(source)),
         ("precision", f"{str(torch_dtype(model)).removeprefix('torch.')} here, base {model.quantization}"),
@@ -197,6 +198,21 @@ def _model_rows(source: ModelSource, model: ModelConfig, lora: LoraConfig | None
         ("adapter", method),
         ("trained parameters", f"{trained:,} of {total:,} ({100 * trained / total:.3g}%)"),
     ]
+
+
+def _adapter_text(lora: LoraConfig) -> str:
+    """Method and size, the size in the method's own words."""
+    name = method_name(lora)
+    size = METHODS[name].size
+    if size == "r: rank":
+        return f"{name}, r={lora.r}, alpha={lora.alpha:g}"
+    return name if size == "none" else f"{name}, {size.removeprefix('r: ')} {lora.r}"
+
+
+def _saved_adapter_text(directory: Path) -> str:
+    config = adapters.read_peft_config(directory)
+    found = {"r": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
+    return ", ".join([method_of(config), *(f"{key}={value:g}" for key, value in found.items() if value is not None)])
 
 
 def _engine_rows(config: SftConfig | RewardConfig | PpoConfig) -> Plan:

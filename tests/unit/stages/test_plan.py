@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf.config import STAGES, build_config
+from rlhf.config.model import LoraConfig
 from rlhf.errors import ConfigError, DataError
-from rlhf.stages.plan import plan_stage
+from rlhf.models import adapters
+from rlhf.stages.plan import _saved_adapter_text, plan_stage
 from tests.support.conversations import demonstrations, preferences, write_rows
 
 
@@ -39,6 +42,43 @@ def test_plans_of_all_stages(tiny_model_dir: Path, tmp_path: Path, monkeypatch: 
     evaluate = _plan("evaluate", model=model, baseline=str(tiny_model_dir), prompts=rows, judge=function, limit=7)
     assert evaluate["prompts"] == "7"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("lora", "text"),
+    [
+        ({}, "new lora, r=16, alpha=32 on all-linear"),
+        ({"use_dora": True, "r": 4}, "new dora, r=4, alpha=32 on all-linear"),
+        ({"method": "oft", "r": 8}, "new oft, block size 8 on all-linear"),
+        ({"method": "ia3"}, "new ia3 on all-linear"),
+    ],
+)
+def test_an_adapter_is_told_in_its_methods_words(
+    lora: dict[str, Any], text: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "d.jsonl", demonstrations(40))
+    plan_of = _plan("sft", model={"name": str(tiny_model_dir)}, data={"train": rows}, lora=lora)
+    assert plan_of["adapter"] == text
+
+
+@pytest.mark.parametrize(("method", "text"), [("lora", "lora, r=8, alpha=16"), ("ia3", "ia3"), ("vera", "vera, r=8")])
+def test_a_saved_adapter_is_told_in_its_methods_words(method: str, text: str, tmp_path: Path) -> None:
+    adapters.peft_config(LoraConfig(method=method, r=8, alpha=16)).save_pretrained(str(tmp_path))
+    assert _saved_adapter_text(tmp_path) == text
+
+
+def test_a_plan_tells_of_token_budgets_and_anchors(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "d.jsonl", demonstrations(40))
+    found = _plan(
+        "ppo",
+        model={"name": str(tiny_model_dir)},
+        prompts=rows,
+        scores=[{"kind": "function", "path": "a:b"}],
+        batch={"microbatch_tokens_per_gpu": 1024},
+        ptx={"train": rows, "coef": 0.5},
+    )
+    assert found["minibatch"] == "32 sequences, in passes of up to 1024 tokens on 1 ranks"
+    assert found["anchor"] == "8 of 40 demonstrations per optimizer step, coefficient 0.5"
 
 
 def test_a_plan_refuses_what_the_run_would_refuse(tiny_model_dir: Path, tmp_path: Path) -> None:
