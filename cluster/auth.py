@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
-from rlhf.config.ray_token import MODE_VARIABLE, TOKEN_VARIABLE, fix_token_mode, has_token, token_path
+from rlhf.config.ray_token import MODE_VARIABLE, TOKEN_VARIABLE, create_token, fix_token_mode, has_token, token_path
 from rlhf.errors import AuthError
+
+__all__ = ["create_token", "enable_token_auth", "require_token_mode"]
 
 
 def enable_token_auth() -> None:
