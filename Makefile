@@ -34,7 +34,7 @@ check: setup
 	$(BIN)/ruff format --check rlhf cluster preference_ui tests scripts benchmarks
 	$(BIN)/ruff check rlhf cluster preference_ui tests scripts benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/architecture tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope tests/architecture tests/unit
 
 format: setup
 	$(BIN)/ruff format rlhf cluster preference_ui tests scripts benchmarks

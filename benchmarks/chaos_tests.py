@@ -18,10 +18,10 @@ CATALOGUE: dict[str, tuple[str, list[str]]] = {
         "a replacement without the adapter",
         [f"{CHAOS}test_a_replacement_draws_nothing_before_the_current_adapter"],
     ),
-    "R12": ("a reward server that fails", ["unit/stages/test_scoring_http.py"]),
+    "R12": ("a reward server that fails", ["processes/test_scoring_http.py"]),
     "R13": (
         "a reward function that never returns, dies, or answers nonsense",
-        ["unit/stages/test_scoring_function.py", f"{FAULTS}test_a_response_that_hangs_its_score_function_is_left_out"],
+        ["processes/test_scoring_function.py", f"{FAULTS}test_a_response_that_hangs_its_score_function_is_left_out"],
     ),
     "R16": ("what no node can hold", [f"{CHAOS}test_what_no_node_can_hold_is_refused_by_name"]),
     "C07": (

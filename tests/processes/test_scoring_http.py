@@ -197,7 +197,7 @@ def test_a_token_that_is_not_there_is_told_before_anything_starts(tmp_path: Path
 
 
 def test_the_server_of_the_page_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
     code = page.partition("runs this server -->\n```python\n")[2].partition("```")[0]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
