@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from rlhf.config import PpoConfig, derive_seed
+from rlhf.config import PpoConfig
 from rlhf.config.stages import DataConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.collate import assemble_sequences
 from rlhf.data.loading import load_demonstrations
+from rlhf.data.order import rows_at
 from rlhf.rollout.experience import Experience
 from rlhf.stages.encode import IGNORED, TokenRow, encode_demonstrations
 
@@ -30,16 +30,6 @@ class Anchor:
     def __init__(self, rows: Sequence[TokenRow], *, per_update: int, seed: int, pad_id: int) -> None:
         self.rows, self._per_update, self._seed, self._pad_id = rows, per_update, seed, pad_id
 
-    def rows_at(self, first: int, count: int) -> list[int]:
-        """Rows number ``first`` to ``first + count`` of the order; equal for equal seeds, wherever a run goes on."""
-        found: list[int] = []
-        while len(found) < count:
-            epoch, skip = divmod(first + len(found), len(self.rows))
-            order = list(range(len(self.rows)))
-            random.Random(derive_seed(self._seed, "ptx", epoch)).shuffle(order)
-            found += order[skip : skip + count - len(found)]
-        return found
-
     def batch(self, first_update: int, num_updates: int) -> Experience:
         """The sequences of some updates, those of one update back to back.
 
@@ -47,7 +37,8 @@ class Anchor:
         that later turns of a user are read but not learned.
         """
         count = self._per_update
-        chosen = [self.rows[i] for i in self.rows_at(first_update * count, num_updates * count)]
+        numbers = rows_at(self._seed, "ptx", len(self.rows), first_update * count, num_updates * count)
+        chosen = [self.rows[i] for i in numbers]
         starts = [next(i for i, label in enumerate(row["labels"]) if label != IGNORED) for row in chosen]
         prompts = [row["input_ids"][:start] for row, start in zip(chosen, starts, strict=True)]
         answers = [row["input_ids"][start:] for row, start in zip(chosen, starts, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import time
 from collections import deque
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.algos.kl import AdaptiveKLController, FixedKLController
-from rlhf.config import PpoConfig, derive_seed
+from rlhf.config import PpoConfig
 from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.data.loading import load_prompts
+from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
@@ -284,20 +284,8 @@ def finish(run: PpoRun) -> dict[str, Any]:
 
 def prompt_rows_of(config: PpoConfig, num_prompts: int, step: int) -> list[int]:
     """Prompts of a step: consecutive ones of an endless order that is shuffled anew in every epoch."""
-    first = step * config.batch.prompts_per_step
-    epoch, skip = divmod(first, num_prompts)
-    order = _prompt_order(config, num_prompts, epoch)
-    for _ in range(skip):
-        next(order)
-    return [next(order) for _ in range(config.batch.prompts_per_step)]
-
-
-def _prompt_order(config: PpoConfig, num_prompts: int, epoch: int = 0) -> Iterator[int]:
-    while True:
-        order = list(range(num_prompts))
-        random.Random(derive_seed(config.seed, "prompts", epoch)).shuffle(order)
-        yield from order
-        epoch += 1
+    count = config.batch.prompts_per_step
+    return rows_at(config.seed, "prompts", num_prompts, step * count, count)
 
 
 def rewind_samples(path: Path, step: int) -> None:

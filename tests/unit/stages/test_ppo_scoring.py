@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rlhf.config import FunctionSource, PpoConfig, RewardModelSource, build_conf
 from rlhf.config.stages import ScoreConfig
 from rlhf.data.schema import Message
 from rlhf.errors import ConfigError, DataError
-from rlhf.stages.ppo_run import _prompt_order
+from rlhf.stages.ppo_run import prompt_rows_of
 from rlhf.stages.scoring import Scorer, prompt_text
 from rlhf.stages.scoring_function import load_function
 
@@ -83,7 +82,9 @@ def test_a_function_sees_the_prompt_s_text() -> None:
 def test_prompts_come_in_shuffled_rounds() -> None:
     def order(seed: int, count: int) -> list[int]:
         tree = {"run_dir": "x", "model": {"name": "m"}, "prompts": "p", "scores": [LENGTH.model_dump()], "seed": seed}
-        return list(islice(_prompt_order(build_config(PpoConfig, tree, source="t"), 10), count))
+        config = build_config(PpoConfig, tree | {"batch": {"prompts_per_step": 1, "minibatch_sequences": 1,
+                                                           "microbatch_sequences_per_gpu": 1}}, source="t")  # fmt: skip
+        return [row for step in range(count) for row in prompt_rows_of(config, 10, step)]
 
     first = order(0, 30)
     assert first == order(0, 30) and first != order(1, 30)
