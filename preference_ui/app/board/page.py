@@ -66,11 +66,14 @@ class Board:
         self.site = site
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
-        """First paint: the list, and the run that the address names."""
+        """First paint: the list, and the run that the address names.
+
+        Without one the tabs are left as they are: a reader may have turned one before the first answer came.
+        """
         names = self.site.names()
         wanted = request.query_params.get("run")
         chosen = wanted if wanted in names else (names[0] if names else None)
-        tabs = gr.update(selected="run" if wanted in names else "runs")
+        tabs = gr.update(selected="run") if wanted in names else gr.skip()
         picks = gr.update(choices=names, value=chosen), gr.update(choices=names, value=[])
         return tabs, self._table(names), *picks, *self.show(chosen)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from preference_ui.app.address import Address, public_address
 from preference_ui.app.board import main, render
@@ -125,6 +125,22 @@ def test_runs_are_listed_and_pictures_follow_a_live_run(board: Running, page: Pa
     page.get_by_role("tab", name="Samples").click()
     page.wait_for_selector(".sample")
     assert "answer 2" in page.locator(".sample").first.inner_text()
+
+
+def test_a_late_first_answer_leaves_the_reader_where_they_went(board: Running, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
+    page.goto(board.link)
+    page.wait_for_selector(".runs a")  # the timer's answer overtakes the held one
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("runs (at most 6)").click()
+    held[0].continue_()
+    page.get_by_role("option", name="calm", exact=True).click()
+    assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
+    context.close()
 
 
 def test_runs_are_compared(page: Page) -> None:
