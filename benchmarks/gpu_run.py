@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,43 +32,27 @@ def read_memory(_: Any) -> dict[str, float]:
     return found
 
 
-class Watch:
-    """Remembers the worker groups that a run starts, and asks their processes between steps."""
-
-    def __init__(self, output: Path) -> None:
-        from rlhf.workers.group import WorkerGroup
-
-        self.groups: dict[str, WorkerGroup] = {}
-        self.steps: list[dict[str, Any]] = []
-        self._output, launch = output, WorkerGroup.launch
-
-        def remember(worker: Any, role: str, **words: Any) -> WorkerGroup:
-            self.groups[role] = launch(worker, role, **words)
-            return self.groups[role]
-
-        WorkerGroup.launch = staticmethod(remember)  # type: ignore[method-assign,assignment]
-
-    def step_done(self, *_: Any, **__: Any) -> None:
-        """To be called after every step."""
-        import ray
-
-        ended = time.perf_counter()
-        memory: dict[str, Any] = {
-            role: ray.get(group.actors[0].__ray_call__.remote(read_memory), timeout=60)
-            for role, group in self.groups.items()
-        }
-        self.steps.append({"ended": ended, "memory": memory, "goes_on": time.perf_counter()})
-        self._output.write_text(json.dumps(self.steps), encoding="utf-8")
-
-
 def main() -> None:
-    """Runs the case."""
+    """Runs the case: the recipe's own parts, so that its workers can be asked between steps."""
+    import ray
+
     from rlhf.config import PpoConfig, build_config
-    from rlhf.stages.ppo import run_ppo
+    from rlhf.stages.ppo import train
+    from rlhf.stages.ppo_run import open_session, start
 
     order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    watch = Watch(Path(order["output"]))
-    run_ppo(build_config(PpoConfig, order["config"], source="benchmark"), progress=watch.step_done)
+    steps: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        run = start(open_session(build_config(PpoConfig, order["config"], source="benchmark"), stack), stack)
+
+        def step_done(*_: Any, **__: Any) -> None:
+            ended, actors = time.perf_counter(), {"policy": run.policy.actors[0], "rollout": run.fleet.living[0]}
+            asked = {role: actor.__ray_call__.remote(read_memory) for role, actor in actors.items()}
+            memory = {role: ray.get(ref, timeout=60) for role, ref in asked.items()}
+            steps.append({"ended": ended, "memory": memory, "goes_on": time.perf_counter()})
+            Path(order["output"]).write_text(json.dumps(steps), encoding="utf-8")
+
+        train(run, step_done)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def ppo_peak(
 
 def packs(lora: LoraConfig) -> bool:
     """Whether the roles of PPO run together: plain LoRA, whatever its initial values and its scaling."""
-    return lora.method in ("lora", "rslora", "pissa") and not lora.use_dora
+    return lora.method in ("lora", "rslora") and not lora.use_dora
 
 
 def kv_cache(shape: ModelShape, *, rows: int, tokens: int, width: int) -> float:

@@ -135,22 +135,26 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
 
 
 def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int) -> Memory:
-    """What one micro-batch of learning holds; judging holds less."""
-    rows, response = config.batch.microbatch_sequences_per_gpu, config.rollout.max_response_tokens
-    budget = config.batch.microbatch_tokens_per_gpu
-    if budget is not None:
-        rows = -(-budget // (config.rollout.max_prompt_tokens + response))
-    peak = ppo_peak(
-        shape,
-        config.lora,
-        rows=rows,
-        prompt=config.rollout.max_prompt_tokens,
-        response=response,
-        width=width,
-        checkpointing=config.model.gradient_checkpointing,
-        critic=config.uses_critic,
-    )
-    return Memory(activations=peak)
+    """What the largest pass of learning holds; judging holds less. Demonstrations are read by the policy alone."""
+    rows, budget, ptx = config.batch.microbatch_sequences_per_gpu, config.batch.microbatch_tokens_per_gpu, config.ptx
+    kinds = [(rows, config.rollout.max_prompt_tokens, config.rollout.max_response_tokens, config.uses_critic)]
+    if ptx is not None:
+        of_rank = ptx.sequences_per_update // config.placement.num_ranks
+        kinds.append((min(rows, of_rank), 1, ptx.max_sequence_tokens - 1, False))
+    peaks = [
+        ppo_peak(
+            shape,
+            config.lora,
+            rows=count if budget is None else -(-budget // (prompt + response)),
+            prompt=prompt,
+            response=response,
+            width=width,
+            checkpointing=config.model.gradient_checkpointing,
+            critic=critic,
+        )
+        for count, prompt, response, critic in kinds
+    ]
+    return Memory(activations=max(peaks))
 
 
 def _rollout(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> RolePlan:

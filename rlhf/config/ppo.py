@@ -179,9 +179,12 @@ class PpoConfig(StageConfig):
         """Optimizer steps per epoch."""
         return self.batch.sequences_per_step // self.batch.minibatch_sequences
 
-    @property
     def microbatches_per_rank(self) -> int:
-        """Micro-batches per optimizer step on one rank, where they hold a number of sequences."""
+        """Micro-batches per optimizer step on one rank, where they hold a number of sequences.
+
+        Raises:
+            ValueError: the sequences do not divide evenly.
+        """
         return exact_division(
             self.batch.minibatch_sequences,
             self.batch.microbatch_sequences_per_gpu,
@@ -241,8 +244,13 @@ class PpoConfig(StageConfig):
     def _check_microbatches(self) -> None:
         budget, ranks = self.batch.microbatch_tokens_per_gpu, self.placement.num_ranks
         if budget is None:
-            self.microbatches_per_rank  # noqa: B018
+            self.microbatches_per_rank()
             return
+        if self.ptx is not None and budget < self.ptx.max_sequence_tokens:
+            raise ValueError(
+                f"batch.microbatch_tokens_per_gpu={budget} must hold one demonstration of "
+                f"ptx.max_sequence_tokens={self.ptx.max_sequence_tokens}"
+            )
         longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         if budget < longest:
             raise ValueError(

@@ -17,7 +17,6 @@ def install(model: nn.Module) -> None:
     """Gives every RMS norm of a model the shorter way; norms that compute anything else stay as they are."""
     for module in model.modules():
         if _is_rms_norm(module):
-            module._whole_forward = module.forward  # type: ignore[assignment]
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
@@ -39,7 +38,7 @@ def _forward(module: Any, x: Tensor) -> Tensor:
     weight, eps = module.weight, module.variance_epsilon
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     if not plain or hasattr(weight, "ds_id"):
-        return module._whole_forward(x)
+        return type(module).forward(module, x)
     if not torch.is_grad_enabled():
         return (x * _inverse(x, eps)).mul_(weight)
     return x * _inverse(x, eps) * weight if weight.requires_grad else _RmsNorm.apply(x, weight, eps)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from rlhf.models import products
 
@@ -35,21 +35,32 @@ class UpdateCosts:
     head: int
     attention: int
 
-    def update(self, lengths: Sequence[int], num_response_tokens: int) -> float:
-        """Operations of forward and backward pass over sequences of these lengths, all trained roles.
+    def role(self, adapter: int, lengths: Sequence[int], num_logits: int, *, trained: bool) -> float:
+        """Operations of one role's pass over sequences of these lengths, forward alone or with backward.
 
         A frozen weight costs 2 operations per token forward and 2 backward, a trained one 2 more; attention 2 per pair
-        of tokens and unit of width under the causal mask, and twice that backward. The policy alone needs logits.
+        of tokens and unit of width under the causal mask, and twice that backward.
+
+        Args:
+            adapter: the role's trained weights.
+            num_logits: tokens that get logits.
         """
         tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
-        roles = len(self.adapters)
-        layers = roles * (4 * self.body * tokens + 6 * self.attention * pairs) + 6 * sum(self.adapters) * tokens
-        return float(layers + 4 * self.head * num_response_tokens)
+        frozen, own = (4, 6) if trained else (2, 2)
+        return float(
+            frozen * (self.body * tokens + self.head * num_logits) + own * (self.attention * pairs + adapter * tokens)
+        )
+
+    def update(self, lengths: Sequence[int], num_response_tokens: int, *, policy_alone: bool = False) -> float:
+        """Operations of forward and backward pass of all trained roles; the policy, the first, alone needs logits."""
+        learning = self.adapters[:1] if policy_alone else self.adapters
+        logits = (num_response_tokens, *(0 for _ in learning[1:]))
+        return sum(self.role(own, lengths, n, trained=True) for own, n in zip(learning, logits, strict=True))
 
 
-def update_costs(model: nn.Module, trained: dict[str, int]) -> UpdateCosts:
+def update_costs(model: PreTrainedModel, trained: dict[str, int]) -> UpdateCosts:
     """Counts a causal model with adapters on it; ``trained`` holds the trained weights of each role."""
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    head: Any = model.get_output_embeddings()
     inner = [
         module
         for name, module in model.named_modules()

@@ -23,21 +23,15 @@ def pass_shares(
 def pass_operations(
     costs: UpdateCosts, roles: Sequence[str], lengths: Sequence[int], num_response_tokens: int, *, trained: bool
 ) -> dict[str, float]:
-    """Operations of each role, counted as ``UpdateCosts.update`` counts those of all.
+    """Operations of each role: policy and reference alone need logits.
 
-    Every role meets the same tokens in all layers; policy and reference alone need logits. In a
-    forward pass alone all adapters count as large as the first.
+    In a forward pass alone all adapters count as large as the first.
     """
-    tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
-    passes = 2 if trained else 1
-    found: dict[str, float] = {}
-    for index, role in enumerate(roles):
-        adapter = costs.adapters[index] if trained else costs.adapters[0]
-        layers = passes * 2 * costs.body * tokens + (6 if trained else 2) * costs.attention * pairs
-        layers += (6 if trained else 2) * adapter * tokens
-        head = passes * 2 * costs.head * num_response_tokens if role in (POLICY, REFERENCE) else 0
-        found[role] = float(layers + head)
-    return found
+    adapters = costs.adapters if trained else costs.adapters[:1] * len(roles)
+    return {
+        role: costs.role(own, lengths, num_response_tokens if role in (POLICY, REFERENCE) else 0, trained=trained)
+        for role, own in zip(roles, adapters, strict=True)
+    }
 
 
 def weight_shares(costs: UpdateCosts, roles: Sequence[str]) -> Shares:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rlhf.config import PpoConfig
+from rlhf.config.ppo import PtxConfig
 from rlhf.config.stages import DataConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.collate import assemble_sequences
@@ -24,11 +25,10 @@ class Anchor:
 
     Args:
         rows: ``input_ids`` and ``labels`` (-100 off the assistant's tokens).
-        per_update: sequences of one optimizer step, over all ranks.
     """
 
-    def __init__(self, rows: Sequence[TokenRow], *, per_update: int, seed: int, pad_id: int) -> None:
-        self.rows, self._per_update, self._seed, self._pad_id = rows, per_update, seed, pad_id
+    def __init__(self, rows: Sequence[TokenRow], ptx: PtxConfig, *, seed: int, pad_id: int) -> None:
+        self.rows, self.ptx, self._seed, self._pad_id = rows, ptx, seed, pad_id
 
     def batch(self, first_update: int, num_updates: int) -> Experience:
         """The sequences of some updates, those of one update back to back.
@@ -36,7 +36,7 @@ class Anchor:
         What stands before the first assistant token is the prompt; ``response_mask`` keeps assistant tokens alone, so
         that later turns of a user are read but not learned.
         """
-        count = self._per_update
+        count = self.ptx.sequences_per_update
         numbers = rows_at(self._seed, "ptx", len(self.rows), first_update * count, num_updates * count)
         chosen = [self.rows[i] for i in numbers]
         starts = [next(i for i, label in enumerate(row["labels"]) if label != IGNORED) for row in chosen]
@@ -75,4 +75,4 @@ def load_anchor(config: PpoConfig, chat: ChatFormat, pad_id: int, run_dir: Path 
     )
     rows = load_demonstrations(ptx.train, format=ptx.format)
     encoded, _ = encode_demonstrations(rows, chat, data, None if run_dir is None else run_dir / LONG_ROWS_FILE)
-    return Anchor(encoded, per_update=ptx.sequences_per_update, seed=config.seed, pad_id=pad_id)
+    return Anchor(encoded, ptx, seed=config.seed, pad_id=pad_id)

@@ -34,11 +34,20 @@ def judging_passes(config: PpoConfig, lengths: Sequence[int]) -> MinibatchPlan:
     Args:
         lengths: tokens of every sequence.
     """
+    return _dealt(config, lengths, range(len(lengths)))
+
+
+def anchoring_passes(config: PpoConfig, lengths: Sequence[int], per_update: int) -> list[MinibatchPlan]:
+    """The demonstrations of each update, which stand back to back."""
+    return [_dealt(config, lengths, range(first, first + per_update)) for first in range(0, len(lengths), per_update)]
+
+
+def _dealt(config: PpoConfig, lengths: Sequence[int], rows: Sequence[int]) -> MinibatchPlan:
     num_ranks, budget = config.placement.num_ranks, config.batch.microbatch_tokens_per_gpu
     size = config.batch.microbatch_sequences_per_gpu
-    by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    by_length = sorted(rows, key=lambda row: lengths[row])
     rows_of = [by_length[rank::num_ranks] for rank in range(num_ranks)]
-    plan = MinibatchPlan(tuple(tuple(tuple(rows[i : i + size]) for i in range(0, len(rows), size)) for rows in rows_of))
+    plan = MinibatchPlan(tuple(tuple(tuple(own[i : i + size]) for i in range(0, len(own), size)) for own in rows_of))
     return plan if budget is None else fill_microbatches(lengths, plan, budget)
 
 

@@ -22,13 +22,16 @@ from rlhf.config.base import Section
 from rlhf.config.methods import METHODS
 from rlhf.config.model import LoraConfig
 from rlhf.config.scores import ScoreSource
-from rlhf.data.loading import load_demonstrations, load_prompts
+from rlhf.data.chat import chat_format
+from rlhf.data.loading import load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.peft_methods import method_name, method_of
 from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
+from rlhf.stages.anchor import load_anchor
 
 Plan = list[tuple[str, str]]
 
@@ -124,7 +127,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     if batch.microbatch_tokens_per_gpu is None:
         minibatch = (
             f"{batch.minibatch_sequences} sequences = {batch.microbatch_sequences_per_gpu} per pass x "
-            f"{config.microbatches_per_rank} accumulated x {placement.num_ranks} ranks"
+            f"{config.microbatches_per_rank()} accumulated x {placement.num_ranks} ranks"
         )
     else:
         minibatch = (
@@ -138,7 +141,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),
         ("minibatch", minibatch),
-        *_ptx_rows(config),
+        *_ptx_rows(config, source),
         ("optimizer steps", f"{config.num_steps * updates} = {config.num_steps} steps x {batch.epochs} epochs x "
                             f"{config.minibatches} minibatches"),
         ("scores", sources),
@@ -148,12 +151,13 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     ]  # fmt: skip
 
 
-def _ptx_rows(config: PpoConfig) -> Plan:
-    if config.ptx is None:
+def _ptx_rows(config: PpoConfig, source: ModelSource) -> Plan:
+    tokenizer = load_tokenizer(source, config.model)
+    anchor = load_anchor(config, chat_format(tokenizer, config.model.chat_style), tokenizer.pad_token_id)
+    if anchor is None:
         return []
-    rows = len(load_demonstrations(config.ptx.train, format=config.ptx.format))
-    per_update = config.ptx.sequences_per_update
-    return [("anchor", f"{per_update} of {rows} demonstrations per optimizer step, coefficient {config.ptx.coef:g}")]
+    per_update, rows = anchor.ptx.sequences_per_update, len(anchor.rows)
+    return [("anchor", f"{per_update} of {rows} demonstrations per optimizer step, coefficient {anchor.ptx.coef:g}")]
 
 
 def _plan_sample(config: SampleConfig) -> Plan:

@@ -20,10 +20,11 @@ from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.stages.judging import Judged, compute_advantages
-from rlhf.stages.passes import judging_passes, learning_passes
+from rlhf.stages.passes import anchoring_passes, judging_passes, learning_passes
 from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, commit, finish, open_session, prompt_rows_of, start
 from rlhf.stages.scoring import prompt_text
 from rlhf.workers.group import share
+from rlhf.workers.ppo_loss import Demonstrations
 from rlhf.workers.ray_metrics import report_step
 
 Progress = Callable[..., None]
@@ -274,11 +275,13 @@ def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) 
 
 
 def _share_anchor(run: PpoRun) -> Any:
-    """The demonstrations of the coming updates, in the object store."""
+    """The demonstrations of the coming updates, in the object store; None without any."""
     anchor, config = run.session.anchor, run.config
     if anchor is None:
         return None
-    return share(anchor.batch(run.updates_done, config.batch.epochs * config.minibatches))
+    batch = anchor.batch(run.updates_done, config.batch.epochs * config.minibatches)
+    plans = anchoring_passes(config, batch.lengths, anchor.ptx.sequences_per_update)
+    return share(Demonstrations(batch, plans, anchor.ptx.coef))
 
 
 def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from rlhf.rollout.experience import Experience
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.policy_start import role_init, split_scorers
-from rlhf.workers.ppo_loss import LearnTotals, Outputs, ppo_loss
+from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +50,12 @@ class PolicyWorker:
         self.policy_config = (
             adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
         )
-        self.shared_score, separate = split_scorers(config.scores, source, self.chat)
+        shared, separate = split_scorers(config.scores, source, self.chat)
+        self.shared_score = None if shared is None else shared[0]
         self.scorers: dict[int, SeparateScorer] = {
             index: load_reward_model(Path(run)) for index, run in separate.items()
         }
-        init = role_init(config, source, self.policy_config, self.shared_score)
+        init = role_init(config, source, self.policy_config, None if shared is None else shared[1])
         self.roles = RolesModel(base, init, suppress_ids=(self.tokenizer.pad_token_id,))
         self.roles.trains_entropy = config.loss.entropy_coef > 0
         self._set_dropout_off()
@@ -64,7 +64,7 @@ class PolicyWorker:
         context.beat_with(self.roles)
         self.engine = self._build_engine()
         learning = {role: count for role, count in self.describe()["trainable"].items() if count}
-        self.costs = update_costs(self.roles.model.get_base_model(), learning)
+        self.costs = update_costs(base, learning)
         self.peak = product_peak(self.engine.device, torch_dtype(config.model))
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0
@@ -119,7 +119,7 @@ class PolicyWorker:
         first_update: int,
         kl_coef: float,
         train_policy: bool = True,
-        anchor: Experience | None = None,
+        anchor: Demonstrations | None = None,
     ) -> dict[str, Any]:
         """Trains policy and critic on a judged batch.
 
@@ -131,7 +131,7 @@ class PolicyWorker:
             first_update: optimizer steps done before, for the learning-rate schedule.
             kl_coef: used when ``kl.mode`` is ``loss``.
             train_policy: False while only the critic warms up; the policy's bytes then stay as they are.
-            anchor: demonstrations whose log-likelihood joins the loss, ``ptx.sequences_per_update`` for each update.
+            anchor: demonstrations whose log-likelihood joins the loss.
 
         Returns:
             Metrics, already summed or maximised over ranks; equal on every rank.
@@ -142,10 +142,10 @@ class PolicyWorker:
         for epoch in epochs:
             epoch_totals = LearnTotals()
             for plan in epoch:
-                pulls = self._pulls(anchor, update - first_update)
-                self._minibatch(batch, plan, kl_coef, epoch_totals, first=update == first_update, last=not pulls)
-                for pull in pulls:
-                    self._pull(pull, epoch_totals, last=pull is pulls[-1])
+                first = update == first_update
+                self._minibatch(batch, plan, kl_coef, epoch_totals, first=first, last=anchor is None)
+                if anchor is not None:
+                    self._anchor(anchor, anchor.plans[update - first_update], epoch_totals)
                 scale = learning_rate_scale(self.config.optim, update, self.total_updates)
                 with self.spans.span("learn.optimizer"):
                     norm = self.engine.step(scale, frozen=frozen)
@@ -291,16 +291,7 @@ class PolicyWorker:
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
             part = batch.select(rows).to(self.engine.device)
-            totals.add(operations=self.costs.update(part.lengths, int(part.response_mask.sum())))
-            with self.spans.span("learn.forward"):
-                logprobs, entropies, values = self.engine(
-                    "train",
-                    input_ids=part.input_ids,
-                    attention_mask=part.attention_mask,
-                    response_ids=part.response_ids,
-                    temperature=self.config.rollout.temperature,
-                    want_values=self.roles.has_critic,
-                )
+            logprobs, entropies, values = self._forward(part, totals, want_values=self.roles.has_critic)
             with self.spans.span("learn.loss"):
                 outputs = Outputs(logprobs, entropies, values)
                 loss, policy = ppo_loss(self.config, part, outputs, denominator, kl_coef, self.policy_weight, totals)
@@ -309,35 +300,34 @@ class PolicyWorker:
             with self.spans.span("learn.backward"):
                 self.engine.backward(loss, last=last and index == len(mine) - 1)
 
-    def _pulls(self, anchor: Experience | None, update: int) -> list[tuple[Experience, float]]:
-        """This rank's passes over one update's demonstrations, with the assistant tokens of all ranks together."""
-        if anchor is None or self.config.ptx is None:
-            return []
-        count, num_ranks = self.config.ptx.sequences_per_update, self.context.num_ranks
-        rows = range(update * count, (update + 1) * count)
-        tokens = float(anchor.response_mask[list(rows)].sum())
-        mine = rows[self.context.rank :: num_ranks]
-        size = self.config.batch.microbatch_sequences_per_gpu
-        return [(anchor.select(mine[i : i + size]).to(self.engine.device), tokens) for i in range(0, len(mine), size)]
+    def _anchor(self, anchor: Demonstrations, plan: MinibatchPlan, totals: LearnTotals) -> None:
+        """One update's demonstrations: mean negative log-likelihood of their assistant tokens over all ranks."""
+        tokens = float(anchor.batch.response_mask[list(plan.rows)].sum())
+        mine = plan.ranks[self.context.rank]
+        for index, rows in enumerate(mine):
+            part = anchor.batch.select(rows).to(self.engine.device)
+            logprobs, _, _ = self._forward(part, totals, want_values=False, temperature=1.0)
+            with self.spans.span("learn.loss"):
+                loss = sft_anchor_loss(logprobs, part.response_mask, denominator=tokens)
+                totals.add(ptx_loss=loss)
+            with self.spans.span("learn.backward"):
+                self.engine.backward(self.policy_weight * anchor.coef * loss, last=index == len(mine) - 1)
 
-    def _pull(self, pull: tuple[Experience, float], totals: LearnTotals, *, last: bool) -> None:
-        """One pass of the anchor: mean negative log-likelihood of the demonstrations' assistant tokens."""
-        part, tokens = pull
-        costs = replace(self.costs, adapters=self.costs.adapters[:1])  # the policy's alone
-        totals.add(operations=costs.update(part.lengths, int(part.response_mask.sum())))
+    def _forward(
+        self, part: Experience, totals: LearnTotals, *, want_values: bool, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs, entropies and, if wanted, values of one pass with a graph; by default at sampling temperature."""
+        operations = self.costs.update(part.lengths, int(part.response_mask.sum()), policy_alone=not want_values)
+        totals.add(operations=operations)
         with self.spans.span("learn.forward"):
-            logprobs, _, _ = self.engine(
+            return self.engine(
                 "train",
                 input_ids=part.input_ids,
                 attention_mask=part.attention_mask,
                 response_ids=part.response_ids,
-                temperature=1.0,
+                temperature=self.config.rollout.temperature if temperature is None else temperature,
+                want_values=want_values,
             )
-        with self.spans.span("learn.loss"):
-            loss = sft_anchor_loss(logprobs, part.response_mask, denominator=tokens)
-            totals.add(ptx_loss=loss)
-        with self.spans.span("learn.backward"):
-            self.engine.backward(self.policy_weight * self.config.ptx.coef * loss, last=last)  # type: ignore[union-attr]
 
     def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
         reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})

@@ -14,8 +14,12 @@ from rlhf.models.scorer import read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 
 
-def split_scorers(scores: Sequence[Any], source: ModelSource, chat: ChatFormat) -> tuple[int | None, dict[int, str]]:
-    """The reward model that shares the policy's base and text (by index of ``scores``), and the others' runs.
+def split_scorers(
+    scores: Sequence[Any], source: ModelSource, chat: ChatFormat
+) -> tuple[tuple[int, ModelSource] | None, dict[int, str]]:
+    """The first reward model that is an adapter on the policy's base and reads the policy's text; the others' runs.
+
+    Both with their index in ``scores``.
 
     Raises:
         ConfigError: a run is no finished reward run.
@@ -28,33 +32,25 @@ def split_scorers(scores: Sequence[Any], source: ModelSource, chat: ChatFormat) 
         if reward.record is None or reward.record.stage != "reward":
             raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
         same_base = reward.adapter is not None and reward.base == source.base
-        same_text = reward.record.chat_fingerprint == chat.fingerprint()
-        if shared is None and same_base and same_text:
-            shared = index
+        if shared is None and same_base and reward.record.chat_fingerprint == chat.fingerprint():
+            shared = index, reward
         else:
             separate[index] = score.run
     return shared, separate
 
 
-def role_init(config: PpoConfig, source: ModelSource, policy_config: Any, shared_score: int | None) -> RoleInit:
-    """First states of policy, critic and the reward model that shares the base.
-
-    Raises:
-        ConfigError: the shared reward model has no adapter.
-    """
+def role_init(config: PpoConfig, source: ModelSource, policy_config: Any, reward: ModelSource | None) -> RoleInit:
+    """First states of policy, critic and the reward model that shares the base, if one does."""
     policy_state = adapters.read_adapter_file(source.adapter)[0] if source.adapter else None
     critic = adapters.peft_config(config.lora) if config.uses_critic else None
-    if shared_score is None:
+    if reward is None or reward.adapter is None:
         return RoleInit(policy_config, policy_state, critic_config=critic)
-    run = resolve_model(config.scores[shared_score].run)  # type: ignore[union-attr]
-    if run.adapter is None:
-        raise ConfigError(f"{run.run_dir}: a shared reward model needs an adapter")
-    state, rest = adapters.read_adapter_file(run.adapter)
-    settings = read_reward_settings(run.adapter)
+    state, rest = adapters.read_adapter_file(reward.adapter)
+    settings = read_reward_settings(reward.adapter)
     return RoleInit(
         policy_config,
         policy_state,
-        reward_config=adapters.read_peft_config(run.adapter),
+        reward_config=adapters.read_peft_config(reward.adapter),
         reward_state=state,
         reward_head=rest["score.weight"],
         reward_mean=settings.mean,

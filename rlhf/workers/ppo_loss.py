@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlhf.algos import losses
 from rlhf.algos.kl import kl_k3
+from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig
 from rlhf.rollout.experience import Experience
 
@@ -25,6 +26,21 @@ class LearnTotals:
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().cpu()
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What anchors the coming updates (arXiv:2203.02155 eq. 2).
+
+    Attributes:
+        batch: sequences whose ``response_mask`` keeps the tokens to learn.
+        plans: for each update, which of them are read by which rank in which pass.
+        coef: of their mean negative log-likelihood per token.
+    """
+
+    batch: Experience
+    plans: list[MinibatchPlan]
+    coef: float
 
 
 @dataclass(frozen=True)

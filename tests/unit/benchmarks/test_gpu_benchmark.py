@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gpu_cases
+import gpu_models
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -21,11 +23,6 @@ from cluster.memory_model import Memory
 from cluster.plan_roles import GIB, RolePlan
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import gpu_cases  # noqa: E402
-import gpu_models  # noqa: E402
-
 PLENTY = gpu_cases.Room(139 * GIB, 200 * GIB, 200 * GIB, 480.0)
 WORK = gpu_cases.Work()
 

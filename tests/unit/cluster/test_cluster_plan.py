@@ -52,6 +52,19 @@ def test_the_advice_fits_and_nothing_in_it_is_superfluous(capsys: pytest.Capture
         assert plan(capsys, *small, *fewer)[0] == 1, f"{left_out} is not needed"
 
 
+def test_activations_are_those_of_the_largest_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    def activations(*overrides: str) -> float:
+        words = ["model.gradient_checkpointing=false", *overrides]
+        return plan(capsys, "--config", PPO, "--shape", "qwen2.5-0.5b", *words)[1]["roles"][0]["activations"]
+
+    plain = activations()
+    ptx = ("ptx.train=talks.jsonl", "ptx.sequences_per_update=8")
+    assert activations(*ptx, "ptx.max_sequence_tokens=16") == plain, "short demonstrations: PPO's passes are larger"
+    assert activations(*ptx, "ptx.max_sequence_tokens=32768") > 2 * plain
+    few, many = (activations(f"batch.microbatch_tokens_per_gpu={tokens}") for tokens in (4096, 16384))
+    assert many == pytest.approx(4 * few, rel=0.01)
+
+
 def test_too_few_gpus_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", PPO, "--shape", "llama-7b", "--gpus", "2"]) == 1
     assert "asks for 8 GPUs, 2 are there" in capsys.readouterr().out

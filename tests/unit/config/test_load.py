@@ -187,7 +187,7 @@ def test_suggested_batch_size_is_accepted() -> None:
 def test_derived_sizes() -> None:
     tree = changed(PPO, "batch", {"prompts_per_step": 8, "responses_per_prompt": 8, "minibatch_sequences": 32})
     config = build_config(PpoConfig, changed(tree, "placement.num_ranks", 2), source="t")
-    assert (config.batch.sequences_per_step, config.minibatches, config.microbatches_per_rank) == (64, 2, 2)
+    assert (config.batch.sequences_per_step, config.minibatches, config.microbatches_per_rank()) == (64, 2, 2)
 
 
 @pytest.mark.parametrize(

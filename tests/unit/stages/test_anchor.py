@@ -10,18 +10,21 @@ import pytest
 import torch
 
 from rlhf.config import PpoConfig, build_config
+from rlhf.config.ppo import PtxConfig
 from rlhf.data.chat import chat_format
 from rlhf.data.order import rows_at
 from rlhf.errors import ConfigError, DataError
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.anchor import Anchor, load_anchor
+from rlhf.stages.passes import anchoring_passes
 
 ROWS = [{"input_ids": [1, 10 + i, 20 + i], "labels": [-100, -100, 20 + i]} for i in range(5)]
+PTX = PtxConfig(train="talks.jsonl", sequences_per_update=2)
 
 
 def anchor() -> Anchor:
-    return Anchor(ROWS, per_update=2, seed=0, pad_id=0)
+    return Anchor(ROWS, PTX, seed=0, pad_id=0)
 
 
 def test_updates_get_their_rows_back_to_back() -> None:
@@ -35,7 +38,7 @@ def test_updates_get_their_rows_back_to_back() -> None:
 def test_a_later_turn_of_the_user_is_read_but_not_learned() -> None:
     talk = {"input_ids": [1, 5, 6, 7, 8, 9], "labels": [-100, -100, 6, -100, 8, 9]}
     short = {"input_ids": [1, 4], "labels": [-100, 4]}
-    found = Anchor([talk, short], per_update=2, seed=0, pad_id=0).batch(0, 1)
+    found = Anchor([talk, short], PTX, seed=0, pad_id=0).batch(0, 1)
     row = found.lengths.index(6)
     assert found.response_ids[row].tolist() == [6, 7, 8, 9]
     assert found.response_mask[row].tolist() == [True, False, True, True]
@@ -77,3 +80,27 @@ def test_what_does_not_fit_is_refused(tree: dict) -> None:
         load({**tree, "ptx": {**tree["ptx"], "max_sequence_tokens": 8}})
     with pytest.raises(ConfigError, match=r"ptx.sequences_per_update=2 .* placement.num_ranks=3"):
         load({**tree, "placement": {"num_ranks": 3}, "batch": {"minibatch_sequences": 24, "prompts_per_step": 24}})
+
+
+def test_passes_keep_an_update_s_rows_together_and_to_the_budget(tree: dict) -> None:
+    lengths = [30, 10, 20, 40, 25, 15, 35, 5]
+    batch = {"microbatch_sequences_per_gpu": 1, "minibatch_sequences": 32}
+    config = build_config(PpoConfig, {**tree, "placement": {"num_ranks": 2}, "batch": batch}, source="test")
+    by_number = anchoring_passes(config, lengths, 4)
+    assert [plan.rows for plan in by_number] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert all([len(rows) for rows in rank] == [1, 1] for plan in by_number for rank in plan.ranks)
+    changes = {
+        "placement": {"num_ranks": 2},
+        "ptx": {**tree["ptx"], "max_sequence_tokens": 50},
+        "rollout": {"max_prompt_tokens": 25, "max_response_tokens": 25},
+        "batch": {"microbatch_tokens_per_gpu": 50},
+    }
+    filled = anchoring_passes(build_config(PpoConfig, {**tree, **changes}, source="test"), lengths, 4)
+    assert [plan.rows for plan in filled] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert all(sum(lengths[row] for row in rows) <= 50 for plan in filled for rank in plan.ranks for rows in rank)
+    assert all(len(rank) == 1 for plan in filled for rank in plan.ranks)
+
+
+def test_a_budget_must_hold_a_demonstration(tree: dict) -> None:
+    with pytest.raises(ConfigError, match=r"microbatch_tokens_per_gpu=400 .* ptx.max_sequence_tokens=512"):
+        load({**tree, "batch": {"microbatch_tokens_per_gpu": 400}})
