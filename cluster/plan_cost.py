@@ -120,14 +120,16 @@ def _ppo(config: PpoConfig, shape: ModelShape, speed: Speed, gpus: float) -> Est
     forward = pass_flops(shape, tokens, length) / rate
     passes = 2 + config.uses_critic + sum(s.kind == "reward_model" for s in config.scores)
     trained = 2 if config.uses_critic else 1
-    factor = backward_factor(full=False, checkpointing=config.model.gradient_checkpointing)
+    checkpointing = config.model.gradient_checkpointing
+    policy = backward_factor(full=config.policy_weights == "full", checkpointing=checkpointing)
+    critic = backward_factor(full=False, checkpointing=checkpointing) if config.uses_critic else 0.0
     per_worker = sequences // placement.num_rollout_workers
     rounds = -(-per_worker // rollout.microbatch_sequences)
     rows = min(per_worker, rollout.microbatch_sequences)
     seconds = {
         "act": rounds * decode_seconds(config, shape, speed, rows=rows, response=rollout.max_response_tokens),
         "judge": passes * forward,
-        "learn": batch.epochs * trained * factor * forward,
+        "learn": batch.epochs * (policy + critic) * forward,
     }
     per_run = {act: value * config.num_steps for act, value in seconds.items()}
     total = tokens * config.num_steps * (1 + passes + batch.epochs * trained)

@@ -73,16 +73,16 @@ def plan_roles(config: Section, shape: ModelShape, setting: Setting) -> list[Rol
 
 def _trainer(
     config: SftConfig | RewardConfig | PpoConfig, base: list[Tensors], trained: list[Tensors], frozen: list[Tensors],
-    width: int,
+    width: int, copied: list[Tensors] | None = None,
 ) -> Memory:  # fmt: skip
-    """Weights, adapters and training state of one rank."""
+    """Weights, adapters and training state of one rank; ``copied`` is a whole model trained beside the frozen base."""
     engine, ranks = config.engine, config.placement.num_ranks
     full = config.lora is None
-    weights = resident(base, engine, ranks)
-    state = training_state(
-        base if full else trained, engine, ranks, width=width, eight_bit=config.optim.optimizer == "adamw_8bit"
-    )
-    gathered = gathered_workspace(base, engine, ranks)
+    models = base + (copied or [])
+    weights = resident(models, engine, ranks)
+    learning = base if full else (copied or []) + trained
+    state = training_state(learning, engine, ranks, width=width, eight_bit=config.optim.optimizer == "adamw_8bit")
+    gathered = gathered_workspace(models, engine, ranks)
     host = weights if engine.offload_parameters else 0.0
     return state + Memory(
         weights=0.0 if engine.offload_parameters else weights,
@@ -123,9 +123,10 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
     one = adapter_tensors(shape, config.lora, width)
     head = [Tensors(shape.hidden, width, 1)]
     shares_reward = setting.separate_reward is None and any(s.kind == "reward_model" for s in config.scores)
-    trained = one + (one + head + [Tensors(1, width, 1)] if config.uses_critic else [])
+    critic = one + head + [Tensors(1, width, 1)] if config.uses_critic else []
+    whole = config.policy_weights == "full"
     frozen = one + (one + head if shares_reward else [])  # the reference, and the reward model on the same base
-    memory = _trainer(config, base, trained, frozen, width)
+    memory = _trainer(config, base, critic if whole else one + critic, frozen, width, base if whole else None)
     if setting.separate_reward is not None:
         scorer = base_tensors(setting.separate_reward, config.model, width, head=1)
         memory += Memory(weights=sum(t.bytes for t in scorer))
@@ -160,7 +161,8 @@ def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int) -> Memory
 def _rollout(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> RolePlan:
     placement, rollout = config.placement, config.rollout
     rows = min(rollout.microbatch_sequences, config.batch.sequences_per_step // placement.num_rollout_workers)
-    memory = _decoder(config.model, shape, config.lora, rows=max(1, rows), prompt=rollout.max_prompt_tokens,
+    lora = config.lora if config.policy_weights == "adapter" else None
+    memory = _decoder(config.model, shape, lora, rows=max(1, rows), prompt=rollout.max_prompt_tokens,
                       response=rollout.max_response_tokens, width=width)  # fmt: skip
     gpus = _gpus(placement.gpus_per_rollout_worker, setting)
     return RolePlan("rollout", placement.num_rollout_workers, gpus, memory)
@@ -176,11 +178,11 @@ def _sampling(config: SampleConfig | EvaluateConfig, shape: ModelShape, setting:
 
 
 def _decoder(
-    model: ModelConfig, shape: ModelShape, lora: LoraConfig, *, rows: int, prompt: int, response: int, width: int
+    model: ModelConfig, shape: ModelShape, lora: LoraConfig | None, *, rows: int, prompt: int, response: int, width: int
 ) -> Memory:
     return Memory(
         weights=sum(t.bytes for t in base_tensors(shape, model, width)),
-        adapters=sum(t.bytes for t in adapter_tensors(shape, lora, width)),
+        adapters=sum(t.bytes for t in adapter_tensors(shape, lora, width)) if lora is not None else 0.0,
         kv_cache=kv_cache(shape, rows=rows, tokens=prompt + response, width=width),
         workspace=decoding_workspace(shape, rows=rows, prompt=prompt, width=width),
     )

@@ -149,6 +149,8 @@ class PpoConfig(StageConfig):
     scores: tuple[ScoreSource, ...] = Field(min_length=1)
     lora: LoraConfig = LoraConfig()
     """Adapter of the critic, and of the policy when ``model.name`` has none yet."""
+    policy_weights: Literal["adapter", "full"] = "adapter"
+    """``full`` trains a copy of the whole model; reference, critic and reward model stay adapters on the frozen one."""
     optim: OptimConfig = OptimConfig(learning_rate=3e-6, eps=1e-5)
     critic_learning_rate: float | None = Field(None, gt=0)
     """None: the policy's."""
@@ -161,6 +163,8 @@ class PpoConfig(StageConfig):
     ptx: PtxConfig | None = None
     telemetry: PpoTelemetryConfig = PpoTelemetryConfig()
     num_steps: int = Field(100, ge=1)
+    sync_chunk_bytes: int = Field(2**28, ge=1)
+    """Largest piece in which a fully trained policy travels to the rollout workers; one tensor is never cut."""
     sync_tolerance: float = Field(1e-4, gt=0)
     """Largest |log-prob difference| of the canary prompt between trainer and rollout (fp32; 5e-2 suits bf16)."""
     ratio_tolerance: float = Field(1e-4, gt=0)
@@ -236,6 +240,15 @@ class PpoConfig(StageConfig):
             raise ValueError(
                 f"ptx.sequences_per_update={self.ptx.sequences_per_update} must be a multiple of "
                 f"placement.num_ranks={self.placement.num_ranks}"
+            )
+        if self.policy_weights == "full" and self.model.quantization != "none":
+            raise ValueError(
+                f"policy_weights=full cannot train a base in {self.model.quantization}: "
+                "set model.quantization=none, or policy_weights=adapter"
+            )
+        if self.policy_weights == "full" and self.rollout.engine == "vllm":
+            raise ValueError(
+                "policy_weights=full needs rollout.engine=transformers: vLLM is given adapters, never whole weights"
             )
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")

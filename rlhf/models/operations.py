@@ -25,17 +25,21 @@ class UpdateCosts:
 
     Attributes:
         body: frozen weights of all layers.
-        adapters: trained weights of each trained role.
+        adapters: trained weights of each trained role, the policy first.
         head: weights of the output layer.
         attention: heads x head size, summed over layers.
+        whole_policy: the policy trains body and head themselves, not an adapter on them.
     """
 
     body: int
     adapters: tuple[int, ...]
     head: int
     attention: int
+    whole_policy: bool = False
 
-    def role(self, adapter: int, lengths: Sequence[int], num_logits: int, *, trained: bool) -> float:
+    def role(
+        self, adapter: int, lengths: Sequence[int], num_logits: int, *, trained: bool, whole: bool = False
+    ) -> float:
         """Operations of one role's pass over sequences of these lengths, forward alone or with backward.
 
         A frozen weight costs 2 operations per token forward and 2 backward, a trained one 2 more; attention 2 per pair
@@ -44,9 +48,12 @@ class UpdateCosts:
         Args:
             adapter: the role's trained weights.
             num_logits: tokens that get logits.
+            whole: body and head are what it trains; there is no adapter.
         """
         tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
         frozen, own = (4, 6) if trained else (2, 2)
+        if whole:
+            frozen, adapter = own, 0
         return float(
             frozen * (self.body * tokens + self.head * num_logits) + own * (self.attention * pairs + adapter * tokens)
         )
@@ -54,11 +61,11 @@ class UpdateCosts:
     def update(self, lengths: Sequence[int], num_response_tokens: int, *, policy_alone: bool = False) -> float:
         """Operations of forward and backward pass of all trained roles; the policy, the first, alone needs logits."""
         learning = self.adapters[:1] if policy_alone else self.adapters
-        logits = (num_response_tokens, *(0 for _ in learning[1:]))
-        return sum(self.role(own, lengths, n, trained=True) for own, n in zip(learning, logits, strict=True))
+        policy = self.role(learning[0], lengths, num_response_tokens, trained=True, whole=self.whole_policy)
+        return policy + sum(self.role(own, lengths, 0, trained=True) for own in learning[1:])
 
 
-def update_costs(model: PreTrainedModel, trained: dict[str, int]) -> UpdateCosts:
+def update_costs(model: PreTrainedModel, trained: dict[str, int], *, whole_policy: bool = False) -> UpdateCosts:
     """Counts a causal model with adapters on it; ``trained`` holds the trained weights of each role."""
     head: Any = model.get_output_embeddings()
     inner = [
@@ -70,7 +77,7 @@ def update_costs(model: PreTrainedModel, trained: dict[str, int]) -> UpdateCosts
     config: Any = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = size * config.num_attention_heads * config.num_hidden_layers
-    return UpdateCosts(body, tuple(trained.values()), head.in_features * head.out_features, width)
+    return UpdateCosts(body, tuple(trained.values()), head.in_features * head.out_features, width, whole_policy)
 
 
 def product_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -45,7 +45,7 @@ def prefers_onednn() -> bool:
 
 
 def install(model: nn.Module) -> None:
-    """Lets the frozen linear layers of a model take the faster product; nothing changes on other devices."""
+    """Lets the linear layers of a model take the faster product; nothing changes on other devices."""
     if prefers_onednn():
         for module in model.modules():
             if type(module) is nn.Linear:
@@ -54,22 +54,27 @@ def install(model: nn.Module) -> None:
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     weight = module.weight
-    if weight.requires_grad or weight.dtype != x.dtype or x.dtype != torch.float32 or hasattr(weight, "ds_id"):
+    if weight.dtype != x.dtype or x.dtype != torch.float32 or hasattr(weight, "ds_id"):
         return F.linear(x, weight, module.bias)
     rows = x.flatten(0, -2)
-    found = _Frozen.apply(rows, weight, module.bias) if torch.is_grad_enabled() else linear(rows, weight, module.bias)
+    found = _Product.apply(rows, weight, module.bias) if torch.is_grad_enabled() else linear(rows, weight, module.bias)
     return found.view(*x.shape[:-1], -1)
 
 
-class _Frozen(torch.autograd.Function):
-    """A product whose weight gets no gradient."""
+class _Product(torch.autograd.Function):
+    """``x W^T + b`` and its gradients, of frozen weights the input's alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (weight,) = ctx.saved_tensors
-        return linear(gradient, weight.t()) if ctx.needs_input_grad[0] else None, None, None
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            linear(gradient, weight.t()) if wants_x else None,
+            linear(gradient.t(), x.t()) if wants_weight else None,
+            gradient.sum(dim=0) if wants_bias else None,
+        )

@@ -29,7 +29,13 @@ def pass_operations(
     """
     adapters = costs.adapters if trained else costs.adapters[:1] * len(roles)
     return {
-        role: costs.role(own, lengths, num_response_tokens if role in (POLICY, REFERENCE) else 0, trained=trained)
+        role: costs.role(
+            own,
+            lengths,
+            num_response_tokens if role in (POLICY, REFERENCE) else 0,
+            trained=trained,
+            whole=costs.whole_policy and role == POLICY,
+        )
         for role, own in zip(roles, adapters, strict=True)
     }
 

@@ -1,4 +1,7 @@
-"""One frozen base, four roles: policy, reference, critic and reward model as adapters and scalar heads."""
+"""One frozen base, four roles: policy, reference, critic and reward model as adapters and scalar heads.
+
+A policy that is trained whole is a copy of the base beside it; the other three stay where they are.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ class RoleInit:
     Attributes:
         policy_config: shape of the policy and reference adapters.
         policy_state: the SFT adapter, or None for a fresh one (an exact no-op on the base).
+        policy_copy: the whole model to train as the policy, equal to base and SFT adapter; None: an adapter is trained.
         reward_config / reward_state / reward_head: the reward model on the same base, if it is.
         reward_mean / reward_std: normalization of its scores, applied once, here.
         critic_config: shape of the critic, or None without a critic.
@@ -33,6 +37,7 @@ class RoleInit:
 
     policy_config: peft.LoraConfig
     policy_state: dict[str, Tensor] | None = None
+    policy_copy: PreTrainedModel | None = None
     reward_config: peft.LoraConfig | None = None
     reward_state: dict[str, Tensor] | None = None
     reward_head: Tensor | None = None
@@ -56,14 +61,16 @@ class RolesModel(nn.Module):
         self.trains_entropy = False
         """Whether the loss has an entropy term; without one its graph would only cost memory."""
         self._active = mixed.Mix()
-        self.model: PeftModel = adapters.attach(base, init.policy_config, POLICY)
+        self.policy_copy = init.policy_copy
+        self.model: PeftModel = adapters.attach(base, init.policy_config, REFERENCE)
         if init.policy_state is not None:
-            adapters.write_adapter(self.model, POLICY, init.policy_state)
-        adapters.add(self.model, init.policy_config, REFERENCE)
-        adapters.copy_adapter(self.model, POLICY, REFERENCE)
+            adapters.write_adapter(self.model, REFERENCE, init.policy_state)
+        if self.policy_copy is None:
+            adapters.add(self.model, init.policy_config, POLICY)
+            adapters.copy_adapter(self.model, REFERENCE, POLICY)
         embedding: Any = base.get_input_embeddings().weight
         hidden = int(embedding.shape[1])
-        like = next(p for _, p in adapters.adapter_parameters(self.model, POLICY))
+        like = next(p for _, p in adapters.adapter_parameters(self.model, REFERENCE))
         self.reward_mean, self.reward_std = init.reward_mean, init.reward_std
         self.has_reward = init.reward_state is not None
         self.has_critic = init.critic_config is not None
@@ -76,7 +83,7 @@ class RolesModel(nn.Module):
             self._add_critic(init.reward_config or init.critic_config, hidden, like)
         self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
-        adapters.select(self.model, POLICY, self._trainable)
+        adapters.select(self.model, REFERENCE, self._trainable)
         self.mixes = self._can_mix()
         """Whether one pass can serve several roles; otherwise each role takes a pass of its own."""
         if self.mixes:
@@ -96,7 +103,12 @@ class RolesModel(nn.Module):
 
     def named_trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trained tensors with role-prefixed names, policy first."""
-        named = [(f"{POLICY}.{k}", p) for k, p in adapters.adapter_parameters(self.model, POLICY)]
+        own = (
+            adapters.adapter_parameters(self.model, POLICY)
+            if self.policy_copy is None
+            else (self.policy_copy.named_parameters())
+        )
+        named = [(f"{POLICY}.{k}", p) for k, p in own]
         if self.has_critic:
             named += [(f"{CRITIC}.{k}", p) for k, p in adapters.adapter_parameters(self.model, CRITIC)]
             named += [(f"{CRITIC}.value_head.{k}", p) for k, p in self.value_head.named_parameters()]
@@ -120,13 +132,13 @@ class RolesModel(nn.Module):
         Policy and critic share the layers and one backward pass: each recomputation must happen under the adapter
         of the pass it repeats, not under the one that acted last.
         """
-        base: Any = self.model.get_base_model()
-        base.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-        base.enable_input_require_grads()
-        for module in base.modules():
-            if hasattr(module, "_gradient_checkpointing_func"):
-                module._gradient_checkpointing_func = self._under_its_role(module._gradient_checkpointing_func)
-                module.training = True  # layers recompute in training mode only; their children stay as they are
+        for model in self._causal_models():
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.enable_input_require_grads()
+            for module in model.modules():
+                if hasattr(module, "_gradient_checkpointing_func"):
+                    module._gradient_checkpointing_func = self._under_its_role(module._gradient_checkpointing_func)
+                    module.training = True  # layers recompute in training mode only; their children stay as they are
 
     def _under_its_role(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         def run(function: Callable[..., Any], *args: Any) -> Any:
@@ -140,32 +152,39 @@ class RolesModel(nn.Module):
 
         return run
 
+    def _causal_models(self) -> list[Any]:
+        """The base under the adapters, and the policy's own copy if it has one."""
+        return [self.model.get_base_model(), *([self.policy_copy] if self.policy_copy is not None else [])]
+
+    def _model_of(self, role: str) -> Any:
+        """The causal model that a role's tokens go through."""
+        copied = role == POLICY and self.policy_copy is not None
+        return self.policy_copy if copied else self.model.get_base_model()
+
     def _can_mix(self) -> bool:
         """Plain LoRA everywhere but on the output layer, whose logits are those of the last hidden states alone."""
-        causal: Any = self.model.get_base_model()
-        head = causal.get_output_embeddings()
-        if not mixed.can_mix(self.model, list(self.model.peft_config)) or not isinstance(head, nn.Linear):
+        if not mixed.can_mix(self.model, list(self.model.peft_config)):
             return False
-        with torch.no_grad():
-            ids = torch.arange(2, 6, device=head.weight.device)[None]
-            hidden = getattr(causal, causal.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
-            same = torch.equal(head(hidden), causal(input_ids=ids, use_cache=False).logits)
-        return same and packing.enable(causal)
+        return all(_reads_last_hidden(model) and packing.enable(model) for model in self._causal_models())
 
     def _select(self, parts: mixed.Parts) -> None:
         if self._active.parts != parts:
             self._active.parts = parts
-            if not self.mixes:
+            if not self.mixes and parts[0][0] in self.model.peft_config:
                 adapters.select(self.model, parts[0][0], self._trainable)
 
     def _read_together(
         self, roles: Sequence[str], input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
     ) -> dict[str, Any]:
-        """One pass over the real tokens of all roles; results are put back where the padding was, zeros there."""
-        words, num_tokens = packing.pack(input_ids, attention_mask, len(roles))
-        self._select(tuple((role, num_tokens) for role in roles))
-        causal: Any = self.model.get_base_model()
-        hidden = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0].split(num_tokens)
+        """One pass of each model over the real tokens of all its roles; zeros are put back where the padding was."""
+        hidden: dict[str, Tensor] = {}
+        for causal in self._causal_models():
+            own = [role for role in roles if self._model_of(role) is causal]
+            if own:
+                words, num_tokens = packing.pack(input_ids, attention_mask, len(own))
+                self._select(tuple((role, num_tokens) for role in own))
+                states = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0]
+                hidden |= zip(own, states.split(num_tokens), strict=True)
         keep = attention_mask.bool()
         given = keep[:, -response_ids.shape[1] :]
         number = keep.flatten().cumsum(0).view_as(keep) - 1  # of each token in the packed row
@@ -175,13 +194,13 @@ class RolesModel(nn.Module):
         def back(values: Tensor) -> Tensor:
             return values.new_zeros(given.shape).masked_scatter(given, values)
 
-        for role, states in zip(roles, hidden, strict=True):
+        for role, states in hidden.items():
             if role == CRITIC:
                 found[role] = back(self.value_head(states[before]).squeeze(-1).float())
             elif role == REWARD:
                 found[role] = self._normalized(states[number.max(dim=1).values])
             else:
-                logits = causal.get_output_embeddings()(states[before])
+                logits = self._model_of(role).get_output_embeddings()(states[before])
                 found[role] = tuple(map(back, self._read_logprobs(logits, response_ids[given], temperature)))
         return found
 
@@ -190,7 +209,6 @@ class RolesModel(nn.Module):
     ) -> dict[str, Any]:
         """A padded pass per role, by PEFT's layers and the model's own last steps."""
         num_response = response_ids.shape[1]
-        causal: Any = self.model.get_base_model()
         words = {
             "input_ids": input_ids,
             "attention_mask": attention_mask.long(),
@@ -200,6 +218,7 @@ class RolesModel(nn.Module):
         found: dict[str, Any] = {}
         for role in roles:
             self._select(((role, None),))
+            causal = self._model_of(role)
             if role in (POLICY, REFERENCE):
                 logits = causal(**words, logits_to_keep=num_response + 1).logits[:, :-1]
                 found[role] = self._read_logprobs(logits, response_ids, temperature)
@@ -262,3 +281,14 @@ class RolesModel(nn.Module):
         if task not in ("read", "logprobs", "values", "scores"):
             raise ValueError(f"unknown task {task!r}")
         return getattr(self, task)(**inputs)
+
+
+def _reads_last_hidden(causal: Any) -> bool:
+    """Whether logits are the output layer's product with the last hidden states, and nothing else."""
+    head = causal.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    with torch.no_grad():
+        ids = torch.arange(2, 6, device=head.weight.device)[None]
+        hidden = getattr(causal, causal.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.equal(head(hidden), causal(input_ids=ids, use_cache=False).logits)

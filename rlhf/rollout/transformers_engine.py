@@ -16,7 +16,8 @@ from rlhf.rollout.batching import BatchDecoder
 from rlhf.rollout.decoding import SlotDecoder
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.slots import fits_slots
-from rlhf.weights.snapshot import Snapshot, write
+from rlhf.weights.parts import write_parts
+from rlhf.weights.snapshot import Snapshot
 
 NO_ADAPTER = "base"
 
@@ -26,6 +27,7 @@ class TransformersGenerator:
 
     Args:
         microbatch: samples that run together; one that ends makes room for the next of the list.
+        follows_trainer: without an adapter, whole weights are waited for before anything is drawn.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class TransformersGenerator:
         pad_id: int,
         microbatch: int,
         suppress_ids: tuple[int, ...] = (),
+        follows_trainer: bool = False,
     ) -> None:
         self._model: Any = adapters.attach(base, lora_config, POLICY).eval() if lora_config is not None else base.eval()
         self._adapted = lora_config is not None
@@ -47,23 +50,25 @@ class TransformersGenerator:
         self._causal, self._slots = causal, fits_slots(causal)
         self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch
         self._suppress_ids = suppress_ids
-        self._version, self._sha = (-1, "") if self._adapted else (0, "base")
+        self._version, self._sha = (-1, "") if self._adapted or follows_trainer else (0, "base")
 
     @property
     def version(self) -> int:
-        """Version of the installed adapter, -1 before the first."""
+        """Version of the installed weights, -1 before the first."""
         return self._version
 
-    def install(self, snapshot: Snapshot) -> str:
-        """Writes an adapter and hashes the live weights.
+    def install(self, *parts: Snapshot) -> str:
+        """Writes an adapter, or the whole model where there is none, and hashes the live weights.
 
         Raises:
-            WeightSyncError: for tampered bytes, another adapter's shape, or live weights that differ.
+            WeightSyncError: for tampered bytes, another shape, or live weights that differ.
         """
-        sha = write(snapshot, dict(adapters.adapter_parameters(self._model, POLICY)))
-        self._model.base_model.enable_adapter_layers()
-        self._mix.parts = ((POLICY, None),)
-        self._version, self._sha = snapshot.version, sha
+        own = adapters.adapter_parameters(self._model, POLICY) if self._adapted else self._model.named_parameters()
+        sha = write_parts(parts, dict(own))
+        if self._adapted:
+            self._model.base_model.enable_adapter_layers()
+            self._mix.parts = ((POLICY, None),)
+        self._version, self._sha = parts[0].version, sha
         return sha
 
     def use_bare_base(self) -> None:
@@ -81,7 +86,8 @@ class TransformersGenerator:
             NumericsError: when the model's logits are not finite.
         """
         if self._version < 0:
-            raise WeightSyncError("no adapter has been installed: this worker would sample from the bare base")
+            what = "adapter has" if self._adapted else "weights have"
+            raise WeightSyncError(f"no {what} been installed: this worker would sample from the bare base")
         if not tasks:
             return []
         decoder = (SlotDecoder if self._slots else BatchDecoder)(

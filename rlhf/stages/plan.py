@@ -119,7 +119,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     source = resolve_model(config.model.name, config.model.revision)
     prompts = load_prompts(config.prompts, format=config.prompt_format)
     batch, placement = config.batch, config.placement
-    updates = config.minibatches * batch.epochs
+    updates, whole = config.minibatches * batch.epochs, config.policy_weights == "full"
     rollouts = (
         f"{batch.sequences_per_step} = {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses, "
         f"by {placement.num_rollout_workers} rollout workers"
@@ -136,7 +136,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         )
     sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
     return [
-        *_model_rows(source, config.model, config.lora, config.model.chat_style, head=False),
+        *_model_rows(source, config.model, None if whole else config.lora, config.model.chat_style, head=False),
         ("critic", "an adapter of its own and a scalar head" if config.uses_critic else "none"),
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),
@@ -147,7 +147,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         ("scores", sources),
         ("KL", f"{config.kl.mode}, {config.kl.estimator}, coefficient {config.kl.coef:g}, limit {config.kl.limit}"),
         *_engine_rows(config),
-        *_files(config.run_dir, "adapter/", "tokenizer/", "checkpoints/", "rollouts.jsonl"),
+        *_files(config.run_dir, "model/" if whole else "adapter/", "tokenizer/", "checkpoints/", "rollouts.jsonl"),
     ]  # fmt: skip
 
 

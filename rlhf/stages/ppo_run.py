@@ -20,7 +20,8 @@ from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
-from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.models.loading import build_empty, torch_dtype
+from rlhf.models.source import ModelSource, RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.drawing import encode_prompts
@@ -47,7 +48,7 @@ from rlhf.telemetry.spans import Recorder
 from rlhf.workers.fleet import Batch, RolloutFleet
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.placement import Ask, Reservation, reserve
-from rlhf.workers.runtime import gpus_per_worker, ray_runtime
+from rlhf.workers.runtime import STORE_BYTES, gpus_per_worker, ray_runtime
 
 SAMPLES_FILE = "rollouts.jsonl"
 KLController = FixedKLController | AdaptiveKLController
@@ -152,7 +153,8 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     )
     placement = config.placement
     num_workers = placement.num_ranks + placement.num_rollout_workers
-    resources = stack.enter_context(ray_runtime(placement, num_workers=num_workers))
+    store_bytes = _store_bytes(config, source)
+    resources = stack.enter_context(ray_runtime(placement, num_workers=num_workers, store_bytes=store_bytes))
     stop = stack.enter_context(stop_on_signals())  # after Ray, which puts a handler of its own
     metrics = stack.enter_context(
         MetricsWriter(run_dir, tensorboard=config.telemetry.tensorboard, wandb_project=config.telemetry.wandb_project)
@@ -188,7 +190,12 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     require_packing(config, description["packs"])
     canary = list(session.prompt_ids[0])
     channel = AdapterChannel(
-        policy, fleet, config.sync_tolerance, config.rollout.temperature, (canary[:1], canary[1:] or canary[:1])
+        policy,
+        fleet,
+        config.sync_tolerance,
+        config.rollout.temperature,
+        (canary[:1], canary[1:] or canary[:1]),
+        description["snapshot_parts"],
     )
     kl: KLController = (
         FixedKLController(config.kl.coef)
@@ -273,7 +280,7 @@ def finish(run: PpoRun) -> dict[str, Any]:
         stage="ppo",
         base=source.base,
         revision=source.revision,
-        adapter="adapter",
+        adapter="adapter" if config.policy_weights == "adapter" else None,
         quantization=config.model.quantization,
         chat_style=config.model.chat_style,
         chat_fingerprint=session.chat.fingerprint(),
@@ -321,6 +328,14 @@ def reserve_places(session: Session) -> Reservation | None:
     return reserve(placement, asks)
 
 
+def _store_bytes(config: PpoConfig, source: ModelSource) -> int:
+    """Room for two versions of a whole policy: the rollout workers read one in place while the next arrives."""
+    if config.policy_weights == "adapter":
+        return STORE_BYTES
+    count = sum(parameter.numel() for parameter in build_empty(source, config.model).parameters())
+    return STORE_BYTES + 2 * count * torch_dtype(config.model).itemsize
+
+
 def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
     config, placement = session.config, session.config.placement
     group = WorkerGroup.launch(
@@ -346,7 +361,7 @@ def _launch_rollout(session: Session, places: Reservation | None, size: int, fir
         size=size,
         placement=placement,
         run_dir=str(session.run_dir),
-        args=(config.model, config.lora),
+        args=(config.model, config.lora if config.policy_weights == "adapter" else None),
         kwargs={
             "microbatch": config.rollout.microbatch_sequences,
             "threads": placement.threads_per_worker,

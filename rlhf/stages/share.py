@@ -1,4 +1,4 @@
-"""Publishing the policy adapter and proving that every rollout worker took it."""
+"""Publishing the policy and proving that every rollout worker took it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from rlhf.errors import WeightSyncError
+from rlhf.weights.parts import sha_of
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
 
@@ -14,9 +15,10 @@ KEPT_HASHES = 16
 
 @dataclass
 class AdapterChannel:
-    """Carries adapter versions from the trainer to the rollout workers.
+    """Carries the policy's versions, adapters or whole weights, from the trainer to the rollout workers.
 
     Attributes:
+        num_parts: messages that a version takes.
         tolerance: largest |log-prob difference| of the canary tokens between trainer and rollout workers.
         canary: (prompt tokens, scored tokens), fixed for the run.
         version / sha256: what all rollout workers hold now; version -1 before the first publish.
@@ -28,13 +30,14 @@ class AdapterChannel:
     tolerance: float
     temperature: float
     canary: tuple[list[int], list[int]]
+    num_parts: int = 1
     version: int = -1
     sha256: str = ""
     hashes: dict[int, str] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
     def publish(self, *, must_differ: bool) -> dict[str, float]:
-        """Gathers the adapter, ships it once, and compares log-probs afterwards.
+        """Gathers the trained tensors, ships them once, and compares log-probs afterwards.
 
         Args:
             must_differ: an optimizer step with a non-zero gradient lies behind; equal bytes then mean that
@@ -47,28 +50,30 @@ class AdapterChannel:
             WeightSyncError: unchanged, stale, mixed or disagreeing adapters.
         """
         started = time.perf_counter()
-        refs = self.policy.submit("snapshot", [(self.version + 1,)] * len(self.policy.actors))
-        snapshot = self.policy.wait(refs)[0]
-        if must_differ and snapshot.sha256 == self.sha256:
+        version, ranks = self.version + 1, len(self.policy.actors)
+        asked = [self.policy.submit("snapshot", [(version, part)] * ranks) for part in range(self.num_parts)]
+        parts = [self.policy.wait(refs)[0] for refs in asked]
+        sha256 = sha_of(parts)
+        if must_differ and sha256 == self.sha256:
             raise WeightSyncError(
-                f"adapter version {snapshot.version} has the bytes of version {self.version} after a real optimizer "
+                f"adapter version {version} has the bytes of version {self.version} after a real optimizer "
                 "step: the trained tensors are not the published ones"
             )
-        self.rollout.install(snapshot, refs[0])
+        self.rollout.install(parts, [refs[0] for refs in asked])
         milliseconds = (time.perf_counter() - started) * 1e3
         difference = self._canary_difference()
         if not difference <= self.tolerance:
             raise WeightSyncError(
-                f"after sync of version {snapshot.version} the canary's log-probs differ by {difference:.3g} between "
+                f"after sync of version {version} the canary's log-probs differ by {difference:.3g} between "
                 f"trainer and rollout workers (sync_tolerance={self.tolerance:g}): the workers do not run the "
                 "trained policy"
             )
-        self.version, self.sha256 = snapshot.version, snapshot.sha256
+        self.version, self.sha256 = version, sha256
         self.hashes[self.version] = self.sha256
         self.hashes.pop(self.version - KEPT_HASHES, None)
         result = {
             "max_logprob_diff": difference,
-            "bytes": float(snapshot.num_bytes),
+            "bytes": float(sum(part.num_bytes for part in parts)),
             "milliseconds": milliseconds,
         }
         self.history.append(result)

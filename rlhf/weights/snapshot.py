@@ -108,18 +108,11 @@ def unpack(snapshot: Snapshot) -> dict[str, Tensor]:
     return {e.name: view.clone() for e, view in zip(snapshot.entries, _views(flat, snapshot.entries), strict=True)}
 
 
-def write(snapshot: Snapshot, parameters: Mapping[str, Tensor]) -> str:
-    """Makes live tensors hold a snapshot, and hashes what they hold afterwards.
-
-    Live tensors of the published dtype become views of one flat buffer on their device. Where that is the CPU and the
-    snapshot comes from an object store (its buffer cannot be written), it is that very buffer: nothing is copied, and
-    all workers of a host share it. They must then only be read. Nothing changes when the snapshot is refused.
-
-    Returns:
-        The sha256 over the live tensors.
+def verify(snapshot: Snapshot, parameters: Mapping[str, Tensor]) -> None:
+    """Whether a snapshot fits live tensors and holds the bytes that were published.
 
     Raises:
-        WeightSyncError: damaged bytes, another adapter's names or shapes, or live tensors that hold other values.
+        WeightSyncError: damaged bytes, or another model's names or shapes.
     """
     given = {entry.name: entry.shape for entry in snapshot.entries}
     own = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
@@ -129,10 +122,30 @@ def write(snapshot: Snapshot, parameters: Mapping[str, Tensor]) -> str:
             f"adapter version {snapshot.version} does not fit: {len(own)} live tensors, {len(given)} given; "
             f"missing or of another shape: {wrong[:3]}"
         )
+    _check(snapshot)
+
+
+def write(snapshot: Snapshot, parameters: Mapping[str, Tensor], *, verified: bool = False) -> str:
+    """Makes live tensors hold a snapshot, and hashes what they hold afterwards.
+
+    Live tensors of the published dtype become views of one flat buffer on their device. Where that is the CPU and the
+    snapshot comes from an object store (its buffer cannot be written), it is that very buffer: nothing is copied, and
+    all workers of a host share it. They must then only be read. Nothing changes when the snapshot is refused.
+
+    Args:
+        verified: ``verify`` has been asked already; it reads every byte.
+
+    Returns:
+        The sha256 over the live tensors.
+
+    Raises:
+        WeightSyncError: what ``verify`` raises, or live tensors that hold other values afterwards.
+    """
+    if not verified:
+        verify(snapshot, parameters)
     live = [parameters[entry.name] for entry in snapshot.entries]
     device = live[0].device
     shared = device.type == "cpu" and not snapshot.buffer.flags.writeable
-    _check(snapshot)
     flat = _as_tensor(snapshot.buffer)
     flat = flat if shared else flat.to(device, copy=True)
     same_type = True

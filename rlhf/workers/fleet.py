@@ -17,6 +17,7 @@ from rlhf.config import RecoveryConfig, SamplingConfig
 from rlhf.errors import RolloutFleetExhausted, WeightSyncError, WorkerError
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.telemetry.events import EventLog
+from rlhf.weights.parts import sha_of
 from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.group import WorkerGroup, end_process, result_of, share
 from rlhf.workers.health import Health, HealthRecord
@@ -84,7 +85,7 @@ class RolloutFleet:
     def __init__(self, group: WorkerGroup, launch: Launch, recovery: RecoveryConfig, events: EventLog) -> None:
         self._group, self._launch, self._recovery, self._events = group, launch, recovery, events
         self.health = [HealthRecord(rank) for rank in range(len(group.actors))]
-        self._snapshot: tuple[Any, str] | None = None
+        self._published: tuple[tuple[Any, ...], str] | None = None
         self.num_restarts = 0
 
     @property
@@ -97,11 +98,12 @@ class RolloutFleet:
         """Actors by rank, those left out that are known to be dead."""
         return {r.rank: self._group.actors[r.rank] for r in self.health if r.is_alive}
 
-    def install(self, snapshot: Snapshot, ref: ray.ObjectRef | None = None) -> None:
-        """Gives every worker the adapter and reads its hash back; dead workers are replaced first.
+    def install(self, parts: Sequence[Snapshot], refs: Sequence[ray.ObjectRef] | None = None) -> None:
+        """Gives every worker a version and reads its hash back; dead workers are replaced first.
 
         Args:
-            ref: where the snapshot lies in the object store already; None puts it there.
+            parts: an adapter is one, a whole policy may be several.
+            refs: where the parts lie in the object store already; None puts them there.
 
         Raises:
             WeightSyncError: a worker holds something else afterwards.
@@ -110,7 +112,7 @@ class RolloutFleet:
         for record in self.health:
             if record.now is Health.HEALTHY:
                 record.move(Health.STALE)
-        self._snapshot = (ref if ref is not None else share(snapshot), snapshot.sha256)
+        self._published = (tuple(refs if refs is not None else map(share, parts)), sha_of(parts))
         with self._group.spans.span(WAIT):
             self._restart_dead()
             self._give([r.rank for r in self.health if r.now is Health.STALE])
@@ -268,10 +270,10 @@ class RolloutFleet:
         return started
 
     def _give(self, ranks: Sequence[int]) -> None:
-        if self._snapshot is None:
+        if self._published is None:
             return
-        ref, wanted = self._snapshot
-        for rank, (sha, _) in self._ask(ranks, "install", (ref,)).items():
+        refs, wanted = self._published
+        for rank, (sha, _) in self._ask(ranks, "install", refs).items():
             if sha != wanted:
                 raise WeightSyncError(f"rollout worker {rank} holds {sha[:12]}, published was {wanted[:12]}")
             self.health[rank].move(Health.HEALTHY)

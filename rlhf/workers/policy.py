@@ -26,9 +26,10 @@ from rlhf.models.scorer import SeparateScorer, load_reward_model
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rollout.experience import Experience
+from rlhf.weights.parts import split_names
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
-from rlhf.workers.policy_start import role_init, split_scorers
+from rlhf.workers.policy_start import role_init, split_scorers, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class PolicyWorker:
         self.scorers: dict[int, SeparateScorer] = {
             index: load_reward_model(Path(run)) for index, run in separate.items()
         }
-        init = role_init(config, source, self.policy_config, None if shared is None else shared[1])
+        own = trained_copy(base, source) if config.policy_weights == "full" else None
+        init = role_init(config, source, self.policy_config, None if shared is None else shared[1], own)
         self.roles = RolesModel(base, init, suppress_ids=(self.tokenizer.pad_token_id,))
         self.roles.trains_entropy = config.loss.entropy_coef > 0
         self._set_dropout_off()
@@ -63,8 +65,9 @@ class PolicyWorker:
             self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
         context.beat_with(self.roles)
         self.engine = self._build_engine()
+        self.parts = self._snapshot_parts()
         learning = {role: count for role, count in self.describe()["trainable"].items() if count}
-        self.costs = update_costs(base, learning)
+        self.costs = update_costs(base, learning, whole_policy=own is not None)
         self.peak = product_peak(self.engine.device, torch_dtype(config.model))
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0
@@ -82,6 +85,7 @@ class PolicyWorker:
             "trainable": {role: sum(p_numel(p) for n, p in trained if n.startswith(role)) for role in (POLICY, CRITIC)},
             "shared_reward": self.shared_score is not None,
             "packs": self.roles.mixes,
+            "snapshot_parts": len(self.parts),
         }
 
     def counted_costs(self) -> UpdateCosts:
@@ -198,9 +202,9 @@ class PolicyWorker:
         self.policy_weight = own["policy_weight"]
         self.nonfinite_in_a_row = own["nonfinite_in_a_row"]
 
-    def snapshot(self, version: int) -> Snapshot | None:
-        """The policy adapter as one flat buffer; only rank 0 returns it, all ranks take part."""
-        state = self.engine.state(lambda n: n.startswith(f"{POLICY}."), self.roles.named_trained())
+    def snapshot(self, version: int, part: int = 0) -> Snapshot | None:
+        """A part of the policy's trained tensors as one flat buffer; only rank 0 returns it, all ranks take part."""
+        state = self.engine.state(self.parts[part].__contains__, self.roles.named_trained())
         if self.context.rank != 0:
             return None
         found = pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version, self._published)
@@ -221,13 +225,16 @@ class PolicyWorker:
         return found[0].tolist()
 
     def save(self, directory: str) -> str | None:
-        """Writes the policy (and critic) adapter in PEFT's format; rank 0 writes, all ranks take part."""
+        """Writes adapters in PEFT's format, a whole policy in transformers'; rank 0 writes, all ranks take part."""
         state = self.engine.state(lambda n: True, self.roles.named_trained())
         if self.context.rank != 0:
             return None
         target = Path(directory)
         policy = {k.removeprefix(f"{POLICY}."): v for k, v in state.items() if k.startswith(f"{POLICY}.")}
-        adapters.save_adapter_file(target / "adapter", self.policy_config, self.base_name, policy)
+        if self.roles.policy_copy is not None:
+            self.roles.policy_copy.save_pretrained(str(target / "model"), state_dict=self._whole(policy))
+        else:
+            adapters.save_adapter_file(target / "adapter", self.policy_config, self.base_name, policy)
         if self.roles.has_critic:
             critic = {k.removeprefix(f"{CRITIC}."): v for k, v in state.items() if k.startswith(f"{CRITIC}.")}
             config: Any = self.roles.model.peft_config[CRITIC]
@@ -243,6 +250,22 @@ class PolicyWorker:
             for name, value in list(vars(module).items()):
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
+
+    def _snapshot_parts(self) -> list[tuple[str, ...]]:
+        """Names of the policy's tensors by message: an adapter is one, a whole policy as many as its size asks for."""
+        named = [
+            (n, p_numel(p) * p.element_size()) for n, p in self.roles.named_trained() if n.startswith(f"{POLICY}.")
+        ]
+        limit = self.config.sync_chunk_bytes if self.roles.policy_copy is not None else sum(size for _, size in named)
+        return split_names(named, limit)
+
+    def _whole(self, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Trained tensors, those tied to them under their other names, and buffers: a state to save."""
+        model: Any = self.roles.policy_copy
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        tied = {n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+        whole = {name: trained[own] for name, own in tied.items()}
+        return whole | {n: b for n, b in model.state_dict().items() if n not in whole}
 
     def _build_engine(self) -> TrainEngine:
         trained = self.roles.named_trained()

@@ -27,7 +27,8 @@ class RolloutWorker:
     """One rollout engine.
 
     Args:
-        lora: shape of the policy adapter when ``model.name`` carries none; None: the model is used as it is.
+        lora: shape of the policy adapter when ``model.name`` carries none; None: the model is used as it is, or the
+            trainer sends whole weights.
         follows_trainer: wait for the trainer's versions instead of installing the run's own adapter.
         rollout: names the engine; None: transformers.
     """
@@ -49,7 +50,9 @@ class RolloutWorker:
         self.tokenizer = load_tokenizer(source, model)
         self.chat = chat_format(self.tokenizer, model.chat_style)
         config = adapters.read_peft_config(source.adapter) if source.adapter else None
-        if config is None and follows_trainer and lora is not None:
+        if follows_trainer and lora is None:
+            config = None
+        elif config is None and follows_trainer and lora is not None:
             config = adapters.peft_config(lora)
         pad = self.tokenizer.pad_token_id
         self.generator: Any
@@ -67,7 +70,13 @@ class RolloutWorker:
             if torch.cuda.is_available() and model.quantization == "none":
                 base = base.to("cuda")
             self.generator = TransformersGenerator(
-                base, config, stop_ids=self.chat.stop_ids, pad_id=pad, microbatch=microbatch, suppress_ids=(pad,)
+                base,
+                config,
+                stop_ids=self.chat.stop_ids,
+                pad_id=pad,
+                microbatch=microbatch,
+                suppress_ids=(pad,),
+                follows_trainer=follows_trainer,
             )
             context.beat_with(base)
         self.sleeps = rollout is not None and rollout.sleep_while_learning
@@ -78,10 +87,10 @@ class RolloutWorker:
         """What runs here."""
         return {"chat_fingerprint": self.chat.fingerprint(), "version": self.generator.version}
 
-    def install(self, snapshot: Snapshot) -> tuple[str, float]:
-        """Takes an adapter version; returns (sha256 read back from the live weights, milliseconds)."""
+    def install(self, *parts: Snapshot) -> tuple[str, float]:
+        """Takes a version in one or several parts; returns (sha256 of the live weights, milliseconds)."""
         started = time.perf_counter()
-        sha = self.generator.install(snapshot)
+        sha = self.generator.install(*parts)
         return sha, (time.perf_counter() - started) * 1e3
 
     def load(self, adapter: str | None) -> str:

@@ -23,14 +23,21 @@ from rlhf.workers.reaper import watch_over
 logger = logging.getLogger(__name__)
 
 REACH_SECONDS = 10.0
+STORE_BYTES = 2**29
+"""Object store of a private runtime: adapters, sequences and what is told of them."""
 
 
 @contextmanager
-def ray_runtime(placement: PlacementConfig, *, num_workers: int) -> Iterator[dict[str, float]]:
+def ray_runtime(
+    placement: PlacementConfig, *, num_workers: int, store_bytes: int = STORE_BYTES
+) -> Iterator[dict[str, float]]:
     """Starts a private Ray runtime, or joins the configured one; yields the cluster's resources.
 
     A private runtime ends with the context, and with it every process that it started; a joined cluster is left
     as it was found. Inside a Ray job the job's own cluster is joined.
+
+    Args:
+        store_bytes: object store of a private runtime.
     """
     address = cluster_address(placement)
     if ray.is_initialized():
@@ -43,7 +50,7 @@ def ray_runtime(placement: PlacementConfig, *, num_workers: int) -> Iterator[dic
         num_cpus = max(os.cpu_count() or 1, round(num_workers * placement.cpus_per_worker) + 1)
         # Ray would give workers the lowest priority: beside any other load two ranks then wait for each other
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=2**29, **common)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes, **common)
     else:
         fix_token_mode()
         _join(address, common)

@@ -32,8 +32,19 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "bfloat16")])
-def test_bytes_of_a_rank(stage: int, dtype: str, wide_base: Path, actor_pool: ActorPool, tmp_path: Path) -> None:
+CASES = [
+    (0, "bfloat16", False),
+    (0, "float32", True),
+    (1, "float32", False),
+    (2, "bfloat16", False),
+    (3, "bfloat16", False),
+]
+
+
+@pytest.mark.parametrize(("stage", "dtype", "whole"), CASES)
+def test_bytes_of_a_rank(
+    stage: int, dtype: str, whole: bool, wide_base: Path, actor_pool: ActorPool, tmp_path: Path
+) -> None:
     changes: dict[str, Any] = {
         "engine.zero_stage": stage,
         "placement.num_ranks": RANKS,
@@ -42,22 +53,25 @@ def test_bytes_of_a_rank(stage: int, dtype: str, wide_base: Path, actor_pool: Ac
         "num_steps": 1,
         "sync_tolerance": 0.5,
         "ratio_tolerance": 0.5,
+        "policy_weights": "full" if whole else "adapter",
     }
     config = tiny_config(wide_base, tmp_path / "run", **changes)
     done = run(config, actor_pool, PolicyWorker="tests.support.measured:MeasuredPolicy")
     ranks = [figures["bytes"] for figures in next(found for method, found in done.answers if method == "learn")]
     shape, width = find_shape(str(wide_base)), 4 if dtype == "float32" else 2
     one = adapter_tensors(shape, config.lora, width)
-    state = training_state(2 * one, config.engine, RANKS, width=width)
+    base = base_tensors(shape, config.model, width)
+    trained = one + (base if whole else one)  # critic and policy
+    state = training_state(trained, config.engine, RANKS, width=width)
     predicted = {
-        "base": resident(base_tensors(shape, config.model, width), config.engine, RANKS),
-        "adapters": resident(3 * one, config.engine, RANKS),  # policy, critic, reference
+        "base": resident(base * (2 if whole else 1), config.engine, RANKS),
+        "adapters": resident((2 if whole else 3) * one, config.engine, RANKS),  # critic, reference, policy
         "gradients": state.gradients,
         "optimizer": state.optimizer,
         "bucket": config.engine.reduce_bucket_elements * width if stage == 3 else 0,
     }
     if stage:
-        assert state.optimizer == elements(2 * one) / RANKS * (MASTER_BYTES + ADAM_BYTES)
+        assert state.optimizer == elements(trained) / RANKS * (MASTER_BYTES + ADAM_BYTES)
     assert len(ranks) == RANKS
     for measured in ranks:
         found = {**measured, "optimizer": measured["optimizer"] + measured["master"]}

@@ -103,6 +103,22 @@ def test_each_setting_moves_its_part() -> None:
     assert trainer(engine__offload_parameters=True).weights == 0
 
 
+def test_a_whole_policy_is_a_second_model_with_its_training_state() -> None:
+    config = load_config("ppo", PPO)
+    shape = SHAPES["llama-7b"]
+
+    def roles(**changes: Any) -> Any:
+        new = changed(config, {"engine.zero_stage": 0, **changes})
+        return make_plan(new, shape=shape, gpus=8, speed=GPUS["a100"]).roles
+
+    (trainer, rollout), (whole, workers) = roles(), roles(policy_weights="full")
+    assert whole.memory.weights == pytest.approx(2 * trainer.memory.weights)
+    assert whole.memory.adapters < trainer.memory.adapters
+    moments = whole.memory.optimizer - trainer.memory.optimizer
+    assert moments == pytest.approx(8 * shape.parameters, rel=0.02), "Adam's two fp32 moments of every weight"
+    assert workers.memory.adapters == 0 < rollout.memory.adapters
+
+
 def test_floating_point_operations_of_a_known_model() -> None:
     """Six per parameter and token for training a whole model; the embedding table is no matrix product."""
     shape = SHAPES["llama-7b"]

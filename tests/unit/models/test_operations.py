@@ -13,19 +13,22 @@ from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, RoleInit, RolesModel
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("critic", [True, False])
-def test_an_update_costs_what_the_counter_sees(critic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_costs_what_the_counter_sees(critic: bool, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # the counter knows torch's own products alone, and neither fused attention nor sums in place
     monkeypatch.setattr(products, "prefers_onednn", lambda: False)
     monkeypatch.setattr(packing, "enable", lambda model: False)
     shape = LlamaConfig(vocab_size=400, hidden_size=128, intermediate_size=352, num_hidden_layers=8,
                         num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager")  # fmt: skip
     lora = adapters.peft_config(LoraConfig(r=8))
-    roles = RolesModel(LlamaForCausalLM(shape), RoleInit(lora, critic_config=lora if critic else None))
+    base, own = LlamaForCausalLM(shape), LlamaForCausalLM(shape) if whole else None
+    roles = RolesModel(base, RoleInit(lora, policy_copy=own, critic_config=lora if critic else None))
     trained = {
         role: sum(p.numel() for n, p in roles.named_trained() if n.startswith(role)) for role in (POLICY, CRITIC)
     }
-    costs = update_costs(roles.model.get_base_model(), {role: count for role, count in trained.items() if count})
+    counts = {role: count for role, count in trained.items() if count}
+    costs = update_costs(roles.model.get_base_model(), counts, whole_policy=whole)
     ids = torch.randint(2, 400, (4, 48))
     mask = torch.ones_like(ids, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:

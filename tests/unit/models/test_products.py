@@ -61,11 +61,22 @@ def test_a_frozen_layer_passes_the_same_gradient(shape: tuple[int, ...], library
     near(gradients[1], gradients[0])
 
 
-def test_a_trained_layer_keeps_its_gradient(library: bool) -> None:
-    layer = nn.Linear(33, 20)
-    products.install(layer)
-    layer(torch.randn(16, 33)).sum().backward()
-    assert layer.weight.grad is not None and float(layer.weight.grad.abs().sum()) > 0
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(16, 33), (2, 9, 33)])
+def test_a_trained_layer_gets_the_same_gradients(shape: tuple[int, ...], bias: bool, library: bool) -> None:
+    plain = nn.Linear(33, 20, bias=bias)
+    fast = copy.deepcopy(plain)
+    products.install(fast)
+    x = torch.randn(shape)
+    for layer in (plain, fast):
+        layer(x.requires_grad_(False)).square().sum().backward()
+    assert plain.weight.grad is not None and fast.weight.grad is not None
+    near(fast.weight.grad, plain.weight.grad)
+    if plain.bias is not None and fast.bias is not None:
+        assert plain.bias.grad is not None and fast.bias.grad is not None
+        near(fast.bias.grad, plain.bias.grad)
+    with torch.no_grad():
+        assert torch.equal(fast(x), fast(x.clone())), "the same with and without a graph"
 
 
 def test_a_copy_of_a_model_uses_its_own_weights(library: bool) -> None:

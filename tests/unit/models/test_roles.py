@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -281,3 +283,38 @@ def test_recomputed_activations_belong_to_their_role(
 def test_unknown_task_is_refused(tiny_base: Path) -> None:
     with pytest.raises(ValueError, match="unknown task 'generate'"):
         build(tiny_base)("generate")
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_whole_policy_starts_as_the_reference_and_leaves_the_base_alone(tuned: bool, tiny_base: Path) -> None:
+    config = ModelConfig(name=str(tiny_base))
+    source = resolve_model(str(tiny_base))
+    causal = load_causal_lm(source, config, load_tokenizer(source, config))
+    state = random_state(tiny_base, 1) if tuned else None
+    own: Any = copy.deepcopy(causal)
+    if state is not None:
+        adapted: Any = adapters.attach(own, CONFIG, "x")
+        adapters.write_adapter(adapted, "x", state)
+        own = adapted.merge_and_unload()
+    roles = RolesModel(causal, RoleInit(CONFIG, state, own.requires_grad_(True), critic_config=CONFIG)).eval()
+    assert roles.mixes
+    ids, mask, response, given = batch()
+    found = roles.read([POLICY, REFERENCE, CRITIC], ids, mask, response, 1.0)
+    assert torch.allclose(found[POLICY][0][given], found[REFERENCE][0][given], atol=1e-5)
+    before = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in causal.parameters())).hexdigest()
+    trained = dict(roles.named_trained())
+    loss = found[POLICY][0][given].sum() + found[CRITIC][given].sum()
+    loss.backward()
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            assert parameter.grad is not None, name
+            if name.startswith(POLICY):
+                parameter.add_(parameter.grad, alpha=-1e-3)
+    assert {name for name, p in roles.named_parameters() if p.requires_grad} == {
+        name for name, p in roles.named_parameters() if any(p is q for q in trained.values())
+    }
+    after = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in causal.parameters())).hexdigest()
+    assert before == after
+    again = roles.read([POLICY, REFERENCE], ids, mask, response, 1.0)
+    assert torch.equal(again[REFERENCE][0][given], found[REFERENCE][0][given])
+    assert float((again[POLICY][0] - found[POLICY][0])[given].abs().max()) > 1e-4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,3 +332,24 @@ def test_a_base_without_adapter_draws_as_it_is(tiny_base: Path) -> None:
     generator = TransformersGenerator(model, None, stop_ids=STOPS, pad_id=PAD, microbatch=4, suppress_ids=(PAD,))
     rollout = generator.generate(tasks(1), SamplingConfig(max_response_tokens=4))[0]
     assert (rollout.version, rollout.adapter_sha256) == (0, "base")
+
+
+def test_whole_weights_are_waited_for_and_drawn_from(tiny_base: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_base)
+    settings: dict[str, Any] = {"stop_ids": STOPS, "pad_id": PAD, "microbatch": 4, "suppress_ids": (PAD,)}
+    generator = TransformersGenerator(model, None, follows_trainer=True, **settings)
+    with pytest.raises(WeightSyncError, match="no weights have been installed"):
+        generator.generate(tasks(1), SamplingConfig())
+    other: Any = AutoModelForCausalLM.from_pretrained(tiny_base)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {name: parameter.detach() for name, parameter in other.named_parameters()}
+    names = list(state)
+    parts = [pack({name: state[name] for name in group}, 3) for group in (names[:5], names[5:])]
+    sha = generator.install(*parts)
+    found = generator.generate(tasks(3), SamplingConfig(max_response_tokens=6))
+    assert {(r.version, r.adapter_sha256) for r in found} == {(3, sha)}
+    wanted = TransformersGenerator(other, None, **settings).generate(tasks(3), SamplingConfig(max_response_tokens=6))
+    assert [r.response_ids for r in found] == [r.response_ids for r in wanted]
