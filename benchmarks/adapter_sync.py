@@ -3,14 +3,15 @@
     python benchmarks/adapter_sync.py [--quick] [--workers 3]
 
 The adapter has the tensors of a LoRA on every linear layer of a 7B model with grouped key heads (32 layers, 448
-tensors, 84 MB in bf16). Three figures, all until the last worker has confirmed the hash of its *live* tensors:
+tensors, 84 MB in bf16). Four figures, all until the last worker has confirmed the hash of its *live* tensors:
 
 * ``sync``: the trainer flattens, checks and hashes its adapter, and the workers take it from the object store;
 * ``carry``: the same without the trainer's part;
 * ``merge_and_ship``: B A is added to a copy of the weights, and those are carried. One layer's attention matrices
-  (84 MB) are measured and scaled by bytes to the whole model: its 14 GB would not fit into a small machine.
+  (84 MB) are measured and scaled by bytes to the whole model: its 14 GB would not fit into a small machine;
+* ``whole_policy``: what a policy trained without an adapter costs: the same weights as they are, piece by piece.
 
-The sides run in turn, one merge after every fifth sync. Writes benchmarks/adapter-sync-<date>.json.
+The sides run in turn, one merge and one piece after every fifth sync. Writes benchmarks/adapter-sync-<date>.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from common import save
 from torch import Tensor
 
 from rlhf.config import PlacementConfig
-from rlhf.weights.snapshot import Snapshot, pack, write
+from rlhf.weights.parts import write_parts
+from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.runtime import ray_runtime
 
@@ -72,6 +74,7 @@ class Trainer:
         torch.set_num_threads(1)
         self.state, self.weights = adapter(0), weights()
         self.published: np.ndarray | None = None
+        self.shipped: np.ndarray | None = None
 
     def snapshot(self, version: int) -> Snapshot:
         """The adapter, changed a little since the last version."""
@@ -90,6 +93,13 @@ class Trainer:
             state[name] = (weight.float() + 2.0 * product).bfloat16()
         return pack(state, version)
 
+    def piece(self, version: int) -> Snapshot:
+        """Trained weights as they are."""
+        self.weights[ATTENTION[0]].add_(0.125)
+        found = pack(self.weights, version, self.shipped)
+        self.shipped = found.buffer
+        return found
+
 
 class Holder:
     """A rollout worker's tensors."""
@@ -100,7 +110,7 @@ class Holder:
 
     def install(self, snapshot: Snapshot, which: str) -> str:
         """Takes a version; returns the sha256 of the live tensors."""
-        return write(snapshot, self.tensors[which])
+        return write_parts([snapshot], self.tensors[which])
 
 
 def ship(trainer: WorkerGroup, holders: WorkerGroup, method: str, which: str, version: int) -> tuple[float, float, int]:
@@ -129,24 +139,24 @@ def main() -> None:
         launch: dict[str, Any] = {"placement": placement, "run_dir": folder}
         trainer = WorkerGroup.launch("adapter_sync:Trainer", "trainer", size=1, **launch)
         holders = WorkerGroup.launch("adapter_sync:Holder", "holder", size=args.workers, **launch)
-        measured: dict[str, list[tuple[float, float, int]]] = {"adapter": [], "weights": []}
+        measured: dict[str, list[tuple[float, float, int]]] = {"snapshot": [], "merged": [], "piece": []}
         for turn in range(-2, rounds):
-            both = (("snapshot", "adapter"), ("merged", "weights"))
-            for method, which in both if turn % MERGE_EVERY == 0 else both[:1]:
+            sides = (("snapshot", "adapter"), ("merged", "weights"), ("piece", "weights"))
+            for method, which in sides if turn % MERGE_EVERY == 0 else sides[:1]:
                 found = ship(trainer, holders, method, which, turn + 2)
                 if turn >= 0:
-                    measured[which].append(found)
+                    measured[method].append(found)
         trainer.close()
         holders.close()
     whole = 2 * (LAYERS * sum(rows * columns for rows, columns in LINEARS.values()) + 2 * VOCABULARY * HIDDEN)
-    moved = measured["weights"][0][2]
-    sync, carry = (statistics.median(m[i] for m in measured["adapter"]) for i in (0, 1))
-    merge = statistics.median(m[0] for m in measured["weights"])
+    moved = measured["merged"][0][2]
+    sync, carry = (statistics.median(m[i] for m in measured["snapshot"]) for i in (0, 1))
+    merge, piece = (statistics.median(m[0] for m in measured[side]) for side in ("merged", "piece"))
     result = {
         "workers": args.workers,
         "rounds": rounds,
         "load_average_per_core": round(load / (os.cpu_count() or 1), 2),
-        "adapter_bytes": measured["adapter"][0][2],
+        "adapter_bytes": measured["snapshot"][0][2],
         "sync_ms_median": round(sync, 1),
         "carry_ms_median": round(carry, 1),
         "target_ms": TARGET_MILLISECONDS,
@@ -155,8 +165,11 @@ def main() -> None:
         "merge_and_ship_whole_bytes": whole,
         "merge_and_ship_whole_ms_scaled": round(merge * whole / moved),
         "merge_and_ship_over_sync": round(merge * whole / moved / sync),
-        "sync_ms": [round(m[0], 1) for m in measured["adapter"]],
-        "carry_ms": [round(m[1], 1) for m in measured["adapter"]],
+        "whole_policy_part_ms_median": round(piece, 1),
+        "whole_policy_ms_scaled": round(piece * whole / moved),
+        "whole_policy_over_sync": round(piece * whole / moved / sync),
+        "sync_ms": [round(m[0], 1) for m in measured["snapshot"]],
+        "carry_ms": [round(m[1], 1) for m in measured["snapshot"]],
     }
     save("adapter-sync", result)
 
