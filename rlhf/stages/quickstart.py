@@ -241,6 +241,11 @@ def _evaluate(quick: Quickstart) -> dict[str, Any]:
     write_samples(
         quick.root / "samples.jsonl", rows, answers, {"base": base_scores, "sft": sft_scores, "ppo": ppo_scores}
     )
+    if "compare" not in quick.state:
+        runs = {"sft": str(quick.root / "sft"), "ppo": str(quick.root / "ppo")}
+        quick.state["compare"] = people.queue_comparison(
+            quick.store, quick.root / "samples.jsonl", like=quick.state["project"], runs=runs, folder=directory
+        )
     win = win_rate(ppo_scores, sft_scores, num_bootstrap=config.num_bootstrap, seed=derive_seed(quick.seed, "boot"))
     means = {"base": sum(base_scores) / len(rows), "sft": float(sft_scores.mean()), "ppo": float(ppo_scores.mean())}
     return {"win_rate": asdict(win), "mean_score": means}
@@ -303,7 +308,8 @@ def _next_commands(quick: Quickstart) -> list[list[str]]:
     store = f"--store {quick.store.path}"
     return [
         [f"rlhf chat {ppo}", "talk to the trained policy"],
-        [f"rlhf annotate --project {quick.state['project']} {store} --admin me", "rank answers yourself in the page"],
+        [f"rlhf annotate --project {quick.state['compare']} {store} --admin me",
+         "judge for yourself in the page: SFT's or PPO's answer, without being told which is which"],
         [f"rlhf ppo --config configs/quickstart/ppo.yaml run_dir={quick.root}/ppo2 kl.coef=0.02 --dry-run",
          "plan another PPO run with a weaker KL penalty"],
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,38 @@ def fill_queue(store: Store, candidates: Path, *, overlap: int) -> tuple[str, in
     Returns:
         The project's name (``helpline``, or ``helpline-2`` and so on when that is taken) and the number of items.
     """
-    name = _free_name({p.name for p in list_projects(store)})
+    name = _free_name("helpline", {p.name for p in list_projects(store)})
     create_project(store, name, guideline=GUIDELINE, settings=ProjectSettings(overlap=overlap))
     return name, import_file(store, name, candidates).num_items
+
+
+def queue_comparison(store: Store, answers: Path, *, like: str, runs: Mapping[str, str], folder: Path) -> str:
+    """Makes a project of held-out prompts that two policies answered differently, for whoever runs the quickstart.
+
+    Args:
+        answers: the evaluation's samples.
+        like: project whose name the new one extends.
+        runs: the run behind each of the two answers.
+
+    Returns:
+        The project's name, such as ``helpline-compare``.
+    """
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    items = [
+        {
+            "id": f"compare-{index}",
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "responses": [{"text": row["answers"][name], "run": run} for name, run in runs.items()],
+        }
+        for index, row in enumerate(rows)
+        if len({row["answers"][name] for name in runs}) == len(runs)
+    ]
+    file = folder / "compare.jsonl"
+    file.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    name = _free_name(f"{like}-compare", {p.name for p in list_projects(store)})
+    create_project(store, name, guideline=GUIDELINE, settings=ProjectSettings(overlap=1))
+    import_file(store, name, file)
+    return name
 
 
 def simulate(store: Store, project: str, *, seed: int) -> dict[str, int]:
@@ -163,9 +193,9 @@ def _interval(pairs: Sequence[PairVotes], first: Sequence[float], second: Sequen
     return float(low), float(high)
 
 
-def _free_name(taken: set[str]) -> str:
-    name, number = "helpline", 1
+def _free_name(wanted: str, taken: set[str]) -> str:
+    name, number = wanted, 1
     while name in taken:
         number += 1
-        name = f"helpline-{number}"
+        name = f"{wanted}-{number}"
     return name

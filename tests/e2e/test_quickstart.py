@@ -15,6 +15,7 @@ from sqlalchemy import select
 from preference_ui.backup import verify
 from preference_ui.db import open_store
 from preference_ui.models import PolicyVersion, Prompt, Response
+from preference_ui.overview import overview
 from preference_ui.projects import create_project
 from preference_ui.versions import load_preferences
 from tests.ui.app.ui_helpers import CHROMIUM, PASSWORD, Server, free_port
@@ -75,6 +76,21 @@ def test_votes_went_through_the_store(quickstart: tuple[Path, str]) -> None:
         store.close()
     assert sum(row["votes"] for row in summary["annotators"]) == 2 * len({row.group for row in rows})
     assert {row["annotator"] for row in summary["annotators"]} >= {"random-rob", "careful-cora"}
+
+
+def test_there_is_something_to_rank_for_whoever_follows_the_next_command(quickstart: tuple[Path, str]) -> None:
+    root, output = quickstart
+    summary = json.loads((root / "summary.json").read_text())
+    assert "rlhf annotate --project helpline-compare" in output
+    store = open_store(root.parent / "preferences.sqlite", create=False)
+    try:
+        state = overview(store, "helpline-compare")
+    finally:
+        store.close()
+    samples = [json.loads(line) for line in (root / "samples.jsonl").read_text().splitlines()]
+    differing = [row for row in samples if row["answers"]["sft"] != row["answers"]["ppo"]]
+    assert (state.done, state.needed) == (0, len(differing)) and len(differing) > 4
+    assert len(samples) == summary["win_rate"]["num_prompts"]
 
 
 def test_every_rollout_carries_the_version_that_drew_it(quickstart: tuple[Path, str]) -> None:
