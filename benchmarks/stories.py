@@ -3,7 +3,10 @@
 The reward counts words of a short happy list in 48-token stories. The bound tilts samples of the initial policy
 exponentially, per prompt: of all policies at one KL from the initial one, the tilted one has the highest mean score.
 
-Usage: python benchmarks/stories.py [--model DIR] [--seeds 0 1 2] [--quick]
+Usage: python benchmarks/stories.py [--model DIR] [--seeds 0 1 2] [--overlap 1] [--quick]
+
+With ``--overlap`` every seed runs twice: in turn, and with rollouts that many steps ahead (importance cap 2); the
+results stand side by side in a file of their own.
 """
 
 from __future__ import annotations
@@ -84,12 +87,14 @@ def tilting_bound(samples: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {"kl": kls, "gain": gains, "mean": float(mean), "std": float(std), "num_samples": len(everything)}
 
 
-def run_seed(model: str, seed: int, run_dir: Path, num_steps: int) -> dict:
+def run_seed(model: str, seed: int, run_dir: Path, num_steps: int, overlap: int) -> dict:
     """One PPO run through the command line; its curve and samples."""
     command = [
         str(Path(sys.executable).with_name("rlhf")), "ppo", "--config", CONFIG, f"run_dir={run_dir}", f"seed={seed}",
         f"model.name={model}", f"num_steps={num_steps}", "sample_every_steps=13",
     ]  # fmt: skip
+    if overlap:
+        command += [f"rollout.overlap={overlap}", "loss.importance_cap=2.0", f"checkpoint.every={num_steps}"]
     started = time.perf_counter()
     subprocess.run(command, check=True, cwd=ROOT)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().split("\n") if line]
@@ -99,6 +104,7 @@ def run_seed(model: str, seed: int, run_dir: Path, num_steps: int) -> dict:
         "kl": [row["kl"] for row in rows],
         "score": [row["score_mean"] for row in rows],
         "entropy": [row["entropy"] for row in rows],
+        "staleness": [row["staleness"] for row in rows],
         "explained_variance": [row["explained_variance"] for row in rows],
         "samples": [{k: s[k] for k in ("step", "prompt", "response", "score", "kl")} for s in stories],
     }
@@ -137,20 +143,45 @@ def draw(runs: dict[int, dict], bound: dict, path: Path) -> None:
     path.write_text(reward_kl_curve(points, trusted), encoding="utf-8")
 
 
+def compare(overlap: int, found: dict[int, dict], other: dict[int, dict], runs: dict, ahead: dict) -> None:
+    """Differences of the seeds' gains beside the spread of the seeds."""
+    result: dict = {"overlap": overlap, "in_turn": found, "ahead": other}
+    for key in ("gain_at_kl_4", "best_gain_at_kl_12", "final_gain"):
+        ours, theirs = (np.array([each[key] for each in side.values()]) for side in (found, other))
+        noise = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / len(ours)) if len(ours) > 1 else float("nan")
+        result[key] = {"in_turn": float(ours.mean()), "ahead": float(theirs.mean()),
+                       "difference": float((theirs - ours).mean()), "standard_error": float(noise)}  # fmt: skip
+    sides = {"in_turn": runs, "ahead": ahead}
+    result["seconds"] = {name: [run["seconds"] for run in side.values()] for name, side in sides.items()}
+    result["curves"] = {
+        name: {seed: {k: run[k] for k in ("kl", "score", "staleness")} for seed, run in side.items()}
+        for name, side in sides.items()
+    }
+    save("stories-overlap", result)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="../shared/models/stories260k")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--samples", type=int, default=20_480)
+    parser.add_argument("--overlap", type=int, default=0, help="also with rollouts so many steps ahead")
     parser.add_argument("--quick", action="store_true", help="one seed, 10 steps, 2 048 samples")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.steps, args.samples = args.seeds[:1], 10, 2048
     bound = tilting_bound(sample_initial(args.model, args.samples))
     with tempfile.TemporaryDirectory() as folder:
-        runs = {seed: run_seed(args.model, seed, Path(folder) / str(seed), args.steps) for seed in args.seeds}
+        runs, ahead = {}, {}
+        for seed in args.seeds:
+            runs[seed] = run_seed(args.model, seed, Path(folder) / str(seed), args.steps, 0)
+            if args.overlap:
+                ahead[seed] = run_seed(args.model, seed, Path(folder) / f"{seed}-ahead", args.steps, args.overlap)
     found = {seed: analyse(run, bound) for seed, run in runs.items()}
+    if args.overlap:
+        compare(args.overlap, found, {seed: analyse(run, bound) for seed, run in ahead.items()}, runs, ahead)
+        return
     path = save("stories", {"figures": found, "bound": bound, "runs": runs, "config": (ROOT / CONFIG).read_text()})
     draw(runs, bound, path.with_suffix(".svg"))
 

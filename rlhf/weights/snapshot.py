@@ -88,13 +88,20 @@ def pack(state: Mapping[str, Tensor], version: int, memory: np.ndarray | None = 
     fits = memory is not None and memory.nbytes == offset and memory.flags.writeable
     buffer = memory if memory is not None and fits else np.empty(offset, dtype=np.uint8)
     flat = torch.from_numpy(buffer)
-    runs = list(_runs(flat, entries))
-    for own, part in runs:
-        _flatten([state[entry.name].detach() for entry in own], part)
-    with ThreadPoolExecutor(1) as beside:  # both passes read all bytes; neither holds the interpreter
-        sha256 = beside.submit(_hash, entries, buffer)
-        _refuse_non_finite(runs, version)
-        return Snapshot(version, tuple(entries), buffer, sha256.result())
+    fingerprint = _Fingerprint(entries, buffer)
+
+    def check(own: list[TensorEntry], part: Tensor) -> None:
+        _refuse_non_finite(own, part, version)
+        fingerprint.read(own[-1].offset + own[-1].num_bytes)
+
+    with ThreadPoolExecutor(1) as beside:  # what has been copied is read twice while the next is copied
+        checks = []
+        for own, part in _stretches(flat, entries):
+            _flatten([state[entry.name].detach() for entry in own], part)
+            checks.append(beside.submit(check, own, part))
+        for each in checks:
+            each.result()
+    return Snapshot(version, tuple(entries), buffer, fingerprint.close())
 
 
 def unpack(snapshot: Snapshot) -> dict[str, Tensor]:
@@ -182,12 +189,11 @@ def _flatten(tensors: list[Tensor], target: Tensor) -> None:
         target.copy_(torch.cat(rows))
 
 
-def _refuse_non_finite(runs: Iterable[tuple[list[TensorEntry], Tensor]], version: int) -> None:
-    for own, part in runs:
-        if not _all_finite(part):
-            pieces = part.split([math.prod(entry.shape) for entry in own])
-            wrong = next(e.name for e, piece in zip(own, pieces, strict=True) if not torch.isfinite(piece).all())
-            raise WeightSyncError(f"{wrong} of version {version} holds non-finite values: training has diverged")
+def _refuse_non_finite(own: Sequence[TensorEntry], part: Tensor, version: int) -> None:
+    if not _all_finite(part):
+        pieces = part.split([math.prod(entry.shape) for entry in own])
+        wrong = next(e.name for e, piece in zip(own, pieces, strict=True) if not torch.isfinite(piece).all())
+        raise WeightSyncError(f"{wrong} of version {version} holds non-finite values: training has diverged")
 
 
 def _all_finite(flat: Tensor) -> bool:
@@ -202,6 +208,18 @@ def _runs(flat: Tensor, entries: Sequence[TensorEntry]) -> Iterator[tuple[list[T
     for dtype, group in groupby(entries, key=lambda entry: entry.dtype):
         own = list(group)
         yield own, flat[own[0].offset : own[-1].offset + own[-1].num_bytes].view(getattr(torch, dtype))
+
+
+def _stretches(flat: Tensor, entries: Sequence[TensorEntry]) -> Iterator[tuple[list[TensorEntry], Tensor]]:
+    """As ``_runs``, in pieces of whole tensors that go into a processor's cache where the tensors do."""
+    for own, part in _runs(flat, entries):
+        first = 0
+        for last, entry in enumerate(own, 1):
+            held = entry.offset + entry.num_bytes - own[first].offset
+            if held >= BLOCK or last == len(own):
+                begin = (own[first].offset - own[0].offset) // part.element_size()
+                yield own[first:last], part[begin : begin + held // part.element_size()]
+                first = last
 
 
 def _views(flat: Tensor, entries: Sequence[TensorEntry]) -> Iterator[Tensor]:
@@ -223,9 +241,31 @@ def _check(snapshot: Snapshot) -> None:
 
 
 def _hash(entries: Iterable[TensorEntry], buffer: np.ndarray) -> str:
-    digest = hashlib.sha256(repr([(e.name, e.shape, e.dtype, e.offset, e.num_bytes) for e in entries]).encode())
-    for start in range(0, buffer.nbytes, BLOCK):
-        block: Any = buffer[start : start + BLOCK]
-        digest.update(xxhash.xxh3_128_digest(block))
-    digest.update(str(buffer.nbytes).encode())
-    return digest.hexdigest()
+    return _Fingerprint(entries, buffer).close()
+
+
+class _Fingerprint:
+    """The sha256 over layout and blocks of a buffer that may still be filling up, front to back."""
+
+    def __init__(self, entries: Iterable[TensorEntry], buffer: np.ndarray) -> None:
+        layout = [(e.name, e.shape, e.dtype, e.offset, e.num_bytes) for e in entries]
+        self._buffer, self._start = buffer, 0
+        self._digest = hashlib.sha256(repr(layout).encode())
+
+    def read(self, stop: int) -> None:
+        """Takes the blocks that end at or before byte ``stop``."""
+        while self._start + BLOCK <= stop:
+            self._take(self._start + BLOCK)
+
+    def close(self) -> str:
+        """Takes what is left."""
+        self.read(self._buffer.nbytes)
+        if self._start < self._buffer.nbytes:
+            self._take(self._buffer.nbytes)
+        self._digest.update(str(self._buffer.nbytes).encode())
+        return self._digest.hexdigest()
+
+    def _take(self, stop: int) -> None:
+        block: Any = self._buffer[self._start : stop]
+        self._digest.update(xxhash.xxh3_128_digest(block))
+        self._start = stop

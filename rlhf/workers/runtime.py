@@ -50,7 +50,14 @@ def ray_runtime(
         num_cpus = max(os.cpu_count() or 1, round(num_workers * placement.cpus_per_worker) + 1)
         # Ray would give workers the lowest priority: beside any other load two ranks then wait for each other
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=store_bytes, **common)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=store_bytes,
+            _system_config={"prestart_worker_first_driver": False},  # our workers have an environment of their own
+            **common,
+        )
     else:
         fix_token_mode()
         _join(address, common)

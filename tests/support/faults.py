@@ -38,8 +38,8 @@ class PartitioningPolicy(PolicyWorker):
 class FrozenPublisher(PolicyWorker):
     """Publishes the reference adapter instead of the trained one."""
 
-    def snapshot(self, version: int) -> Snapshot | None:
-        found = super().snapshot(version)
+    def snapshot(self, version: int, part: int = 0) -> Snapshot | None:
+        found = super().snapshot(version, part)
         if found is None:
             return None
         self._first = getattr(self, "_first", found)
@@ -49,10 +49,10 @@ class FrozenPublisher(PolicyWorker):
 class EmptyPublisher(PolicyWorker):
     """Looks for its adapter under a name that does not exist, as after a change of prefix in a library."""
 
-    def snapshot(self, version: int) -> Snapshot | None:
+    def snapshot(self, version: int, part: int = 0) -> Snapshot | None:
         named = [(f"renamed.{name}", p) for name, p in self.roles.named_trained()]
         self.roles.named_trained = lambda: named  # type: ignore[method-assign]
-        return super().snapshot(version)
+        return super().snapshot(version, part)
 
 
 class DeafRollout(RolloutWorker):
