@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 
 # Ray reads it when it is first imported, by whichever test file comes first
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -13,10 +12,8 @@ from typing import Any
 
 import pytest
 
-ORDER = ("ray", "e2e", "cluster")
-"""Folders whose tests start clusters: they take longest and come first, in this order."""
-SHARED = "actor_pool"
-"""The fixture whose users stay together in one process: the actors behind it serve one run after the other."""
+CLUSTERS = {"cluster": "hosts", "e2e": "hosts", "ray": "actors"}
+"""What starts clusters, by folder, and the process it runs in: such tests wait more than they compute."""
 
 
 def _part_of(nodeid: str) -> str:
@@ -24,37 +21,19 @@ def _part_of(nodeid: str) -> str:
     return nodeid.removeprefix("tests/").partition("/")[0]
 
 
-def _rank_of(item: pytest.Item) -> tuple[bool, int]:
-    part = _part_of(item.nodeid)
-    return not _shares(item), ORDER.index(part) if part in ORDER else len(ORDER)
-
-
-def _shares(item: pytest.Item) -> bool:
-    return _part_of(item.nodeid) == "ray" and item.path.name in _sharing_files(item.path.parent)
-
-
-@cache
-def _sharing_files(folder: Path) -> frozenset[str]:
-    return frozenset(path.name for path in folder.glob("test_*.py") if SHARED in path.read_text(encoding="utf-8"))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first: tests on shared actors, then what starts nodes and runs of its own."""
-    items.sort(key=_rank_of)
+    """What starts clusters comes first: it takes longest."""
+    items.sort(key=lambda item: _part_of(item.nodeid) not in CLUSTERS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests on shared actors go to one process, all others file by file to whoever is free."""
+    """Two processes for what starts clusters, each with runtimes of its own; the third takes file by file."""
     from xdist.scheduler import LoadScopeScheduling
-
-    folder = Path(__file__).parent / "ray"
 
     class ByRuntime(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            shares = _part_of(nodeid) == "ray" and Path(file).name in _sharing_files(folder)
-            return SHARED if shares else file
+            return CLUSTERS.get(_part_of(nodeid), nodeid.partition("::")[0])
 
     return ByRuntime(config, log)
 

@@ -25,11 +25,18 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[TwoHosts]:
-    found = TwoHosts()
-    try:
-        yield found.start()
-    finally:
-        found.close()
+    """Started once more where the machine was too busy for Ray's own bound of 30 seconds."""
+    for attempt in (1, 2):
+        found = TwoHosts()
+        try:
+            found.start()
+            break
+        except RuntimeError as error:
+            found.close()
+            if "timed out during startup" not in str(error) or attempt == 2:
+                raise
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="module")

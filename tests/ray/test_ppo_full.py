@@ -60,8 +60,7 @@ def test_the_next_stage_takes_the_model(plain: Finished) -> None:
 
 
 VARIANTS: list[dict[str, Any]] = [
-    {"sync_chunk_bytes": 20_000},
-    {"placement.num_ranks": 2, "engine.zero_stage": 2},
+    {"placement.num_ranks": 2, "engine.zero_stage": 2, "sync_chunk_bytes": 20_000},
     {"placement.num_ranks": 2, "engine.zero_stage": 3, "sync_chunk_bytes": 20_000},
     {"model.gradient_checkpointing": True, "batch.microbatch_tokens_per_gpu": 64},
 ]
