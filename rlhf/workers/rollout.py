@@ -50,10 +50,8 @@ class RolloutWorker:
         self.tokenizer = load_tokenizer(source, model)
         self.chat = chat_format(self.tokenizer, model.chat_style)
         config = adapters.read_peft_config(source.adapter) if source.adapter else None
-        if follows_trainer and lora is None:
-            config = None
-        elif config is None and follows_trainer and lora is not None:
-            config = adapters.peft_config(lora)
+        if follows_trainer:
+            config = None if lora is None else config or adapters.peft_config(lora)
         pad = self.tokenizer.pad_token_id
         self.generator: Any
         if rollout is not None and rollout.engine == "vllm":

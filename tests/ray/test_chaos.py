@@ -17,7 +17,7 @@ from rlhf.stages import ppo
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
-from tests.support.chaos_faults import Faults, LightSnapshot
+from tests.support.chaos_faults import Faults, light_snapshot
 from tests.support.chaos_runs import Outcome, chaos_config, differences, require_victims, run
 from tests.support.runtime import ActorPool, gone
 
@@ -104,7 +104,7 @@ def fleet_of(run_dir: Path, size: int, recovery: RecoveryConfig, draw_seconds: f
 def test_when_every_replacement_dies_the_run_ends(ray_session: dict[str, float], tmp_path: Path) -> None:
     faults = Faults(tmp_path / "run")
     with fleet_of(tmp_path / "run", 1, RecoveryConfig(max_rollout_restarts=3)) as fleet:
-        fleet.install([LightSnapshot("a")])  # type: ignore[list-item]
+        fleet.install([light_snapshot("a")])
         faults.arm("generate-0")
         faults.arm("build", times=3)
         began = time.monotonic()
@@ -125,7 +125,7 @@ def test_a_replacement_draws_nothing_before_the_current_adapter(ray_session: dic
         for version, (sha, killed) in enumerate([("a", 1), ("b", 2), ("c", 1)]):
             if version == 2:
                 faults.arm("install", times=2)
-            fleet.install([LightSnapshot(sha)])  # type: ignore[list-item]
+            fleet.install([light_snapshot(sha)])
             faults.arm(f"generate-{version}", times=killed)
             answers: list[Any] = fleet.collect(fleet.submit(tasks, SamplingConfig(), version))
             assert [task for task, _, _ in answers] == tasks, "all, once, in order"
@@ -140,7 +140,7 @@ def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], t
     """Nobody asks for longer than the bound; then one draws two pieces in a row, together longer than the bound."""
     faults = Faults(tmp_path / "run")
     with fleet_of(tmp_path / "run", 2, RecoveryConfig(generate_timeout_seconds=6), draw_seconds=4) as fleet:
-        fleet.install([LightSnapshot("a")])  # type: ignore[list-item]
+        fleet.install([light_snapshot("a")])
         faults.arm("generate-0")
         batch = fleet.submit([0, 1, 2, 3], SamplingConfig(), 0)  # type: ignore[list-item]
         time.sleep(7)  # ranks learn meanwhile

@@ -8,9 +8,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.workers.context import WorkerContext
+
+if TYPE_CHECKING:
+    from rlhf.weights.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class LightRollout:
         self.faults.reach("build")
         self.held = ""
 
-    def install(self, snapshot: Any) -> tuple[str, float]:
+    def install(self, snapshot: Snapshot) -> tuple[str, float]:
         self.faults.reach("install")
         self.held = snapshot.sha256
         return self.held, 0.0
@@ -77,8 +80,10 @@ class LightRollout:
         return [(task, self.held, os.getpid()) for task in tasks]
 
 
-@dataclass(frozen=True)
-class LightSnapshot:
-    """As much of an adapter as a fleet looks at."""
+def light_snapshot(sha256: str) -> Snapshot:
+    """An adapter of no tensors: a fleet looks at its hash alone."""
+    import numpy as np
 
-    sha256: str
+    from rlhf.weights.snapshot import Snapshot  # torch with it: in the driver alone
+
+    return Snapshot(0, (), np.empty(0, dtype=np.uint8), sha256)
