@@ -20,7 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import save
-from ppo_vs_trl import install_peer, prepare_reward, run_ours, run_peer
+from peer import install_peer
+from ppo_vs_trl import prepare_reward, run_ours, run_trl
 from ppo_workload import Workload, build_model, write_prompts
 
 LARGE = Workload(hidden_size=768, num_layers=16, prompts_per_step=16, minibatches=4, epochs=1, steps=2)
@@ -39,7 +40,7 @@ def peaks(work: Workload, ranks: int, seed: int) -> dict[str, float]:
         ours = run_ours(work, folder, ranks, seed, watch_memory=True)["peak_pss_mib"]
         with PeakMemory(interval_seconds=0.2, pss_every=1) as memory:
             before = memory.series[0].pss_mib or 0.0
-            run_peer(work, folder, prompts, os.cpu_count() or 1, seed)
+            run_trl(work, folder, prompts, os.cpu_count() or 1, seed)
         return {"ours": ours, "trl": (memory.peak_pss_mib or 0.0) - before}
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,10 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import HERE, save
+from common import save
+from peer import install_peer, run_peer
 from ppo_workload import Workload, build_model, floor_seconds, matrix_peak, write_prompts
 
-PEER = HERE.parent / "build" / "trl-1.12"
 CASES = {
     "fixed-float32": Workload(),
     "natural-float32": Workload(natural=True),
@@ -39,27 +38,13 @@ ACTS = ("act", "judge", "learn", "share")
 WANTED = {"fixed-float32": 1.8, "fixed-bfloat16": 1.8, "natural-float32": 3.0, "natural-bfloat16": 3.0}
 
 
-def install_peer() -> None:
-    """TRL 1.12 alone, beside the project's own packages."""
-    if not PEER.is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEER), "trl==1.12.0"]
-        subprocess.run(command, check=True)
-
-
-def run_peer(work: Workload, folder: Path, prompts: list[list[int]], threads: int, seed: int) -> dict[str, Any]:
+def run_trl(work: Workload, folder: Path, prompts: list[list[int]], threads: int, seed: int) -> dict[str, Any]:
     """One run of TRL's trainer in a process of its own."""
     order = {
         "workload": asdict(work), "model": str(folder / "model"), "prompts": prompts, "threads": threads,
         "seed": seed, "output": str(folder / "peer"),
     }  # fmt: skip
-    path = folder / "order.json"
-    path.write_text(json.dumps(order), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(PEER), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(HERE / "peers" / "trl_ppo.py"), str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return run_peer("trl_ppo.py", order, folder)
 
 
 def prepare_reward(folder: Path) -> Path:
@@ -144,7 +129,7 @@ def compare(name: str, work: Workload, rounds: int, ranks: int, peak: float) -> 
         ours, peer = [], []
         for number in range(rounds):
             ours.append(run_ours(work, folder, ranks, number))
-            peer.append(run_peer(work, folder, prompts, os.cpu_count() or 1, number))
+            peer.append(run_trl(work, folder, prompts, os.cpu_count() or 1, number))
             print(name, number, json.dumps({"ours": ours[-1], "trl": peer[-1]}), file=sys.stderr)
     ratios = [a["samples_per_second"] / b["samples_per_second"] for a, b in zip(ours, peer, strict=True)]
     mean = statistics.mean(run["mean_response_tokens"] for run in ours)

@@ -34,8 +34,8 @@ WRITER = Path(__file__).with_name("vote_writer.py")
 KILL_ROUNDS = int(os.environ.get("STORE_KILL_ROUNDS", "10"))
 
 
-def _writer(url: str, names: list[str], acks: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(WRITER), url, str(acks), *names])
+def _writer(url: str, names: list[str], acks: Path, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(WRITER), url, str(acks), *names], env={**os.environ, **environment})
 
 
 def _fill(url: str, count: int, overlap: int, lease_seconds: float = 600) -> None:
@@ -95,7 +95,12 @@ def test_racing_processes_fill_every_item_exactly(store_url: str, tmp_path: Path
     num_items, overlap = 25, 2
     _fill(store_url, num_items, overlap)
     logs = [tmp_path / f"acks{k}" for k in range(3)]
-    writers = [_writer(store_url, [f"p{k}a", f"p{k}b"], log) for k, log in enumerate(logs)]
+    gate = tmp_path / "gate"
+    writers = [_writer(store_url, [f"p{k}a", f"p{k}b"], log, GATE=str(gate)) for k, log in enumerate(logs)]
+    deadline = time.monotonic() + 60
+    while not all(log.exists() for log in logs) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    gate.touch()
     assert [w.wait(timeout=120) for w in writers] == [0, 0, 0]
     acks = [a for log in logs for a in _acked(log)]
     assert len(acks) == num_items * overlap
