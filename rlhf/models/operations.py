@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -80,8 +81,9 @@ def update_costs(model: PreTrainedModel, trained: dict[str, int], *, whole_polic
     return UpdateCosts(body, tuple(trained.values()), head.in_features * head.out_features, width, whole_policy)
 
 
+@cache
 def product_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, the best of several; called by all ranks at once."""
+    """Operations per second of a large matrix product, the best of several; measured once, by all ranks at once."""
     on_cpu = device.type == "cpu"
     size = CPU_SIZE if on_cpu else GPU_SIZE
     one = torch.ones(size, size, device=device, dtype=dtype)

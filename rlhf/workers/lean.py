@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rlhf.workers.import_cache import KeptImports
+
 HIDDEN = ("sklearn", "scipy")
 
 
@@ -39,20 +41,22 @@ def _leave(function: Callable[..., Any] | None = None, **_: Any) -> Any:
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
-    """While open, ``HIDDEN`` are not found and bitsandbytes compiles nothing.
+    """While open, ``HIDDEN`` are not found, bitsandbytes compiles nothing, transformers' searches are remembered.
 
     No garbage is looked for meanwhile: modules leave hardly any, and every look walks all that is imported so far.
     """
     hidden = [name for name in HIDDEN if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: the import system says "not found"
-    finder, collects = _NoCompiling(), gc.isenabled()
+    finder, kept, collects = _NoCompiling(), KeptImports(), gc.isenabled()
     sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    kept.open()
     gc.disable()
     try:
         yield
     finally:
         if collects:
             gc.enable()
+        kept.close()
         sys.meta_path.remove(finder)  # type: ignore[arg-type]
         finder.undo()
         for name in hidden:
