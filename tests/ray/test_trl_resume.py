@@ -10,25 +10,26 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import PlacementConfig, RewardConfig, SftConfig, build_config
+from rlhf.config import RewardConfig, SftConfig, build_config
 from rlhf.engine.checkpoint.manifest import file_sha256
+from rlhf.stages import training
 from rlhf.stages.reward import run_reward
 from rlhf.stages.sft import run_sft
 from rlhf.telemetry.events import read_events
 from rlhf.telemetry.metrics import read_metrics
 from rlhf.workers.group import WorkerGroup
-from rlhf.workers.runtime import ray_runtime
 from tests.support.chaos_faults import Faults
 from tests.support.conversations import demonstrations, preferences, write_rows
-from tests.support.runtime import gone
+from tests.support.runtime import ActorPool, gone
 
 STEPS = 6
 NOT_COMPARED = ("time", "epoch", "seconds")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def runtime() -> Iterator[None]:
-    with ray_runtime(PlacementConfig(num_ranks=2), num_workers=2):
+@pytest.fixture
+def lent(actor_pool: ActorPool) -> Iterator[None]:
+    """Ranks that train one run after the other."""
+    with actor_pool.lent_to(training):
         yield
 
 
@@ -87,13 +88,15 @@ ZERO = {"sft": 2, "reward": 3}
 
 @pytest.fixture(scope="module")
 def whole_runs(
-    tiny_model_dir: Path, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    actor_pool: ActorPool, tiny_model_dir: Path, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[dict[str, Any], Path]]:
     """Both stages without a fault: figures and run directory."""
     place = tmp_path_factory.mktemp("whole")
-    return {
-        stage: (train(stage, tiny_model_dir, files, place / stage, zero), place / stage) for stage, zero in ZERO.items()
-    }
+    with actor_pool.lent_to(training):
+        return {
+            stage: (train(stage, tiny_model_dir, files, place / stage, zero), place / stage)
+            for stage, zero in ZERO.items()
+        }
 
 
 @pytest.mark.parametrize(("stage", "cuts"), [("sft", (1, 4)), ("reward", (3,))])
@@ -101,6 +104,7 @@ def test_a_resumed_run_is_the_same_run(
     stage: str,
     cuts: tuple[int, ...],
     whole_runs: dict[str, tuple[dict[str, Any], Path]],
+    lent: None,
     tiny_model_dir: Path,
     files: dict[str, str],
     tmp_path: Path,

@@ -12,19 +12,20 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.config import DataConfig, PlacementConfig, RewardConfig, SftConfig, build_config
+from rlhf.config import DataConfig, RewardConfig, SftConfig, build_config
 from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.data.loading import load_demonstrations
 from rlhf.data.schema import Message
 from rlhf.models import adapters
 from rlhf.models.scorer import load_reward_model
+from rlhf.stages import training
 from rlhf.stages.encode import encode_demonstrations
 from rlhf.stages.reward import run_reward
 from rlhf.stages.sft import run_sft
 from rlhf.telemetry.metrics import read_metrics
-from rlhf.workers.runtime import ray_runtime
 from tests.support.conversations import demonstrations, preferences, write_rows
 from tests.support.pickles import TEXT_OF_RUNS, careless, open_run, plant_everywhere
+from tests.support.runtime import ActorPool
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS, SHORT = 20, 8
@@ -35,8 +36,9 @@ PORTABLE = 2e-3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def runtime() -> Iterator[None]:
-    with ray_runtime(PlacementConfig(num_ranks=2), num_workers=2):
+def ranks(actor_pool: ActorPool) -> Iterator[None]:
+    """Two ranks and one, which train one run after the other."""
+    with actor_pool.lent_to(training):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,10 +60,18 @@ class ActorPool:
             )
             self.groups[place] = found
         else:
-            found.call("rebuild", worker, args, kwargs or {})
+            found.call("rebuild", worker, args, kwargs or {}, rest["run_dir"])
         lent = Borrowed(role, found.timeout_seconds, found.actors, found.pids, found.nodes)
         lent.answers = self.answers
         return lent
+
+    @contextmanager
+    def lent_to(self, recipe: Any) -> Iterator[None]:
+        """While open, a recipe's module starts no processes of its own."""
+        self.substitutes, self.answers = {}, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipe, "WorkerGroup", self)
+            yield
 
     def close(self) -> None:
         for group in self.groups.values():

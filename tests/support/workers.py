@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from rlhf.errors import DataError, WorkerError
+from rlhf.telemetry.logging import setup_logging
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
 
@@ -19,9 +21,14 @@ class Reusable:
 
     def __init__(self, context: WorkerContext, target: str, *args: Any, **kwargs: Any) -> None:
         self._context = context
-        self.rebuild(target, args, kwargs)
+        self.rebuild(target, args, kwargs, context.run_dir)
 
-    def rebuild(self, target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def rebuild(self, target: str, args: Sequence[Any], kwargs: dict[str, Any], run_dir: str) -> None:
+        context = self._context
+        context.run_dir, context.stop_requested = run_dir, False
+        setup_logging(run_dir, context.role, context.rank, level=context.log_level)
+        self._worker = None
+        _forget_trainer()
         module, _, name = target.partition(":")
         with lean_imports():
             made = getattr(importlib.import_module(module), name)
@@ -29,6 +36,17 @@ class Reusable:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_worker"], name)
+
+
+def _forget_trainer() -> None:
+    """A trainer leaves its settings behind in accelerate and transformers, which then refuse another one."""
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        unset_hf_deepspeed_config()
 
 
 class Oddity(Exception):
