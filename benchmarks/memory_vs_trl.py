@@ -9,6 +9,7 @@ program with a model of almost no size: what libraries, Ray and DeepSpeed take i
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
@@ -28,13 +29,22 @@ LARGE = Workload(hidden_size=768, num_layers=16, prompts_per_step=16, minibatche
 SMALL = replace(LARGE, hidden_size=64, num_layers=1)
 
 
+def build_elsewhere(work: Workload, directory: Path) -> None:
+    """Builds the model in a process of its own: what it frees would stay in this one, and count as our driver's."""
+    process = multiprocessing.get_context("spawn").Process(target=build_model, args=(work, directory))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the model was not built: exit code {process.exitcode}")
+
+
 def peaks(work: Workload, ranks: int, seed: int) -> dict[str, float]:
     """MiB of both sides."""
     from rlhf.telemetry.memory import PeakMemory
 
     with tempfile.TemporaryDirectory(prefix="memory-") as place:
         folder = Path(place)
-        build_model(work, folder / "model")
+        build_elsewhere(work, folder / "model")
         prompts = write_prompts(work, folder / "prompts.jsonl")
         prepare_reward(folder)
         ours = run_ours(work, folder, ranks, seed, watch_memory=True)["peak_pss_mib"]

@@ -118,6 +118,11 @@ def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
     scores = getattr(config, "scores", ())
     if setting.separate_reward is None and any(s.kind == "reward_model" for s in scores):
         found.append("The reward model is counted as an adapter on the policy's base; --reward-shape says otherwise.")
+    if not setting.on_gpu and config.model.quantization == "none" and getattr(config, "lora", config) is not None:
+        found.append(
+            "On CPUs a frozen base whose files have the compute precision stands in memory once per host, whatever the "
+            "number of processes."
+        )
     engine = getattr(getattr(config, "rollout", None), "engine", "transformers")
     if engine != "transformers":
         found.append(

@@ -29,6 +29,7 @@ from rlhf.rollout.experience import Experience
 from rlhf.weights.parts import split_names
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.heap import give_back
 from rlhf.workers.policy_start import role_init, split_scorers, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
 
@@ -164,6 +165,7 @@ class PolicyWorker:
             stop = self.config.loss.epoch_kl_stop
             if stop is not None and reduced["approx_kl"] / max(1.0, reduced["tokens"]) > stop:
                 break
+        give_back()
         return self._read_out(totals, update - first_update, epochs_run, started)
 
     def _count_nonfinite(self, norm: float, plan: MinibatchPlan, totals: LearnTotals) -> None:

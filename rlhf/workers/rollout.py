@@ -21,6 +21,7 @@ from rlhf.rollout.transformers_engine import TransformersGenerator
 from rlhf.rollout.vllm.engine import VllmGenerator, VllmSettings
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.heap import give_back
 
 
 class RolloutWorker:
@@ -116,4 +117,5 @@ class RolloutWorker:
         found = self.generator.generate(tasks, sampling)
         if self.sleeps:
             self.generator.sleep()
+        give_back()
         return found

@@ -73,6 +73,10 @@ def test_bytes_of_a_rank(
     if stage:
         assert state.optimizer == elements(trained) / RANKS * (MASTER_BYTES + ADAM_BYTES)
     assert len(ranks) == RANKS
+    assert [measured["own_pages"] for measured in ranks] == [
+        0,
+        0,
+    ]  # the frozen base is the file's, whatever was trained
     for measured in ranks:
         found = {**measured, "optimizer": measured["optimizer"] + measured["master"]}
         print(stage, dtype, {key: f"{value:.0f}/{found[key]}" for key, value in predicted.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD
 from rlhf.workers.policy import PolicyWorker
+from tests.support.pages import file_pages
 
 ROLES = (POLICY, REFERENCE, CRITIC, REWARD)
 
@@ -34,7 +36,8 @@ class MeasuredPolicy(PolicyWorker):
         def step(*inputs: Any, **settings: Any) -> float:
             gradients = storage_bytes(self._gradients(), set())
             norm = plain(*inputs, **settings)
-            self.found = {**self._resident(), "gradients": gradients}
+            pages = file_pages(Path(self.base_name) / "model.safetensors")
+            self.found = {**self._resident(), "gradients": gradients, "own_pages": pages["own"]}
             return norm
 
         self.engine.step = step  # type: ignore[method-assign]

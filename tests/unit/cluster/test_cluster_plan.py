@@ -163,6 +163,10 @@ def test_what_is_taken_for_granted_is_told(capsys: pytest.CaptureFixture[str]) -
     assert any("--reward-shape" in note for note in found["notes"])
     _, found = plan(capsys, "--config", PPO, "--shape", "llama-7b", "--reward-shape", "llama-3.2-1b")
     assert found["notes"] == []
+    for quantization, shared in (("none", True), ("int8", False)):
+        order = ("--config", PPO, "--shape", "llama-3.2-1b", "--gpus", "0", f"model.quantization={quantization}")
+        _, found = plan(capsys, *order)
+        assert any("once per host" in note for note in found["notes"]) is shared
 
 
 SHIPPED = [

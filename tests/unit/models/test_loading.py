@@ -14,6 +14,7 @@ from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.loading import build_empty, load_causal_lm
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
+from tests.support.pages import mapped_from
 from tests.support.tiny import build_model
 
 
@@ -37,6 +38,20 @@ def test_precision_is_the_config_s_not_the_checkpoint_s(
 ) -> None:
     model = load(build_model(tmp_path / "m", dtype=stored), dtype=asked)
     assert {p.dtype for p in model.parameters()} == {found}
+
+
+@pytest.mark.parametrize(("asked", "mapped"), [("bfloat16", True), ("float32", False)])
+def test_weights_of_the_wanted_precision_are_the_file_s_own_pages(asked: str, mapped: bool, tmp_path: Path) -> None:
+    base = build_model(tmp_path / "m", dtype=torch.bfloat16)
+    file = base / "model.safetensors"
+    model, before = load(base, dtype=asked), file.read_bytes()
+    homes = {mapped_from(parameter.data_ptr()) == str(file.resolve()) for parameter in model.parameters()}
+    assert homes == {mapped}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    assert file.read_bytes() == before
+    assert all(bool((p != 7.0).any()) for p in load(base, dtype=asked).parameters() if p.dim() > 1)
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
