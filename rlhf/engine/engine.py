@@ -89,6 +89,11 @@ class TrainEngine:
     ) -> None:
         self._groups = groups
         optimizer = _build_optimizer(groups, optim)
+        # without ZeRO in bf16 DeepSpeed steps once on zeros while it is built: weights would decay, Adam would count it
+        takes_empty_step = engine.zero_stage == 0 and dtype == torch.bfloat16
+        if takes_empty_step:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
         self._clips = engine.zero_stage == 0 and dtype != torch.bfloat16
         """Whole fp32 gradients: their norm is taken here anyway, and DeepSpeed would take it a second time."""
         self._max_grad_norm = optim.max_grad_norm
@@ -100,6 +105,8 @@ class TrainEngine:
             max_grad_norm=0.0 if self._clips else optim.max_grad_norm,
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        if takes_empty_step:
+            optimizer.state.clear()
         self.zero_stage = engine.zero_stage
         self.world_size = torch.distributed.get_world_size()
         self.rank = torch.distributed.get_rank()
