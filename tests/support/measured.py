@@ -31,11 +31,11 @@ class MeasuredPolicy(PolicyWorker):
     def learn(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         plain = self.engine.step
 
-        def step(*inputs: Any, **settings: Any) -> float:
+        def step(*inputs: Any, **settings: Any) -> dict[str, float]:
             gradients = storage_bytes(self._gradients(), set())
-            norm = plain(*inputs, **settings)
+            norms = plain(*inputs, **settings)
             self.found = {**self._resident(), "gradients": gradients}
-            return norm
+            return norms
 
         self.engine.step = step  # type: ignore[method-assign]
         figures = super().learn(*args, **kwargs)
