@@ -154,6 +154,9 @@ class PpoConfig(StageConfig):
     optim: OptimConfig = OptimConfig(learning_rate=3e-6, eps=1e-5)
     critic_learning_rate: float | None = Field(None, gt=0)
     """None: the policy's."""
+    critic_max_grad_norm: float | None = Field(None, gt=0)
+    """Gradient norm at which the critic's own gradient is clipped; None: as high as ``optim.max_grad_norm``, at which
+    the policy's own is."""
     rollout: RolloutConfig = RolloutConfig()
     batch: PpoBatch = PpoBatch()
     kl: KlConfig = KlConfig()

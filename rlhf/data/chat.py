@@ -39,6 +39,13 @@ class Encoded:
     loss_mask: list[bool]
 
 
+class _Drawn(Message):
+    """A response as a model drew it: unlike what a row holds it may be blank, or anything else that decodes."""
+
+    def __post_init__(self) -> None:
+        """Nothing is refused: a policy that ends at once is scored, too."""
+
+
 class ChatFormat:
     """Encodes rows with one tokenizer in one style. Build it with ``chat_format``.
 
@@ -89,8 +96,8 @@ class ChatFormat:
         return [index for ids, _ in self._encode(messages) for index in ids]
 
     def encode_response(self, response: str) -> list[int]:
-        """Return the ids of a response, its stop token last."""
-        return self._encode((Message("user", "Hello"), Message("assistant", response)))[-1][0]
+        """Return the ids of a response, its stop token last; of a blank one, too."""
+        return self._encode((Message("user", "Hello"), _Drawn("assistant", response)))[-1][0]
 
     def encode_demonstration(self, row: DemonstrationRow) -> Encoded:
         """Return the ids of a whole conversation, up to the last stop token, and where to take the loss."""

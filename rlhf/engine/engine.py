@@ -9,7 +9,6 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,12 @@ from rlhf.config import EngineConfig, OptimConfig
 from rlhf.engine import alike
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
+from rlhf.engine.clipping import GroupClipping, ParameterGroup
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 
 SAFE_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 """All that DeepSpeed's files hold beside tensors and plain containers; nothing else is unpickled."""
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Trained tensors of one role and their learning rate."""
-
-    name: str
-    parameters: list[nn.Parameter]
-    learning_rate: float
 
 
 def _no_shared_memory_op() -> None:
@@ -91,17 +82,16 @@ class TrainEngine:
     ) -> None:
         self._groups = groups
         optimizer = _build_optimizer(groups, optim)
-        self._clips = engine.zero_stage == 0 and dtype != torch.bfloat16
-        """Whole fp32 gradients: their norm is taken here anyway, and DeepSpeed would take it a second time."""
-        self._max_grad_norm = optim.max_grad_norm
-        config = deepspeed_config(
-            engine,
-            dtype=dtype,
-            microbatch=microbatch,
-            accumulation=1,
-            max_grad_norm=0.0 if self._clips else optim.max_grad_norm,
-        )
+        # without ZeRO in bf16 DeepSpeed steps once on zeros while it is built: weights would decay, Adam would count it
+        takes_empty_step = engine.zero_stage == 0 and dtype == torch.bfloat16
+        if takes_empty_step:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+        config = deepspeed_config(engine, dtype=dtype, microbatch=microbatch, accumulation=1, max_grad_norm=0.0)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        if takes_empty_step:
+            optimizer.state.clear()
+        self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
         self.zero_stage = engine.zero_stage
         self.world_size = torch.distributed.get_world_size()
         self.rank = torch.distributed.get_rank()
@@ -139,26 +129,24 @@ class TrainEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world_size)
 
-    def step(self, scale_learning_rate: float, *, frozen: tuple[str, ...] = ()) -> float:
-        """One optimizer step at ``scale * base learning rate`` of every group; returns the gradient norm.
-
-        A gradient that is not finite changes nothing, on any rank, and returns infinity.
+    def step(self, scale_learning_rate: float, *, frozen: tuple[str, ...] = ()) -> dict[str, float]:
+        """One optimizer step at ``scale * base learning rate`` of every group.
 
         Args:
             frozen: names of groups that stay as they are; their gradients must be zero in this step.
+
+        Returns:
+            Norm of every group's gradient before clipping. A gradient that is not finite changes nothing, on any rank
+            and in any group: all norms are infinite then.
         """
         for group, ours in zip(self._engine.optimizer.param_groups, self._groups, strict=True):
             group["lr"] = 0.0 if ours.name in frozen else ours.learning_rate * scale_learning_rate
-        own = float(self._gradient_norm()) if self.zero_stage == 0 else None
-        if own is not None and not math.isfinite(own):
+        skipped = {group.name: math.inf for group in self._groups}
+        if not self._clipping.measure():
             self._step_without_update()
-            return math.inf
-        if own is not None and self._clips and own > self._max_grad_norm:
-            torch._foreach_mul_(self._gradients(), self._max_grad_norm / (own + 1e-6))
+            return skipped
         self._engine.step()
-        found = self._engine.get_global_grad_norm()
-        norm = float(own if own is not None else found if found is not None else math.nan)
-        return norm if math.isfinite(norm) else math.inf
+        return self._clipping.norms if self._engine.was_step_applied() else skipped
 
     def _step_without_update(self) -> None:
         """DeepSpeed counts the step; weights and moments stay as they are. ZeRO 1 to 3 do this by themselves."""
@@ -208,6 +196,8 @@ class TrainEngine:
             raise CheckpointError(f"{directory / tag} holds pickled code and is not loaded: {error}") from None
         if path is None:
             raise CheckpointError(f"{directory} holds no state for {tag}")
+        if hasattr(self._engine.optimizer, "clip_grad"):
+            self._engine.optimizer.clip_grad = 0.0  # DeepSpeed takes over what was in force when the state was written
         state = json.loads((directory / f"rank-{self.rank}.json").read_text(encoding="utf-8"))
         restore_rng(state.pop("rng"))
         return state
@@ -218,13 +208,6 @@ class TrainEngine:
                 local = getattr(parameter, "ds_tensor", parameter)
                 if not bool(torch.isfinite(local).all()):
                     raise NumericsError(f"a trained tensor of {group.name} is not finite: no checkpoint is written")
-
-    def _gradient_norm(self) -> Tensor:
-        """Norm before clipping: without ZeRO every rank holds whole gradients, and DeepSpeed reports no norm."""
-        return torch.nn.utils.get_total_norm(self._gradients())
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for group in self._groups for p in group.parameters if p.grad is not None]
 
     def all_reduce_sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums scalars over ranks."""

@@ -133,6 +133,14 @@ _PPO = (
         folded=True,
     ),
     Curve(
+        "Gradient norms",
+        "norm before clipping",
+        (("grad_norm.policy", "policy"), ("grad_norm.critic", "critic")),
+        "Each role's own, clipped at its own limit. A norm that grows without end precedes a run that diverges.",
+        from_zero=True,
+        folded=True,
+    ),
+    Curve(
         "Clipped updates",
         "share of tokens",
         (("clip_fraction", "clipped"),),

@@ -16,7 +16,8 @@ from rlhf.algos.losses import sft_anchor_loss
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.data.chat import chat_format
-from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group, learning_rate_scale
+from rlhf.engine.clipping import ParameterGroup
+from rlhf.engine.engine import TrainEngine, init_process_group, learning_rate_scale
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
@@ -153,8 +154,8 @@ class PolicyWorker:
                     self._anchor(anchor, anchor.plans[update - first_update], epoch_totals)
                 scale = learning_rate_scale(self.config.optim, update, self.total_updates)
                 with self.spans.span("learn.optimizer"):
-                    norm = self.engine.step(scale, frozen=frozen)
-                self._count_nonfinite(norm, plan, epoch_totals)
+                    norms = self.engine.step(scale, frozen=frozen)
+                self._count_nonfinite(norms, plan, epoch_totals)
                 update += 1
             epochs_run += 1
             totals.grad_norms += epoch_totals.grad_norms
@@ -168,11 +169,11 @@ class PolicyWorker:
         give_back()
         return self._read_out(totals, update - first_update, epochs_run, started)
 
-    def _count_nonfinite(self, norm: float, plan: MinibatchPlan, totals: LearnTotals) -> None:
-        """Every rank sees the same norm, so all ranks skip, count and stop alike."""
-        if math.isfinite(norm):
+    def _count_nonfinite(self, norms: dict[str, float], plan: MinibatchPlan, totals: LearnTotals) -> None:
+        """Every rank sees the same norms, so all ranks skip, count and stop alike."""
+        if all(map(math.isfinite, norms.values())):
             self.nonfinite_in_a_row = 0
-            totals.grad_norms.append(norm)
+            totals.grad_norms.append(norms)
             return
         self.nonfinite_in_a_row += 1
         totals.num_skipped += 1
@@ -271,11 +272,15 @@ class PolicyWorker:
 
     def _build_engine(self) -> TrainEngine:
         trained = self.roles.named_trained()
-        optim = self.config.optim
-        groups = [ParameterGroup(POLICY, [p for n, p in trained if n.startswith(POLICY)], optim.learning_rate)]
+        optim, config = self.config.optim, self.config
+        settings = [(POLICY, optim.learning_rate, optim.max_grad_norm)]
         if self.roles.has_critic:
-            rate = self.config.critic_learning_rate or optim.learning_rate
-            groups.append(ParameterGroup(CRITIC, [p for n, p in trained if n.startswith(CRITIC)], rate))
+            rate, limit = config.critic_learning_rate, config.critic_max_grad_norm
+            settings.append((CRITIC, rate or optim.learning_rate, limit or optim.max_grad_norm))
+        groups = [
+            ParameterGroup(role, [p for n, p in trained if n.startswith(role)], rate, limit)
+            for role, rate, limit in settings
+        ]
         return TrainEngine(
             self.roles,
             groups,
@@ -364,7 +369,7 @@ class PolicyWorker:
         per_update = {"policy_loss", "value_loss", "kl_loss", "ptx_loss"}
         metrics: dict[str, Any] = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
         metrics["ratio_first"] = ratio_first
-        metrics["grad_norm"] = sum(totals.grad_norms) / max(1, len(totals.grad_norms))
+        metrics |= totals.mean_norms()
         metrics["updates"], metrics["epochs_run"] = updates, epochs_run
         metrics["updates_skipped"] = totals.num_skipped
         metrics["policy_trained"] = self.policy_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +21,20 @@ class LearnTotals:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     ratio_first: float = 0.0
-    grad_norms: list[float] = field(default_factory=list)
+    grad_norms: list[dict[str, float]] = field(default_factory=list)
+    """By role, one per update that was made."""
     num_skipped: int = 0
 
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().cpu()
+
+    def mean_norms(self) -> dict[str, float]:
+        """Means over the updates before clipping: ``grad_norm`` of all roles together, ``grad_norm.ROLE`` of each."""
+        made = max(1, len(self.grad_norms))
+        roles = {role for norms in self.grad_norms for role in norms}
+        means = {f"grad_norm.{role}": sum(norms[role] for norms in self.grad_norms) / made for role in sorted(roles)}
+        return {"grad_norm": sum(math.hypot(*norms.values()) for norms in self.grad_norms) / made, **means}
 
 
 @dataclass(frozen=True)

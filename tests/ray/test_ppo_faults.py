@@ -34,6 +34,7 @@ CASES: list[tuple[dict[str, str], type[RlhfError], str]] = [
         WeightSyncError,
         r"rollouts carry adapter versions \[0, 1\], the current one is 1",
     ),
+    ({"RolloutWorker": "ShiftedRollout"}, WeightSyncError, r"differ by 0\.7 nats per token \(mismatch_limit=0\.5\)"),
     ({"RolloutWorker": "ForgetfulRollout"}, WeightSyncError, "rollout worker 1 holds adapter version -1, wanted 1"),
     ({"PolicyWorker": "OffPolicy"}, NumericsError, "step 0: the first micro-batch's ratio is off 1 by 0.01"),
     ({"PolicyWorker": "MovedReference"}, WeightSyncError, "the reference is not the start policy"),

@@ -43,6 +43,7 @@ def test_the_loop_s_own_invariants(plain: Finished) -> None:
     assert all(value < 1e-4 for value in plain.series("mismatch_max"))
     assert plain.summary["adapter_version"] == 2 and plain.series("adapter_version") == [1, 2]
     assert plain.summary["engine"] == "DeepSpeedEngine"
+    assert all(value > 0 for key in ("learn_tflops", "learn_peak_share") for value in plain.series(f"speed.{key}"))
 
 
 VARIANTS: list[dict[str, Any]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ class StaleRollout(RolloutWorker):
             self.generator._version = version - 1
             return self.generator.generate(tasks, sampling)
         return super().generate(tasks, sampling, version)
+
+
+class ShiftedRollout(RolloutWorker):
+    """An engine that draws from another distribution than it says: every log-prob is 0.7 nats too high."""
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
+        drawn = super().generate(tasks, sampling, version)
+        return [replace(one, logprobs=tuple(value + 0.7 for value in one.logprobs)) for one in drawn]
 
 
 class ForgetfulRollout(RolloutWorker):

@@ -1,7 +1,8 @@
-"""A training rank that counts the bytes of its own tensors at the moment an optimizer step begins and after it."""
+"""Training ranks that look at their own tensors: their bytes during an optimizer step, and whether frozen ones stay."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,12 @@ class MeasuredPolicy(PolicyWorker):
     def learn(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         plain = self.engine.step
 
-        def step(*inputs: Any, **settings: Any) -> float:
+        def step(*inputs: Any, **settings: Any) -> dict[str, float]:
             gradients = storage_bytes(self._gradients(), set())
-            norm = plain(*inputs, **settings)
+            norms = plain(*inputs, **settings)
             pages = file_pages(Path(self.base_name) / "model.safetensors")
             self.found = {**self._resident(), "gradients": gradients, "own_pages": pages["own"]}
-            return norm
+            return norms
 
         self.engine.step = step  # type: ignore[method-assign]
         figures = super().learn(*args, **kwargs)
@@ -75,4 +76,30 @@ class MeasuredPolicy(PolicyWorker):
         found["bucket"] = storage_bytes(
             [b.buffer for b in getattr(optimizer, "ipg_buckets", {}).values() if torch.is_tensor(b.buffer)], seen
         )
+        return found
+
+
+class DigestedPolicy(PolicyWorker):
+    """Tells in the figures of ``learn`` how many frozen tensors it holds, and how many of them have changed since."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.start = self._frozen()
+
+    def learn(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        figures, now = super().learn(*args, **kwargs), self._frozen()
+        changed = [name for name in self.start | now if self.start.get(name) != now.get(name)]
+        told = {"frozen": len(now), "frozen_changed": len(changed), "shares_reward": self.shared_score == 0}
+        return {**figures, **told}
+
+    def _frozen(self) -> dict[str, str]:
+        """sha256 by name; of this rank's piece under ZeRO-3, with the scales of quantized weights."""
+        trained, found = {id(p) for _, p in self.roles.named_trained()}, {}
+        for name, parameter in self.roles.named_parameters():
+            if id(parameter) in trained:
+                continue
+            scales: Any = getattr(parameter, "quant_state", None)
+            tensors = [getattr(parameter, "ds_tensor", parameter), *([scales.absmax] if scales is not None else [])]
+            raw = [t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
+            found[name] = hashlib.sha256(b"".join(raw)).hexdigest()
         return found

@@ -13,7 +13,8 @@ import torch
 
 from rlhf.config import LoraConfig, ModelConfig, OptimConfig
 from rlhf.config.model import EngineConfig
-from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group
+from rlhf.engine.clipping import ParameterGroup
+from rlhf.engine.engine import TrainEngine, init_process_group
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import ConfigError
 from rlhf.models import adapters
@@ -61,7 +62,7 @@ def zero3_losses(directory: str, method: str) -> list[float]:
         model = build(directory, method)
     finally:
         del announced
-    groups = [ParameterGroup("policy", [p for p in model.parameters() if p.requires_grad], 1e-2)]
+    groups = [ParameterGroup("policy", [p for p in model.parameters() if p.requires_grad], 1e-2, 1.0)]
     engine = TrainEngine(model, groups, OptimConfig(learning_rate=1e-2), stage3, dtype=torch.float32, microbatch=2)
     found = []
     for _ in range(NUM_STEPS):

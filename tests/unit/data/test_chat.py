@@ -150,6 +150,15 @@ def test_a_response_is_read_back_as_written(tokenizer: Any, style: str, text: st
     assert chat.decode_response(ids + chat.encode_response("more")) == chat.decode_response(ids)
 
 
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "a\0b"])
+@pytest.mark.parametrize("style", STYLES)
+def test_what_a_policy_draws_is_encoded_although_no_row_may_hold_it(tokenizer: Any, style: str, text: str) -> None:
+    """A response that ends at once is its stop token alone; it has a score like any other."""
+    chat = chat_format(tokenizer, style)
+    ids = chat.encode_response(text)
+    assert ids[-1] in chat.stop_ids and len(ids) < len(chat.encode_response(ANSWER))
+
+
 @pytest.mark.parametrize("name", ["chatml", "base_bos_is_eos", "base_sentencepiece"])
 @settings(max_examples=40, deadline=None)
 @given(

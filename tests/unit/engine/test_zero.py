@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rlhf.config import EngineConfig, OptimConfig
-from rlhf.engine.engine import ParameterGroup, _build_optimizer, learning_rate_scale
+from rlhf.engine.clipping import GroupClipping, ParameterGroup
+from rlhf.engine.engine import _build_optimizer, learning_rate_scale
 from rlhf.engine.gather import whole_state, write_whole_state
 from rlhf.engine.zero import deepspeed_config
 
@@ -35,8 +36,8 @@ def test_offloading() -> None:
 
 def test_every_group_has_its_own_rate() -> None:
     groups = [
-        ParameterGroup("policy", [torch.nn.Parameter(torch.zeros(2))], 1e-3),
-        ParameterGroup("critic", [torch.nn.Parameter(torch.zeros(3))], 1e-2),
+        ParameterGroup("policy", [torch.nn.Parameter(torch.zeros(2))], 1e-3, 1.0),
+        ParameterGroup("critic", [torch.nn.Parameter(torch.zeros(3))], 1e-2, 1.0),
     ]
     optimizer = _build_optimizer(groups, OptimConfig(eps=1e-5, weight_decay=0.1, betas=(0.8, 0.9)))
     assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 1e-2]
@@ -47,10 +48,24 @@ def test_every_group_has_its_own_rate() -> None:
 
 def test_eight_bit_adam_moves_what_it_trains() -> None:
     parameter = torch.nn.Parameter(torch.ones(4096))
-    optimizer = _build_optimizer([ParameterGroup("policy", [parameter], 0.1)], OptimConfig(optimizer="adamw_8bit"))
+    optimizer = _build_optimizer([ParameterGroup("policy", [parameter], 0.1, 1.0)], OptimConfig(optimizer="adamw_8bit"))
     parameter.sum().backward()
     optimizer.step()
     assert torch.allclose(parameter, torch.full_like(parameter, 0.9), atol=1e-3)
+
+
+def test_eight_bit_adam_is_clipped_by_group_too() -> None:
+    """Its hooks run although it is no optimizer of torch's own: gradients of 64 and 6.4 are cut to 1 and 3.2."""
+    policy, critic = torch.nn.Parameter(torch.ones(4096)), torch.nn.Parameter(torch.ones(4096))
+    groups = [ParameterGroup("policy", [policy], 0.1, 1.0), ParameterGroup("critic", [critic], 0.1, 3.2)]
+    optimizer = _build_optimizer(groups, OptimConfig(optimizer="adamw_8bit"))
+    clipping = GroupClipping(optimizer, groups, zero_stage=0)
+    (policy.sum() + 0.1 * critic.sum()).backward()
+    assert clipping.measure() and clipping.norms == pytest.approx({"policy": 64.0, "critic": 6.4}, rel=1e-4)
+    optimizer.step()
+    assert float(policy.grad.norm()) == pytest.approx(1.0, rel=1e-4) and float(critic.grad.norm()) == pytest.approx(
+        3.2, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
