@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,25 @@ def assert_same(one: Finished, two: Finished) -> None:
         assert our_rest.keys() == their_rest.keys()
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory for all runs of the plain settings: they must read the same prompt file."""
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def plain(actor_pool: ActorPool, tiny_base: Path, place: Path) -> Finished:
+    """The whole run of the plain settings."""
+    return run(config_of(tiny_base, place / "whole"), actor_pool)
+
+
+@pytest.fixture(scope="module")
+def half_done(actor_pool: ActorPool, tiny_base: Path, place: Path) -> Path:
+    """What a kill after the second step of the plain settings left."""
+    cut_after(config_of(tiny_base, place / "half"), actor_pool, 2)
+    return place / "half"
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_resumed_run_is_the_same_run(zero_stage: int, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
     changes = {"engine.zero_stage": zero_stage}
@@ -105,12 +125,11 @@ ITEMS = ["optimizer", "updates_done", "kl", "step_order"]
 
 @pytest.mark.parametrize("item", ITEMS)
 def test_leaving_out_one_piece_of_state_is_noticed(
-    item: str, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    item: str, plain: Finished, half_done: Path, actor_pool: ActorPool, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison above has power: without any one item it fails."""
-    whole = run(config_of(tiny_base, tmp_path / "whole"), actor_pool)
-    config = config_of(tiny_base, tmp_path / "cut")
-    cut_after(config, actor_pool, 2)
+    config = config_of(tiny_base, half_done.with_name(f"without-{item}"))
+    shutil.copytree(half_done, config.run_dir)
     restore = ppo_run._restore
     substitutes = {}
 
@@ -130,7 +149,7 @@ def test_leaving_out_one_piece_of_state_is_noticed(
         substitutes["PolicyWorker"] = "tests.support.faults:ForgetsOptimizer"
     again = run(config, actor_pool, **substitutes)
     with pytest.raises(AssertionError):
-        assert_same(whole, again)
+        assert_same(plain, again)
 
 
 def test_a_stop_request_commits_and_says_how_to_go_on(
@@ -188,25 +207,26 @@ def test_a_commit_of_another_run_is_refused(actor_pool: ActorPool, tiny_base: Pa
         run(config, actor_pool)
 
 
-def test_the_newest_whole_commit_is_used_and_never_none(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
-    whole = run(config_of(tiny_base, tmp_path / "whole"), actor_pool)
-    config = config_of(tiny_base, tmp_path / "cut")
-    cut_after(config, actor_pool, 3)
-    newest = tmp_path / "cut" / "checkpoints" / "step-00000003"
+def test_the_newest_whole_commit_is_used_and_never_none(
+    plain: Finished, half_done: Path, actor_pool: ActorPool, tiny_base: Path, place: Path
+) -> None:
+    config = config_of(tiny_base, place / "flipped")
+    shutil.copytree(half_done, config.run_dir)
+    newest = place / "flipped" / "checkpoints" / "step-00000002"
     victim = next(newest.rglob("*optim_states.pt"), None) or next(newest.rglob("*.pt"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    assert_same(whole, run(config, actor_pool))
-    events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
-    assert [e["step"] for e in events if e["event"] == "resumed"] == [2]
+    assert_same(plain, run(config, actor_pool))
+    events = [json.loads(line) for line in (place / "flipped" / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "resumed"] == [1]
     assert "its sha256 does not fit" in next(e["reason"] for e in events if e["event"] == "checkpoint_refused")
 
-    again = config_of(tiny_base, tmp_path / "bad")
-    cut_after(again, actor_pool, 2)
-    for path in (tmp_path / "bad" / "checkpoints").glob("step-*/MANIFEST.json"):
+    again = config_of(tiny_base, place / "bad")
+    shutil.copytree(half_done, again.run_dir)
+    for path in (place / "bad" / "checkpoints").glob("step-*/MANIFEST.json"):
         path.write_text(path.read_text()[:-40])
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         run(again, actor_pool)
-    rows = [flat(json.loads(line)) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
+    rows = [flat(json.loads(line)) for line in (place / "bad" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1], "nothing was started over"
