@@ -109,8 +109,9 @@ def _halves(layer: Any) -> Halves | None:
 
 def _parts(norm: Any, entering: list[Any], leaving: Any) -> Parts | None:
     eps, enters, leaves = getattr(norm, "variance_epsilon", None), bundle(entering), bundle([leaving])
-    plain = isinstance(eps, float) and is_plain(norm.weight) and not norm.weight.requires_grad
-    return Parts(norm.weight, eps, enters, leaves) if plain and enters is not None and leaves is not None else None
+    if not isinstance(eps, float) or not is_plain(norm.weight) or norm.weight.requires_grad:
+        return None
+    return None if enters is None or leaves is None else Parts(norm.weight, eps, enters, leaves)
 
 
 def _children(module: Any) -> set[str]:
@@ -122,7 +123,7 @@ def _answers_alike(layer: Any, halves: Halves, mix: Mix) -> bool:
     width, size, tokens = len(halves.feed_forward.weight), layer.self_attn.head_dim, 5
     x = torch.arange(float(tokens * width)).view(1, tokens, width).sin()  # nothing random: models start around here
     turn = torch.outer(torch.arange(1.0, tokens + 1), torch.arange(1.0, size // 2 + 1)).repeat(1, 2)[None]
-    words = {"attention_mask": None, "position_embeddings": (turn.cos(), turn.sin()), "past_key_values": None}
+    words: Any = {"attention_mask": None, "position_embeddings": (turn.cos(), turn.sin()), "past_key_values": None}
     before, mix.parts = mix.parts, (("", None),)
     layer.mix, layer.halves = mix, halves
     try:

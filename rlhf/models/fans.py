@@ -14,13 +14,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlhf.models.products import linear, linear_onto
+from rlhf.models.products import linear, linear_onto, outer, through
 
 
 class Member(NamedTuple):
     """One matrix that an adapter updates: which, by how much, and its ranks' columns in the thin product."""
 
-    index: int
+    matrix: int
     scaling: float
     columns: slice
 
@@ -106,8 +106,8 @@ class Fan:
         found: list[Tensor | None] = []
         for number, (index, scaling, columns) in enumerate(part.members):
             at, out = part.first + 2 * number, gradients[index][part.where]
-            torch.mul(linear(out, matrices[at + 1].t()), scaling, out=below[:, columns])
-            found += [None, (out.t() @ low[:, columns]).mul_(scaling) if wants[at + 1] else None]
+            torch.mul(through(out, matrices[at + 1]), scaling, out=below[:, columns])
+            found += [None, outer(out, low[:, columns], scaling) if wants[at + 1] else None]
         if any(wants[part.first + 2 * number] for number in range(len(part.members))):
             downs = below.t() @ x  # (ranks, in)
             found[::2] = [downs[columns] for _, _, columns in part.members]
@@ -123,7 +123,8 @@ class Bundle:
 
     def fan(self, slices: Sequence[tuple[str, slice]]) -> tuple[Fan, list[Tensor]]:
         """What they do to the tokens of a pass, and the trained matrices that take part."""
-        parts, matrices = [], []
+        parts: list[Part] = []
+        matrices: list[Tensor] = []
         for name, where in slices:
             members, own = self.adapters.get(name, ((), ()))
             if members:
@@ -137,18 +138,18 @@ def bundle(modules: Sequence[Any]) -> Bundle | None:
 
     Adapters that are added later are not seen.
     """
-    bases = [module.base_layer if isinstance(module, BaseTunerLayer) else module for module in modules]
+    bases: list[Any] = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
     if not all(_is_whole(base) and not any(p.requires_grad for p in base.parameters()) for base in bases):
         return None
     adapted: dict[str, list[tuple[int, Any]]] = {}
     for index, module in enumerate(modules):
-        for name in module.lora_A if isinstance(module, BaseTunerLayer) else ():  # type: ignore[union-attr]
+        for name in module.lora_A if isinstance(module, BaseTunerLayer) else ():  # type: ignore[attr-defined]
             adapted.setdefault(name, []).append((index, module))
     found = {}
     for name, layers in adapted.items():
         members, matrices, column = [], [], 0
         for index, layer in layers:
-            pair = (layer.lora_A[name], layer.lora_B[name])
+            pair: tuple[Any, Any] = (layer.lora_A[name], layer.lora_B[name])
             if not all(map(_is_whole, pair)):
                 return None
             rank = pair[0].weight.shape[0]
