@@ -36,7 +36,7 @@ def linear_onto(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor) ->
 
 
 def through(gradient: Tensor, up: Tensor) -> Tensor:
-    """``gradient @ up`` for an adapter's up matrix (out, r): libraries read a few long rows faster than long columns."""
+    """``gradient @ up`` for an adapter's up matrix (out, r): libraries read long rows faster than long columns."""
     return linear(gradient, up.t().contiguous())
 
 
