@@ -173,13 +173,15 @@ def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> T
     step = cache.step_of(layer.self_attn.layer_idx)
     if step is None or len(slices) != 1:
         return None
+    cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
+    if cos.shape != (len(x), layer.self_attn.head_dim):
+        return None
     known = cache.notes.get(layer)
     if known is None:
         name, halves, attention = slices[0][0], layer.halves, layer.self_attn
         cache.notes[layer] = known = decoding.describe(
             halves.attention, halves.feed_forward, name, attention.head_dim, attention.scaling
         )
-    cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
     return decoding.decode(known, x.contiguous(), cos, sin, *step)
 
 
