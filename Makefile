@@ -14,10 +14,15 @@ help:
 	@echo "  two-hosts | job-startup | driver-overhead | adapter-sync | rollout-engines | vllm-test | ppo-vs-trl | learn-peak |"
 	@echo "  memory-vs-trl | gpu-bench | clean"
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(VENV)/.kernels
 
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/setup.sh
 	VENV=$(VENV) scripts/setup.sh
+
+# compiled anew when their sources have changed; the library's name tells which processor it is for
+$(VENV)/.kernels: $(VENV)/.ready $(wildcard rlhf/models/kernels/*.cpp rlhf/models/kernels/*.h)
+	$(BIN)/python -m rlhf.models.kernels.build
+	touch $@
 
 quickstart: setup
 	$(BIN)/rlhf quickstart --fresh --seed $(SEED)

@@ -26,4 +26,5 @@ pip=("$venv/bin/python" -m pip install --quiet --constraint constraints.txt)
 "${pip[@]}" "torch>=2.11,<2.14" numpy setuptools wheel ninja packaging py-cpuinfo
 "${pip[@]}" --no-build-isolation deepspeed
 "${pip[@]}" --no-build-isolation --editable ".[dev]"
+"$venv/bin/python" -m rlhf.models.kernels.build
 touch "$venv/.ready"

@@ -18,7 +18,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlhf.models.products import linear
+from rlhf.models.products import linear, outer, through
 
 Parts = tuple[tuple[str, int | None], ...]
 """(adapter, number of tokens) in the order of the tokens; None: all that are left."""
@@ -167,9 +167,9 @@ class _MixedLinear(torch.autograd.Function):
             down, up = matrices[2 * index : 2 * index + 2]
             wants_down, wants_up = ctx.needs_input_grad[4 + 2 * index : 6 + 2 * index]
             out = gradient[where]  # (tokens, out)
-            low = linear(out, up.t()).mul_(scaling) if wants_down or wants_x else None  # (tokens, r)
+            low = through(out, up).mul_(scaling) if wants_down or wants_x else None  # (tokens, r)
             found.append(low.t() @ x[where] if wants_down else None)  # type: ignore[union-attr]
-            found.append((out.t() @ inner[index]).mul_(scaling) if wants_up else None)
+            found.append(outer(out, inner[index], scaling) if wants_up else None)
             if back is not None and low is not None:
                 back[where].addmm_(low, down)
         return back, None, None, None, *found

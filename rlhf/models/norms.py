@@ -40,13 +40,21 @@ def _forward(module: Any, x: Tensor) -> Tensor:
     if not plain or hasattr(weight, "ds_id"):
         return type(module).forward(module, x)
     if not torch.is_grad_enabled():
-        return (x * _inverse(x, eps)).mul_(weight)
-    return x * _inverse(x, eps) * weight if weight.requires_grad else _RmsNorm.apply(x, weight, eps)
+        return (x * inverse_rms(x, eps)).mul_(weight)
+    return x * inverse_rms(x, eps) * weight if weight.requires_grad else _RmsNorm.apply(x, weight, eps)
 
 
-def _inverse(x: Tensor, eps: float) -> Tensor:
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps), (..., 1)."""
     return (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
+
+
+def to_input(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """The norm's gradient to x; ``inverse`` is its factor, (..., 1)."""
+    scaled = gradient * weight
+    along = torch.linalg.vecdot(scaled, x).unsqueeze(-1)  # (..., 1)
+    pull = along.mul_(inverse).mul_(inverse).div_(-x.shape[-1])
+    return torch.addcmul(scaled, x, pull).mul_(inverse)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -54,14 +62,10 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
-        inverse = _inverse(x, eps)
+        inverse = inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, inverse = ctx.saved_tensors
-        scaled = gradient * weight
-        along = torch.linalg.vecdot(scaled, x).unsqueeze(-1)  # (..., 1)
-        pull = along.mul_(inverse).mul_(inverse).div_(-x.shape[-1])
-        return torch.addcmul(scaled, x, pull).mul_(inverse), None, None
+        return to_input(gradient, *ctx.saved_tensors), None, None

@@ -8,6 +8,7 @@ reaches what stands behind it, so no mask is needed. On a CPU, where lengths dif
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class Packing:
     places: Tensor
     lengths: tuple[int, ...]
     times: int
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(all sequences + 1,) long: where each begins in the row, and the row's tokens."""
+        return torch.tensor([0, *self.lengths * self.times]).cumsum(0)
 
     @property
     def num_sequences(self) -> int:

@@ -23,10 +23,32 @@ FEW_PRODUCTS = 3 << 19
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b`` without a graph. Shapes: x (rows, in), weight (out, in) of any strides, result (rows, out)."""
-    large = len(x) >= FEW_ROWS and len(x) * weight.numel() >= FEW_PRODUCTS
-    if large and x.dtype == torch.float32 and x.device.type == "cpu" and prefers_onednn():
+    if _to_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def linear_onto(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor) -> Tensor:
+    """``onto + x W^T + b`` without a graph; onto (rows, out) stays as it is."""
+    if _to_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, onto, weight, bias, "add")
+    return F.linear(x, weight, bias).add_(onto)
+
+
+def through(gradient: Tensor, up: Tensor) -> Tensor:
+    """``gradient @ up`` for an adapter's up matrix (out, r): libraries read long rows faster than long columns."""
+    return linear(gradient, up.t().contiguous())
+
+
+def outer(gradient: Tensor, low: Tensor, scaling: float) -> Tensor:
+    """``scaling * gradient^T low``, the gradient of an up matrix, (out, r): as its transpose, a third of the time."""
+    turned = low.t() @ gradient  # (r, out)
+    return torch.mul(turned.t(), scaling, out=gradient.new_empty(turned.shape[::-1]))
+
+
+def _to_onednn(x: Tensor, weight: Tensor) -> bool:
+    large = len(x) >= FEW_ROWS and len(x) * weight.numel() >= FEW_PRODUCTS
+    return large and x.dtype == torch.float32 and x.device.type == "cpu" and prefers_onednn()
 
 
 @cache
@@ -39,6 +61,7 @@ def prefers_onednn() -> bool:
         x = torch.arange(40.0).view(FEW_ROWS, 5)  # nothing random: models are initialised around here
         weight, bias = x[:3] - 7.5, x[0, :3]
         found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        found = torch.ops.mkldnn._linear_pointwise(x, found, weight, bias, "add") / 2
     except (OSError, AttributeError, RuntimeError):
         return False
     return not known and torch.allclose(found, F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)

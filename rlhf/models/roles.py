@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf.algos.logprobs import entropy, token_logprobs
 from rlhf.algos.masks import position_ids
-from rlhf.models import adapters, mixed, packing
+from rlhf.models import adapters, blocks, mixed, packing
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
 
@@ -88,6 +88,8 @@ class RolesModel(nn.Module):
         """Whether one pass can serve several roles; otherwise each role takes a pass of its own."""
         if self.mixes:
             mixed.install(self.model, self._active)
+            if self.policy_copy is None:  # it starts at the reference, to the last bit: both go the same way
+                blocks.install(self.model, self._active)
 
     def _add_critic(self, config: peft.LoraConfig, hidden: int, like: Tensor) -> None:
         adapters.add(self.model, config, CRITIC)

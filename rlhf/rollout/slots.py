@@ -32,6 +32,8 @@ class SlotCache(Cache):
         self.num_slots, self.num_columns = num_slots, _rounded(num_columns)
         self.width = 0
         self.columns: Tensor | None = None  # None: a prefill pass
+        self.notes: dict[Any, Any] = {}
+        """What layers keep for the steps to come: weights do not move while a cache is in use."""
 
     def begin_prefill(self) -> None:
         """The next pass is over new prompts."""
@@ -43,6 +45,12 @@ class SlotCache(Cache):
         self.rows = torch.arange(len(columns), device=columns.device)
         if width > self.num_columns:
             self.num_columns = _rounded(max(width, self.num_columns * 3 // 2))
+
+    def step_of(self, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Keys and values of a layer, (slots, heads, columns, size), and each row's column; None in a prefill."""
+        if self.columns is None or layer >= len(self.layers):
+            return None
+        return *self.layers[layer].whole(), self.columns  # type: ignore[union-attr]
 
     def place(self, source: Tensor, slots: Tensor) -> None:
         """Puts prompt ``source[i]`` of the last prefill into slot ``slots[i]``."""
@@ -81,6 +89,10 @@ class _SlotLayer(CacheLayerMixin):
         keys[rows, :, columns] = key_states[:, :, 0]
         values[rows, :, columns] = value_states[:, :, 0]
         return keys[: len(columns), :, :width], values[: len(columns), :, :width]
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        self._fit()
+        return self._stored()
 
     def place(self, source: Tensor, slots: Tensor) -> None:
         if self._new is None:

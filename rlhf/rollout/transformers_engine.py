@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from rlhf.algos.logprobs import token_logprobs
 from rlhf.config import SamplingConfig
 from rlhf.errors import WeightSyncError
-from rlhf.models import adapters, mixed
+from rlhf.models import adapters, blocks, mixed
 from rlhf.models.roles import POLICY
 from rlhf.rollout.batching import BatchDecoder
 from rlhf.rollout.decoding import SlotDecoder
@@ -46,6 +46,7 @@ class TransformersGenerator:
         self._mix = mixed.Mix(((POLICY, None),))
         if self._adapted and mixed.can_mix(self._model, [POLICY]):
             mixed.install(self._model, self._mix)
+            blocks.install(self._model, self._mix)
         causal: Any = self._model.get_base_model() if self._adapted else self._model
         self._causal, self._slots = causal, fits_slots(causal)
         self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlhf.config import LoraConfig, ModelConfig
-from rlhf.models import adapters
+from rlhf.models import adapters, blocks
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
 from rlhf.models.source import resolve_model
@@ -269,10 +268,10 @@ def test_recomputed_activations_belong_to_their_role(
     """Gradient checkpointing runs layers again during backward, when the last role's adapter is the active one."""
     plain = gradients(tiny_base)
     calls = Counter()
-    forward = LlamaDecoderLayer.forward
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda *a, **k: calls.update(["layer"]) or forward(*a, **k))
+    forward = blocks._forward
+    monkeypatch.setattr(blocks, "_forward", lambda *a, **k: calls.update(["layer"]) or forward(*a, **k))
     again = gradients(tiny_base, use_reentrant=use_reentrant)
-    tried = 5  # short passes when the model is built: what it can do
+    tried = 1  # when it is installed
     assert calls["layer"] == 2 * (tried + 1 + 2)  # judging once; policy and critic together, forward and again
     assert plain.keys() == again.keys() and len(plain) == 2 * 28 + 2
     for name, value in plain.items():

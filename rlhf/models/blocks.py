@@ -1,0 +1,287 @@
+"""Both halves of a decoder layer with adapters as one autograd step each: attention, and the gated feed-forward.
+
+Models write a layer as some eighty operations, each with its pass over memory, its place in the graph and tensors kept
+for the way back. Here a half keeps its input and what its products gave; norms and gates are computed again on the way
+back. The layers are Llama's, Qwen's and Mistral's: RMS norms (arXiv:1910.07467), rotary positions, grouped heads, a
+SiLU gate. Whatever else a layer does, it answers differently and stays as it is. Attention takes a packed row, or one
+token per slot of a cache, and needs the compiled kernels; all other passes go the model's own way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from rlhf.models.fans import Bundle, Fan, bundle, is_plain
+from rlhf.models.kernels import calls, decoding
+from rlhf.models.mixed import Mix
+from rlhf.models.packing import Packing
+
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+Slices = list[tuple[str, slice]]
+
+
+@dataclass(frozen=True)
+class Half:
+    """In a pass: a norm, products that read it, and the product whose result is added to the half's input.
+
+    Attributes:
+        num_entering: trained matrices of the first products; those of the last follow.
+    """
+
+    weight: Tensor
+    eps: float
+    enters: Fan
+    leaves: Fan
+    num_entering: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The same, of a layer."""
+
+    weight: Tensor
+    eps: float
+    enters: Bundle
+    leaves: Bundle
+
+    def half(self, slices: Slices) -> tuple[Half, list[Tensor]]:
+        """For the tokens of a pass; also all trained matrices that take part."""
+        (enters, first), (leaves, last) = self.enters.fan(slices), self.leaves.fan(slices)
+        return Half(self.weight, self.eps, enters, leaves, len(first)), [*first, *last]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A decoder layer; ``attention`` is None where the model's own has to be asked."""
+
+    attention: Parts | None
+    feed_forward: Parts
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Rotary positions of a packed row and its sequences: cos and sin (tokens, size), starts (sequences + 1,)."""
+
+    cos: Tensor
+    sin: Tensor
+    starts: Tensor
+    scale: float
+
+
+def install(model: nn.Module, mix: Mix) -> int:
+    """Gives every layer that is no more than what is computed here the shorter way; returns how many there are.
+
+    All adapters must be there already.
+    """
+    found = 0
+    for module in model.modules():
+        halves = _halves(module)
+        if halves is not None and _answers_alike(module, halves, mix):
+            found += 1
+    return found
+
+
+def _halves(layer: Any) -> Halves | None:
+    """By the names of all parts, so that none is left out."""
+    if not type(layer).__name__.endswith("DecoderLayer") or _children(layer) != LAYER or _children(layer.mlp) != GATED:
+        return None
+    if not isinstance(layer.mlp.act_fn, nn.SiLU | SiLUActivation):
+        return None
+    mlp, attention = layer.mlp, layer.self_attn
+    second = _parts(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], mlp.down_proj)
+    if second is None:
+        return None
+    windows = [getattr(place, "sliding_window", None) for place in (attention, attention.config)]
+    fits = _children(attention) == ATTENTION and windows == [None, None]
+    if not fits or attention.head_dim % calls.HEAD_MULTIPLE or calls.library() is None:
+        return Halves(None, second)
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return Halves(_parts(layer.input_layernorm, projections, attention.o_proj), second)
+
+
+def _parts(norm: Any, entering: list[Any], leaving: Any) -> Parts | None:
+    eps, enters, leaves = getattr(norm, "variance_epsilon", None), bundle(entering), bundle([leaving])
+    if not isinstance(eps, float) or not is_plain(norm.weight) or norm.weight.requires_grad:
+        return None
+    return None if enters is None or leaves is None else Parts(norm.weight, eps, enters, leaves)
+
+
+def _children(module: Any) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _answers_alike(layer: Any, halves: Halves, mix: Mix) -> bool:
+    """Whether some tokens leave the layer as they leave the model's own, adapters left out; if so, it is installed."""
+    width, size, tokens = len(halves.feed_forward.weight), layer.self_attn.head_dim, 5
+    x = torch.arange(float(tokens * width)).view(1, tokens, width).sin()  # nothing random: models start around here
+    turn = torch.outer(torch.arange(1.0, tokens + 1), torch.arange(1.0, size // 2 + 1)).repeat(1, 2)[None]
+    words: Any = {"attention_mask": None, "position_embeddings": (turn.cos(), turn.sin()), "past_key_values": None}
+    before, mix.parts = mix.parts, (("", None),)
+    layer.mix, layer.halves = mix, halves
+    try:
+        with torch.no_grad():
+            wanted = type(layer).forward(layer, x, **words)
+            found = _forward(layer, x, **words, packing=Packing(torch.arange(tokens), (tokens,), 1))
+    finally:
+        mix.parts = before
+    if not isinstance(wanted, Tensor) or not torch.allclose(found, wanted, rtol=1e-4, atol=1e-4):
+        del layer.mix, layer.halves
+        return False
+    layer.forward = MethodType(_forward, layer)
+    return True
+
+
+def _forward(
+    layer: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    past_key_values: Any = None,
+    **words: Any,
+) -> Tensor:
+    halves, words = layer.halves, {**words, "position_embeddings": position_embeddings}
+    if not is_plain(hidden_states) or hasattr(halves.feed_forward.weight, "ds_id"):
+        words |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        return type(layer).forward(layer, hidden_states, **words)
+    x, learns = hidden_states.flatten(0, -2), torch.is_grad_enabled()  # (tokens, hidden)
+    slices = layer.mix.slices(len(x))
+    if not learns and halves.attention is not None and hasattr(past_key_values, "step_of"):
+        found = _decode(layer, x, slices, position_embeddings, past_key_values)
+        if found is not None:
+            return found.view_as(hidden_states)
+    attended = _attend(layer, x, slices, position_embeddings, words.get("packing"))
+    if attended is None:
+        words |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        states, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **words)
+        attended = (hidden_states + states).flatten(0, -2)
+    half, matrices = halves.feed_forward.half(slices)
+    if learns:
+        return _FeedForward.apply(attended, half, *matrices).view_as(hidden_states)
+    return _feed_forward(attended, half, matrices)[0].view_as(hidden_states)
+
+
+def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> Tensor | None:
+    """A step of decoding, in one call; None in a prefill, or when tokens belong to several adapters."""
+    step = cache.step_of(layer.self_attn.layer_idx)
+    if step is None or len(slices) != 1:
+        return None
+    cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
+    if cos.shape != (len(x), layer.self_attn.head_dim):
+        return None
+    known = cache.notes.get(layer)
+    if known is None:
+        name, halves, attention = slices[0][0], layer.halves, layer.self_attn
+        cache.notes[layer] = known = decoding.describe(
+            halves.attention, halves.feed_forward, name, attention.head_dim, attention.scaling
+        )
+    return decoding.decode(known, x.contiguous(), cos, sin, *step)
+
+
+def _attend(layer: Any, x: Tensor, slices: Slices, angles: Any, packing: Packing | None) -> Tensor | None:
+    """The first half for a packed row; None: it has to go the model's own way."""
+    attention, parts = layer.self_attn, layer.halves.attention
+    if parts is None or packing is None or (attention.training and attention.attention_dropout):
+        return None
+    cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
+    if cos.shape != (len(x), attention.head_dim):
+        return None
+    half, matrices = parts.half(slices)
+    turns = Turns(cos, sin, packing.starts, attention.scaling)
+    if torch.is_grad_enabled():
+        return _Attention.apply(x, half, turns, *matrices)
+    return _attention(x, half, turns, matrices)[0]
+
+
+def _attention(x: Tensor, half: Half, turns: Turns, matrices: Any) -> tuple[Tensor, list[Tensor]]:
+    """The half's result, and for the way back query, key, value, what attention gave, and the adapters' inner ones."""
+    count = half.num_entering
+    projected, inner = half.enters.forward(calls.rms_norm(x, half.weight, half.eps)[0], matrices[:count])
+    query, key, value = projected
+    attended, normalizer = calls.attention(query, key, value, turns.cos, turns.sin, turns.starts, turns.scale)
+    (result,), last = half.leaves.forward(attended, matrices[count:], onto=x)
+    return result, [query, key, value, attended, normalizer, *inner, *last]
+
+
+def _feed_forward(x: Tensor, half: Half, matrices: Any) -> tuple[Tensor, list[Tensor]]:
+    """The half's result, and for the way back gate, up, and the adapters' inner ones."""
+    count = half.num_entering
+    (gate, up), inner = half.enters.forward(calls.rms_norm(x, half.weight, half.eps)[0], matrices[:count])
+    (result,), last = half.leaves.forward(calls.gated(gate, up), matrices[count:], onto=x)
+    return result, [gate, up, *inner, *last]
+
+
+class _Attention(torch.autograd.Function):
+    """``x + out(attention(rotary(projections(norm(x)))))``, adapters included; base and norm are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: Half, turns: Turns, *matrices: Tensor) -> Tensor:  # type: ignore[override]
+        result, kept = _attention(x, half, turns, matrices)
+        ctx.half, ctx.turns = half, turns
+        ctx.save_for_backward(x, *matrices, *kept)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        half, turns, count = ctx.half, ctx.turns, ctx.half.num_entering
+        wants_x, wants = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
+        x, *rest = ctx.saved_tensors
+        matrices, kept = rest[: len(wants)], rest[len(wants) :]
+        query, key, value, attended, normalizer, *inner = kept
+        split = len(half.enters.parts)
+        back, last = half.leaves.backward([gradient], attended, matrices[count:], inner[split:], wants[count:])
+        to_projections = calls.attention_backward(
+            back, (query, key, value), (turns.cos, turns.sin), (attended, normalizer), turns.starts, turns.scale
+        )
+        return _enter(half, x, gradient, to_projections, (matrices, inner), (wants_x, wants), 2, last)
+
+
+class _FeedForward(torch.autograd.Function):
+    """``x + down(silu(gate(norm(x))) * up(norm(x)))``, adapters included; base and norm are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: Half, *matrices: Tensor) -> Tensor:  # type: ignore[override]
+        result, kept = _feed_forward(x, half, matrices)
+        ctx.half = half
+        ctx.save_for_backward(x, *matrices, *kept)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        half, count = ctx.half, ctx.half.num_entering
+        wants_x, wants = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
+        x, *rest = ctx.saved_tensors
+        matrices, kept = rest[: len(wants)], rest[len(wants) :]
+        gate, up, *inner = kept
+        split = len(half.enters.parts)
+        middle = calls.gated(gate, up)
+        back, last = half.leaves.backward([gradient], middle, matrices[count:], inner[split:], wants[count:])
+        to_projections = calls.gated_backward(back, gate, up)
+        return _enter(half, x, gradient, to_projections, (matrices, inner), (wants_x, wants), 1, last)
+
+
+def _enter(
+    half: Half,
+    x: Tensor,
+    gradient: Tensor,
+    to_projections: tuple[Tensor, ...],
+    held: tuple[list[Tensor], list[Tensor]],
+    wanted: tuple[bool, tuple[bool, ...]],
+    num_plain: int,
+    last: list[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """The way back through the first products and the norm: gradients of all arguments, those of the last included."""
+    (matrices, inner), (wants_x, wants), count = held, wanted, half.num_entering
+    read, inverse = calls.rms_norm(x, half.weight, half.eps)
+    back, first = half.enters.backward(
+        to_projections, read, matrices[:count], inner[: len(half.enters.parts)], wants[:count], wants_x=wants_x
+    )
+    to_x = None if back is None else calls.rms_norm_backward(back, x, half.weight, inverse, gradient)
+    return to_x, *[None] * num_plain, *first, *last

@@ -1,0 +1,170 @@
+"""Products of the same tokens with several frozen matrices, each with its adapters, forward and backward.
+
+Query, key and value read the same input, gate and up another: their adapters' first matrices, one above the other,
+are one thin product, and their gradients to the input are summed by the products themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from rlhf.models.products import linear, linear_onto, outer, through
+
+
+class Member(NamedTuple):
+    """One matrix that an adapter updates: which, by how much, and its ranks' columns in the thin product."""
+
+    matrix: int
+    scaling: float
+    columns: slice
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter's tokens, the matrices it updates, and where its first A stands among a pass's trained matrices.
+
+    Trained matrices stand in the order A, B of each member, part after part.
+    """
+
+    where: slice
+    members: tuple[Member, ...]
+    first: int
+
+    def downs(self, matrices: Sequence[Tensor]) -> Tensor:
+        """The A matrices one above the other, (ranks, in)."""
+        found = matrices[self.first : self.first + 2 * len(self.members) : 2]
+        return found[0] if len(found) == 1 else torch.cat(tuple(found))
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Frozen matrices (out, in), each with a bias or None, and the adapters of a pass on them."""
+
+    frozen: tuple[tuple[Tensor, Tensor | None], ...]
+    parts: tuple[Part, ...]
+
+    def forward(
+        self, x: Tensor, matrices: Sequence[Tensor], onto: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Results (tokens, out), of a single matrix added to ``onto``; each part's thin product (its tokens, ranks)."""
+        if onto is None:
+            results = [linear(x, weight, bias) for weight, bias in self.frozen]
+        else:
+            results = [linear_onto(x, *self.frozen[0], onto)]
+        inner = []
+        for part in self.parts:
+            low = linear(x[part.where], part.downs(matrices))
+            for number, (index, scaling, columns) in enumerate(part.members):
+                up = matrices[part.first + 2 * number + 1]
+                results[index][part.where].addmm_(low[:, columns], up.t(), alpha=scaling)
+            inner.append(low)
+        return results, inner
+
+    def backward(
+        self,
+        gradients: Sequence[Tensor],
+        x: Tensor,
+        matrices: Sequence[Tensor],
+        inner: Sequence[Tensor],
+        wants: Sequence[bool],
+        *,
+        wants_x: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Gradients of x, unless it wants none, and of the trained matrices that want one."""
+        back: Tensor | None = None
+        if wants_x:
+            back = linear(gradients[0], self.frozen[0][0].t())
+            for gradient, (weight, _) in zip(gradients[1:], self.frozen[1:], strict=True):
+                back = linear_onto(gradient, weight.t(), None, back)
+        found: list[Tensor | None] = [None] * len(matrices)
+        for part, low in zip(self.parts, inner, strict=True):
+            own = slice(part.first, part.first + 2 * len(part.members))
+            if wants_x or any(wants[own]):
+                below = torch.empty_like(low)  # the thin product's gradient
+                found[own] = self._differentiate(part, gradients, x[part.where], matrices, low, below, wants)
+                if back is not None:
+                    back[part.where].addmm_(below, part.downs(matrices))
+        return back, found
+
+    @staticmethod
+    def _differentiate(
+        part: Part,
+        gradients: Sequence[Tensor],
+        x: Tensor,
+        matrices: Sequence[Tensor],
+        low: Tensor,
+        below: Tensor,
+        wants: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Gradients of one part's matrices; fills ``below``."""
+        found: list[Tensor | None] = []
+        for number, (index, scaling, columns) in enumerate(part.members):
+            at, out = part.first + 2 * number, gradients[index][part.where]
+            torch.mul(through(out, matrices[at + 1]), scaling, out=below[:, columns])
+            found += [None, outer(out, low[:, columns], scaling) if wants[at + 1] else None]
+        if any(wants[part.first + 2 * number] for number in range(len(part.members))):
+            downs = below.t() @ x  # (ranks, in)
+            found[::2] = [downs[columns] for _, _, columns in part.members]
+        return found
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Linear layers with the same input, looked at once: frozen matrices; each adapter's members, and A, B of each."""
+
+    frozen: tuple[tuple[Tensor, Tensor | None], ...]
+    adapters: Mapping[str, tuple[tuple[Member, ...], tuple[Tensor, ...]]]
+
+    def fan(self, slices: Sequence[tuple[str, slice]]) -> tuple[Fan, list[Tensor]]:
+        """What they do to the tokens of a pass, and the trained matrices that take part."""
+        parts: list[Part] = []
+        matrices: list[Tensor] = []
+        for name, where in slices:
+            members, own = self.adapters.get(name, ((), ()))
+            if members:
+                parts.append(Part(where, members, len(matrices)))
+                matrices += own
+        return Fan(self.frozen, tuple(parts)), matrices
+
+
+def bundle(modules: Sequence[Any]) -> Bundle | None:
+    """Looks at linear layers with or without adapters; None where one is more than its matrices, or trains its own.
+
+    Adapters that are added later are not seen.
+    """
+    bases: list[Any] = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
+    if not all(_is_whole(base) and not any(p.requires_grad for p in base.parameters()) for base in bases):
+        return None
+    adapted: dict[str, list[tuple[int, Any]]] = {}
+    for index, module in enumerate(modules):
+        for name in module.lora_A if isinstance(module, BaseTunerLayer) else ():  # type: ignore[attr-defined]
+            adapted.setdefault(name, []).append((index, module))
+    found = {}
+    for name, layers in adapted.items():
+        members, matrices, column = [], [], 0
+        for index, layer in layers:
+            pair: tuple[Any, Any] = (layer.lora_A[name], layer.lora_B[name])
+            if not all(map(_is_whole, pair)):
+                return None
+            rank = pair[0].weight.shape[0]
+            members.append(Member(index, layer.scaling[name], slice(column, column + rank)))
+            matrices += [matrix.weight for matrix in pair]
+            column += rank
+        found[name] = (tuple(members), tuple(matrices))
+    return Bundle(tuple((base.weight, base.bias) for base in bases), found)
+
+
+def _is_whole(layer: Any) -> bool:
+    """A matrix of fp32 numbers on this CPU: neither quantized nor cut into pieces by ZeRO-3."""
+    return type(layer) is nn.Linear and is_plain(layer.weight)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """What is computed here: fp32 numbers on a CPU, whole."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not hasattr(tensor, "ds_id")

@@ -1,0 +1,36 @@
+// RMS norms (arXiv:1910.07467) with frozen weights, a row at a time.
+#include "vectors.h"
+
+// y = x * inverse * weight with inverse = 1 / sqrt(mean(x^2) + eps). x, y: (rows, size); inverse: (rows,).
+extern "C" void rms_norm(const float* x, const float* weight, float* y, float* inverse, int64_t rows, int64_t size,
+                         float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const float* in = x + row * size;
+        float* out = y + row * size;
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < size; i++) squares += in[i] * in[i];
+        const float factor = 1.0f / std::sqrt(squares / size + eps);
+        inverse[row] = factor;
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) out[i] = in[i] * factor * weight[i];
+    }
+}
+
+// back = beside + the gradient of x, given the gradient of y; back may be gradient or beside.
+extern "C" void rms_norm_backward(const float* gradient, const float* x, const float* weight, const float* inverse,
+                                  const float* beside, float* back, int64_t rows, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *g = gradient + row * size, *in = x + row * size, *other = beside + row * size;
+        float* out = back + row * size;
+        const float factor = inverse[row];
+        float along = 0;
+#pragma omp simd reduction(+ : along)
+        for (int64_t i = 0; i < size; i++) along += g[i] * weight[i] * in[i];
+        const float pull = along * factor * factor / size;
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) out[i] = other[i] + factor * (g[i] * weight[i] - in[i] * pull);
+    }
+}

@@ -1,0 +1,181 @@
+"""Layers in two autograd steps against the same layers by their operations, with and without compiled kernels."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from rlhf.models import adapters, blocks, mixed, packing
+from rlhf.models.kernels import calls
+from tests.unit.models.test_mixed import NAMES, ragged, two_adapters
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def _either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "plain":
+        monkeypatch.setattr(calls, "library", lambda: None)
+    elif calls.library() is None:
+        pytest.skip("no compiled kernels")
+
+
+def make(model: Any, *, shorter: bool) -> tuple[Any, mixed.Mix]:
+    """The model with mixed adapters, ready for packed rows."""
+    mix = mixed.Mix()
+    assert packing.enable(model.get_base_model())
+    mixed.install(model, mix)
+    if shorter:
+        assert blocks.install(model, mix) == 2
+    return model, mix
+
+
+def run(model: Any, mix: mixed.Mix) -> Tensor:
+    """Hidden states of both adapters' tokens, (tokens, hidden)."""
+    words, num_tokens = packing.pack(*ragged(), 2)
+    mix.parts = tuple((name, num_tokens) for name in NAMES)
+    return model.get_base_model().model(**words).last_hidden_state[0]
+
+
+def gradients(model: Any, states: Tensor) -> dict[str, Tensor]:
+    states.mul(torch.randn(states.shape, generator=torch.Generator().manual_seed(5))).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def causal(kind: str, base: Path) -> Any:
+    torch.manual_seed(0)
+    if kind == "llama":
+        return AutoModelForCausalLM.from_pretrained(base)
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None))
+    if kind == "qwen2":  # with biases
+        return Qwen2ForCausalLM(Qwen2Config(**SMALL))
+    return Qwen3ForCausalLM(Qwen3Config(**SMALL))  # norms queries and keys: its attention stays its own
+
+
+@pytest.mark.usefixtures("_either")
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_states_and_gradients_are_the_layers_own(kind: str, tiny_base: Path) -> None:
+    own = two_adapters(tiny_base, causal(kind, tiny_base), r=3, target_modules=["q_proj", "up_proj", "down_proj"])
+    plain, shorter = make(copy.deepcopy(own), shorter=False), make(own, shorter=True)
+    wanted, found = run(*plain), run(*shorter)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    expected, mine = gradients(plain[0], wanted), gradients(shorter[0], found)
+    assert expected.keys() == mine.keys() and len(mine) == 2 * (14 + 6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.usefixtures("_either")
+def test_values_are_the_same_bits_with_and_without_a_graph(tiny_base: Path) -> None:
+    model, mix = make(two_adapters(tiny_base), shorter=True)
+    with torch.no_grad():
+        wanted = run(model, mix)
+    found = run(model, mix)
+    assert found.requires_grad and torch.equal(found, wanted)
+
+
+@pytest.mark.usefixtures("_either")
+def test_an_adapter_that_is_not_trained_gets_no_gradient(tiny_base: Path) -> None:
+    model, mix = make(two_adapters(tiny_base), shorter=True)
+    for _, parameter in adapters.adapter_parameters(model, "b"):
+        parameter.requires_grad_(False)
+    states = run(model, mix)
+    found = gradients(model, states)
+    assert len(found) == 28 and all(".a." in name for name in found)
+
+
+@pytest.mark.usefixtures("_either")
+def test_passes_that_are_not_packed_agree_as_well(tiny_base: Path) -> None:
+    """Padded on the left, with a mask: attention is the model's own."""
+    own = two_adapters(tiny_base)
+    plain, shorter = make(copy.deepcopy(own), shorter=False), make(own, shorter=True)
+    ids = torch.arange(3, 15).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    found = []
+    for model, mix in (plain, shorter):
+        mix.parts = (("b", None),)
+        model.get_base_model().config._attn_implementation = "sdpa"
+        found.append(model.get_base_model()(input_ids=ids, attention_mask=mask).logits[:, 2:])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_either")
+def test_fewer_tensors_are_kept_for_the_way_back(tiny_base: Path) -> None:
+    own = two_adapters(tiny_base)
+    plain, shorter = make(copy.deepcopy(own), shorter=False), make(own, shorter=True)
+    kept = []
+    for model, mix in (plain, shorter):
+        sizes: dict[int, int] = {}
+        weights = {p.data_ptr() for p in model.parameters()}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes, weights: set[int] = weights) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run(model, mix)
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 0.75 * kept[0]
+
+
+def untouched(model: Any) -> bool:
+    mix = mixed.Mix()
+    mixed.install(model, mix)
+    layers = model.get_base_model().model.layers
+    return blocks.install(model, mix) == 0 and not any("forward" in vars(layer) for layer in layers)
+
+
+def test_a_layer_that_computes_more_is_left_alone(tiny_base: Path) -> None:
+    model = two_adapters(tiny_base)
+    layer = model.get_base_model().model.layers[0]
+    forward = type(layer).forward
+
+    class OtherDecoderLayer(type(layer)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return forward(self, *args, **kwargs) * 1.01
+
+    for layer in model.get_base_model().model.layers:
+        layer.__class__ = OtherDecoderLayer
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "trained", "zero3", "activation"])
+def test_what_is_not_computed_here_is_left_alone(change: str, tiny_base: Path) -> None:
+    model = two_adapters(tiny_base)
+    for layer in model.get_base_model().model.layers:
+        if change == "bfloat16":
+            layer.to(torch.bfloat16)
+        elif change == "trained":
+            layer.mlp.up_proj.base_layer.weight.requires_grad_(True)
+        elif change == "zero3":
+            layer.mlp.down_proj.lora_A["a"].weight.ds_id = 1
+        else:
+            layer.mlp.act_fn = torch.nn.GELU()
+    assert untouched(model)
+
+
+def test_a_model_that_is_converted_later_goes_its_own_way(tiny_base: Path) -> None:
+    own = two_adapters(tiny_base)
+    plain, shorter = make(copy.deepcopy(own), shorter=False), make(own, shorter=True)
+    found = [run(model.to(torch.bfloat16), mix) for model, mix in (plain, shorter)]
+    assert torch.equal(*found)

@@ -1,0 +1,215 @@
+"""Every compiled kernel against plain torch in float64, and what stands in where there is no compiler."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf.models.kernels import build, calls, decoding
+
+LENGTHS = (1, 17, 70, 3, 16)
+HEADS, GROUPS, SIZE = 6, 2, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    build.build()
+    calls.library.cache_clear()
+    assert calls.library() is not None
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def _either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "plain":
+        monkeypatch.setattr(calls, "library", lambda: None)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary positions: x (tokens, heads, size), angles (tokens, size / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, angles: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """By the definition, a sequence, a head and a query at a time."""
+    query, key, value = (t.view(len(t), -1, SIZE) for t in (query, key, value))
+    query, key = turned(query, angles), turned(key, angles)
+    rows, start = [], 0
+    for length in lengths:
+        for t in range(start, start + length):
+            for head in range(HEADS):
+                group = head // (HEADS // GROUPS)
+                scores = key[start : t + 1, group] @ query[t, head] / math.sqrt(SIZE)
+                rows.append(scores.softmax(dim=0) @ value[start : t + 1, group])
+        start += length
+    return torch.stack(rows).view(start, HEADS * SIZE)
+
+
+def packed() -> tuple[list[Tensor], Tensor, Tensor]:
+    """(query, key and value, angles, starts)"""
+    tokens = sum(LENGTHS)
+    inputs = [random(tokens, heads * SIZE, seed=heads) for heads in (HEADS, GROUPS)]
+    inputs.append(random(tokens, GROUPS * SIZE, seed=9))
+    return inputs, random(tokens, SIZE // 2) * 5, torch.tensor([0, *LENGTHS]).cumsum(0)
+
+
+def both(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin as models hand them on, each angle twice."""
+    return angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+
+@pytest.mark.usefixtures("_either")
+def test_norm() -> None:
+    x, weight, towards, beside = random(7, 48), random(48, seed=1), random(7, 48, seed=2), random(7, 48, seed=3)
+    x[3] *= 1e-4
+    exact = x.double().requires_grad_()
+    wanted = exact * (exact.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
+    found, inverse = calls.rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(found, wanted.float(), rtol=2e-6, atol=1e-7)
+    (back,) = torch.autograd.grad(wanted, exact, towards.double())
+    to_x = calls.rms_norm_backward(towards, x, weight, inverse, beside)
+    torch.testing.assert_close(to_x, (back + beside).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_either")
+def test_gate() -> None:
+    gate, up, towards = random(5, 33) * 4, random(5, 33, seed=1), random(5, 33, seed=2)
+    gate[0, :6] = torch.tensor([-200.0, -88.0, -20.0, 0.0, 88.0, 200.0])
+    exact = [t.double().requires_grad_() for t in (gate, up)]
+    wanted = torch.nn.functional.silu(exact[0]) * exact[1]
+    torch.testing.assert_close(calls.gated(gate, up), wanted.float(), rtol=2e-6, atol=1e-7)
+    expected = torch.autograd.grad(wanted, exact, towards.double())
+    for found, gradient in zip(calls.gated_backward(towards, gate, up), expected, strict=True):
+        torch.testing.assert_close(found, gradient.float(), rtol=5e-6, atol=1e-6)
+
+
+def test_what_is_not_a_number_stays_visible() -> None:
+    gate = torch.tensor([[1.0, math.nan, -1.0]])
+    assert calls.gated(gate, torch.ones(1, 3)).isnan().tolist() == [[False, True, False]]
+    (query, key, value), angles, starts = packed()
+    query[20] = math.nan
+    found, _ = calls.attention(query, key, value, *both(angles), starts, 0.25)
+    assert found.isnan().any(dim=1).nonzero().flatten().tolist() == [20]
+
+
+def test_attention_and_its_gradients() -> None:
+    inputs, angles, starts = packed()
+    exact = [t.double().requires_grad_() for t in inputs]
+    wanted = attention(*exact, angles.double(), LENGTHS)
+    cos, sin = both(angles)
+    results = calls.attention(*inputs, cos, sin, starts, SIZE**-0.5)
+    torch.testing.assert_close(results[0], wanted.float(), rtol=1e-5, atol=2e-6)
+    towards = random(*wanted.shape, seed=4)
+    expected = torch.autograd.grad(wanted, exact, towards.double())
+    found = calls.attention_backward(towards, tuple(inputs), (cos, sin), results, starts, SIZE**-0.5)
+    for mine, gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, gradient.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_gives_the_same_bits_wherever_it_stands() -> None:
+    inputs, angles, starts = packed()
+    whole, _ = calls.attention(*inputs, *both(angles), starts, SIZE**-0.5)
+    own = slice(18, 88)
+    alone, _ = calls.attention(
+        *(t[own].contiguous() for t in inputs), *both(angles[own]), torch.tensor([0, 70]), SIZE**-0.5
+    )
+    assert torch.equal(whole[own], alone)
+
+
+def test_threads_share_the_work_without_changing_it() -> None:
+    inputs, angles, starts = packed()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(calls.attention(*inputs, *both(angles), starts, 0.25)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def bundle(inputs: int, outputs: tuple[int, ...], rank: int, *, bias: bool) -> Any:
+    """Linear layers with an adapter ``x``, as the description reads them."""
+    frozen = [(random(o, inputs, seed=o) / 8, random(o, seed=1) if bias else None) for o in outputs]
+    pairs = [(random(rank, inputs, seed=2) / 8, random(o, rank, seed=3) / 4) for o in outputs]
+    members = tuple((i, 1.5, None) for i in range(len(outputs)))
+    return SimpleNamespace(frozen=frozen, adapters={"x": (members, [m for pair in pairs for m in pair])})
+
+
+def product(of: Any, index: int, x: Tensor, adapter: str) -> Tensor:
+    weight, bias = of.frozen[index]
+    found = x @ weight.double().T + (0 if bias is None else bias.double())
+    if adapter in of.adapters:
+        down, up = of.adapters[adapter][1][2 * index : 2 * index + 2]
+        found = found + 1.5 * (x @ down.double().T @ up.double().T)
+    return found
+
+
+@pytest.mark.parametrize("adapter", ["x", "none"])
+@pytest.mark.parametrize("rows", [1, 4, 6])
+def test_a_step_of_decoding(rows: int, adapter: str) -> None:
+    """Five tokens one by one through a layer, against attention over all of them; sizes that divide by nothing."""
+    hidden, inner, rank, tokens = 50, 75, 3, 5
+    wide, narrow = HEADS * SIZE, GROUPS * SIZE
+    first = SimpleNamespace(weight=random(hidden, seed=5), eps=1e-6)
+    first.enters, first.leaves = (
+        bundle(hidden, (wide, narrow, narrow), rank, bias=True),
+        bundle(wide, (hidden,), rank, bias=False),
+    )
+    second = SimpleNamespace(weight=random(hidden, seed=6), eps=1e-5)
+    second.enters, second.leaves = (
+        bundle(hidden, (inner, inner), rank, bias=False),
+        bundle(inner, (hidden,), rank, bias=False),
+    )
+    layer = decoding.describe(first, second, adapter, SIZE, SIZE**-0.5)
+    x, angles = random(rows, tokens, hidden), random(tokens, SIZE // 2) * 3
+    keys, values = torch.zeros(2, rows + 1, GROUPS, 8, SIZE)
+    found = []
+    for t in range(tokens):
+        cos, sin = (angle[t : t + 1].repeat(rows, 1) for angle in both(angles))
+        column = torch.full((rows,), t)
+        found.append(decoding.decode(layer, x[:, t].contiguous(), cos, sin, keys, values, column))
+
+    def norm(x: Tensor, of: Any) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + of.eps).rsqrt() * of.weight.double()
+
+    for row in range(rows):
+        states = x[row].double()
+        read = norm(states, first)
+        projected = [product(first.enters, i, read, adapter) for i in range(3)]
+        attended = attention(*projected, angles.double(), (tokens,))
+        states = states + product(first.leaves, 0, attended, adapter)
+        gate, up = (product(second.enters, i, norm(states, second), adapter) for i in range(2))
+        states = states + product(second.leaves, 0, torch.nn.functional.silu(gate) * up, adapter)
+        mine = torch.stack([step[row] for step in found])
+        torch.testing.assert_close(mine, states.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_library_for_another_processor_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = build.library_path()
+    monkeypatch.setattr(build, "_processor", lambda: "flags: none")
+    build.library_path.cache_clear()
+    assert build.library_path() != here
+    build.library_path.cache_clear()
+
+
+def test_without_a_compiler_setup_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: Any) -> None:
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels" / "x.so")
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    assert build.main() == 0
+    assert "plain torch runs instead" in capsys.readouterr().err
+    monkeypatch.setattr(calls, "library_path", lambda: tmp_path / "kernels" / "x.so")
+    assert calls.library.__wrapped__() is None
