@@ -51,7 +51,7 @@ def main(directory: str, rank: int, store: str) -> dict[str, Any]:
     trained = [p for p in model.parameters() if p.requires_grad]
     engine = TrainEngine(
         model,
-        [ParameterGroup("policy", trained, 1e-2)],
+        [ParameterGroup("policy", trained, 1e-2, 1.0)],
         OptimConfig(),
         EngineConfig(),
         dtype=torch.float32,
