@@ -50,6 +50,17 @@ def layer_activations(
     return rows * tokens * per_token + rows * tokens * tokens * width
 
 
+def halves_activations(shape: ModelShape, lora: LoraConfig, *, rows: int, tokens: int) -> float:
+    """Bytes that one layer saves for one packed fp32 pass on CPUs, where each half is one autograd step (ADR 16).
+
+    Per token: each half's input (2 h), q and the attention's output (2 a), keys and values as they are, a log-sum per
+    head, gate and up (2 i), and the adapters' r-wide products; norms and gates are computed again.
+    """
+    attention, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    numbers = 2 * (shape.hidden + attention + keys + shape.intermediate) + shape.heads
+    return rows * tokens * FP32 * (numbers + lora.r * len(adapted(shape, lora)))
+
+
 def pass_activations(
     shape: ModelShape,
     lora: LoraConfig | None,
@@ -59,12 +70,19 @@ def pass_activations(
     width: int,
     checkpointing: bool,
     packed: bool = False,
+    halves: bool = False,
 ) -> tuple[float, float]:
     """(kept, recomputed) bytes of all layers in one pass.
 
     With checkpointing each layer keeps its input alone (arXiv:1604.06174), and one layer at a time is recomputed.
+
+    Args:
+        halves: layers run in two autograd steps each.
     """
-    layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
+    if halves and lora is not None:
+        layer = halves_activations(shape, lora, rows=rows, tokens=tokens)
+    else:
+        layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
     last_norm = rows * tokens * (FP32 * shape.hidden + FP32)
     if checkpointing:
         return shape.layers * rows * tokens * shape.hidden * width + last_norm, layer
@@ -91,8 +109,9 @@ def ppo_peak(
     width: int,
     checkpointing: bool,
     critic: bool,
+    halves: bool = False,
 ) -> float:
-    """Bytes of activations at the highest point of one PPO micro-batch.
+    """Bytes of activations at the highest point of one PPO micro-batch; ``halves`` as in ``pass_activations``.
 
     Plain LoRA: policy and critic run as one packed pass. Backward first gives the logits their gradients and frees
     them, then runs the layers again, both roles at once. Otherwise both run before one backward pass, the critic's
@@ -100,13 +119,15 @@ def ppo_peak(
     """
     tokens, packed = prompt + response, packs(lora)
     kept, recomputed = pass_activations(
-        shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed
+        shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed, halves=halves
     )
     logits, transient = logits_activations(shape, rows=rows, response=response, width=width)
     values = rows * response * shape.hidden * width if critic else 0
     roles = 2 if critic else 1
     if packed:
-        return roles * kept + max(logits + values + transient, roles * recomputed)
+        # a half's way back holds its middle, and the gradients of that, of gate and of up
+        way_back = rows * tokens * FP32 * (4 * shape.intermediate + 2 * shape.hidden) if halves else 0
+        return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))
     policy = kept + max(logits + transient, recomputed)
     return max(2 * kept + logits + values + recomputed, policy) if critic else policy
 

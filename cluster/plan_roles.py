@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.activations import decoding_workspace, kv_cache, pass_activations, ppo_peak
+from cluster.activations import decoding_workspace, kv_cache, packs, pass_activations, ppo_peak
 from cluster.memory_model import (
     Memory,
     Tensors,
@@ -130,12 +130,18 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
     if setting.separate_reward is not None:
         scorer = base_tensors(setting.separate_reward, config.model, width, head=1)
         memory += Memory(weights=sum(t.bytes for t in scorer))
-    memory += _ppo_activations(config, shape, width)
+    memory += _ppo_activations(config, shape, width, halves=_in_halves(config, shape, setting, width))
     trainer = RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)
     return [trainer, _rollout(config, shape, setting, width)]
 
 
-def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int) -> Memory:
+def _in_halves(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> bool:
+    """Whether layers run in two autograd steps: a frozen fp32 base, whole, on CPUs with the compiled kernels."""
+    frozen = config.policy_weights == "adapter" and config.model.quantization == "none" and packs(config.lora)
+    return frozen and not setting.on_gpu and width == 4 and config.engine.zero_stage < 3 and not shape.qk_norm
+
+
+def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int, *, halves: bool) -> Memory:
     """What the largest pass of learning holds; judging holds less. Demonstrations are read by the policy alone."""
     rows, budget, ptx = config.batch.microbatch_sequences_per_gpu, config.batch.microbatch_tokens_per_gpu, config.ptx
     kinds = [(rows, config.rollout.max_prompt_tokens, config.rollout.max_response_tokens, config.uses_critic)]
@@ -152,6 +158,7 @@ def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int) -> Memory
             width=width,
             checkpointing=config.model.gradient_checkpointing,
             critic=critic,
+            halves=halves,
         )
         for count, prompt, response, critic in kinds
     ]

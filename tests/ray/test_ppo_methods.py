@@ -20,7 +20,7 @@ TOLERANCE = 2e-3
 
 LEARNING: dict[str, Any] = {
     "num_steps": 27,
-    "optim.learning_rate": 1e-2,
+    "optim.learning_rate": 5e-3,
     "batch.responses_per_prompt": 8,
     "batch.minibatch_sequences": 16,
     "batch.microbatch_sequences_per_gpu": 8,
