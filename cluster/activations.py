@@ -11,6 +11,8 @@ from cluster.shapes import ModelShape
 from rlhf.config import LoraConfig
 
 FP32 = 4
+LOGITS_ELEMENTS = 1 << 24
+"""As in ``rlhf/models/output.py``, which loads torch; a test compares them."""
 
 
 def layer_activations(
@@ -76,8 +78,13 @@ def logits_activations(shape: ModelShape, *, rows: int, response: int, width: in
 
     Kept: the scaled logits under logsumexp, fp32; the entropy has no graph unless it is in the loss. Transient: the
     logits themselves and, in backward, two fp32 gradients of their size.
+
+    Above ``LOGITS_ELEMENTS`` logits, the states that they are made from are kept instead, and one chunk of logits is
+    alive at a time, with all that plainly is kept.
     """
     entries = rows * response * shape.vocab
+    if entries > LOGITS_ELEMENTS:
+        return rows * response * shape.hidden * width, LOGITS_ELEMENTS * (width + 3 * FP32)
     return entries * FP32, entries * (width + 2 * FP32)
 
 
