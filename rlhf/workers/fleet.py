@@ -233,6 +233,8 @@ class RolloutFleet:
     def _end_overdue(self, batch: Batch) -> None:
         limit, now = self._recovery.generate_timeout_seconds, time.monotonic()
         for piece in _unanswered({r: p for r, p in batch.running.items() if now - p.began > limit}):
+            if piece not in batch.running.values():
+                continue  # dealt with a moment ago, together with another of its worker
             silence = silence_of(self._group.actors[piece.rank])
             if silence < limit:
                 batch.allow_silence(piece.rank, silence)  # slow, and getting on
@@ -249,6 +251,8 @@ class RolloutFleet:
         if limit is None:
             return
         for piece in _unanswered({r: p for r, p in batch.running.items() if now - p.asked > limit}):
+            if piece not in batch.running.values():
+                continue
             if now - piece.asked > 2 * limit:
                 cause = f"its work was not done within 2 x {limit:g} s (recovery.rollout_deadline_seconds)"
                 self._end(batch, piece, cause, now - piece.asked)

@@ -81,7 +81,8 @@ class _Host:
         return self._guard(construct)
 
     def call(self, method: str, args: tuple, kwargs: dict) -> Any:
-        self.abandon(False)
+        if self._context is not None:
+            self._context.abandoned = False
         with self._spans.span(method):
             return self._guard(lambda: getattr(self._worker, method)(*_fetch(args, self._spans), **kwargs))
 
@@ -109,10 +110,10 @@ class _Host:
             self._context.stop_requested = True
 
     @ray.method(concurrency_group="control")
-    def abandon(self, now: bool = True) -> None:
+    def abandon(self) -> None:
         """The running call ends at its next sign of progress."""
         if self._context is not None:
-            self._context.abandoned = now
+            self._context.abandoned = True
 
     @ray.method(concurrency_group="control")
     def stacks(self) -> str:
@@ -182,9 +183,8 @@ def result_of(role: str, rank: int, ref: Any) -> Any:
     if isinstance(value, RemoteFailure):
         if value.error is not None and not isinstance(value.error, WorkerError):
             raise value.error
-        lost = value.kind in COLLECTIVE_KINDS or (
-            value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
-        )
+        told = value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
+        lost = told or value.kind in COLLECTIVE_KINDS
         cause = f"{value.kind}: {value.message}\n{value.trace}"
         raise WorkerError(role, rank, cause, "collective" if lost else "error")
     return value
