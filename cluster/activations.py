@@ -13,7 +13,7 @@ from cluster.shapes import ModelShape
 from rlhf.config import LoraConfig
 
 FP32 = 4
-LOGITS_ELEMENTS = 1 << 24
+LOGITS_ELEMENTS = 1 << 23
 """As in ``rlhf/models/output.py``, which loads torch; a test compares them."""
 
 
