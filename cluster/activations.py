@@ -6,11 +6,15 @@ mask, as they are saved when the base is frozen; tests compare with the tensors 
 
 from __future__ import annotations
 
+import math
+
 from cluster.memory_model import adapted
 from cluster.shapes import ModelShape
 from rlhf.config import LoraConfig
 
 FP32 = 4
+LOGITS_ELEMENTS = 1 << 23
+"""As in ``rlhf/models/output.py``, which loads torch; a test compares them."""
 
 
 def layer_activations(
@@ -93,10 +97,16 @@ def logits_activations(shape: ModelShape, *, rows: int, response: int, width: in
     """(kept, transient) bytes of log-probabilities and entropy over the vocabulary, per response token.
 
     Kept: the scaled logits under logsumexp, fp32; the entropy has no graph unless it is in the loss. Transient: the
-    logits themselves and, in backward, two fp32 gradients of their size.
+    logits themselves and what the entropy is made from; later, in backward, two fp32 gradients of their size.
+
+    Above ``LOGITS_ELEMENTS`` logits the states that they are made from are kept instead, and one of several equal
+    chunks is alive at a time, forward and, recomputed, in backward.
     """
     entries = rows * response * shape.vocab
-    return entries * FP32, entries * (width + 2 * FP32)
+    chunks = math.ceil(entries / LOGITS_ELEMENTS)
+    if chunks > 1:
+        return rows * response * shape.hidden * width, entries / chunks * (width + 4 * FP32)
+    return entries * FP32, entries * (width + 3 * FP32)
 
 
 def ppo_peak(

@@ -64,6 +64,12 @@ class RolloutFleetExhausted(WorkerError):
     """No rollout worker is left, and none may be started any more."""
 
 
+class AbandonedError(RlhfError):
+    """A worker left a piece of work that nobody waits for any more."""
+
+    exit_code = 3
+
+
 class StoppedError(RlhfError):
     """The run was asked to stop, has committed a checkpoint, and goes on when it is started again."""
 

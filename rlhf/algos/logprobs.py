@@ -6,8 +6,9 @@ temperature: otherwise the first ratio is not 1 and the entropy is that of anoth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class LogprobsAndEntropy:
-    """What :func:`chunked_logprobs_and_entropy` returns, both ``(n,)`` float32."""
+    """One number per token each, float32."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -79,45 +80,67 @@ def entropy(logits: Tensor, *, temperature: float, suppress_ids: Sequence[int] =
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(dim=-1)
 
 
+def logprobs_and_entropy(
+    logits: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float,
+    suppress_ids: Sequence[int] = (),
+    entropy_graph: bool = True,
+) -> LogprobsAndEntropy:
+    """Both at once.
+
+    Args:
+        logits: ``(n, vocabulary)`` or ``(batch, response, vocabulary)``; the results lack the last axis.
+        token_ids: what was drawn from each slot, long.
+        temperature: logits are divided by it.
+        suppress_ids: ids that cannot be drawn.
+        entropy_graph: whether gradients flow through the entropy; without them its graph would only cost memory.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_graph):
+        entropies = entropy(logits, temperature=temperature, suppress_ids=suppress_ids)
+    logprobs = token_logprobs(logits, token_ids, temperature=temperature, suppress_ids=suppress_ids)
+    return LogprobsAndEntropy(logprobs, entropies)
+
+
 def chunked_logprobs_and_entropy(
     hidden: Tensor,
-    lm_head_weight: Tensor,
+    head: Callable[[Tensor], Tensor],
     token_ids: Tensor,
     *,
     temperature: float,
     chunk_tokens: int,
-    bias: Tensor | None = None,
     suppress_ids: Sequence[int] = (),
+    entropy_graph: bool = True,
 ) -> LogprobsAndEntropy:
     """Apply the head and take log-probabilities and entropies, ``chunk_tokens`` tokens at a time.
 
-    Same values and gradients as the plain functions on ``hidden @ lm_head_weight.T``. Each chunk's logits are
-    recomputed in the backward pass, so that at no time more than ``chunk_tokens`` rows of logits are alive.
+    Same values and gradients as :func:`logprobs_and_entropy` on ``head(hidden)``. Each chunk's logits are recomputed
+    in the backward pass, so that at no time more than ``chunk_tokens`` rows of logits are alive.
 
     Args:
         hidden: ``(n, hidden)``: select the response tokens first, ``hidden[response_mask]``; a NaN in a slot
             left out then cannot reach the gradient.
-        lm_head_weight: ``(vocabulary, hidden)``.
+        head: ``(rows, hidden)`` to ``(rows, vocabulary)``, each row by itself; runs again in the backward pass.
         token_ids: ``(n,)`` long.
         temperature: logits are divided by it.
         chunk_tokens: tokens per chunk, at least 1.
-        bias: ``(vocabulary,)`` of the head, if it has one.
         suppress_ids: ids that cannot be drawn.
+        entropy_graph: whether gradients flow through the entropy.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    words: dict[str, Any] = {"temperature": temperature, "suppress_ids": suppress_ids, "entropy_graph": entropy_graph}
 
-    def one_chunk(chunk: Tensor, ids: Tensor, weight: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = F.linear(chunk, weight, offset)  # (chunk, vocabulary)
-        return (
-            token_logprobs(logits, ids, temperature=temperature, suppress_ids=suppress_ids),
-            entropy(logits, temperature=temperature, suppress_ids=suppress_ids),
-        )
+    def one_chunk(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        found = logprobs_and_entropy(head(chunk), ids, **words)  # logits: (chunk, vocabulary)
+        return found.logprobs, found.entropy
 
-    parts = [
-        checkpoint(one_chunk, chunk, ids, lm_head_weight, bias, use_reentrant=False, preserve_rng_state=False)
-        for chunk, ids in zip(hidden.split(chunk_tokens), token_ids.split(chunk_tokens), strict=True)
-    ]
+    def again(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return checkpoint(one_chunk, chunk, ids, use_reentrant=False, preserve_rng_state=False)
+
+    way = again if torch.is_grad_enabled() else one_chunk
+    parts = [way(*part) for part in zip(hidden.split(chunk_tokens), token_ids.split(chunk_tokens), strict=True)]
     return LogprobsAndEntropy(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
 

@@ -30,6 +30,10 @@ class RecoveryConfig(Section):
     """Rollout workers replaced in one run before it stops."""
     generate_timeout_seconds: float = Field(600.0, gt=0)
     """A rollout worker that has neither answered nor run its model for so long is killed and replaced."""
+    rollout_deadline_seconds: float | None = Field(None, gt=0)
+    """A step waits so long for a rollout worker that is slow and getting on; then one with nothing left to do draws the
+    same responses too, and whoever is first counts. After twice as long the slow one is killed and replaced. Choose
+    several times what a step's responses take; null: a slow worker is waited for."""
     sync_timeout_seconds: float = Field(300.0, gt=0)
     """The same for taking an adapter and for the canary."""
     max_nonfinite_updates: int = Field(2, ge=0)

@@ -15,9 +15,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.algos.logprobs import entropy, token_logprobs
+from rlhf.algos.logprobs import logprobs_and_entropy
 from rlhf.algos.masks import position_ids
 from rlhf.models import adapters, blocks, mixed, packing
+from rlhf.models.output import read_logprobs, reads_last_hidden
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
 
@@ -84,6 +85,8 @@ class RolesModel(nn.Module):
         self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
         adapters.select(self.model, REFERENCE, self._trainable)
+        self.reads_hidden = all(map(reads_last_hidden, self._causal_models()))
+        """Whether log-probs can be read from the last hidden states; otherwise the model makes all logits itself."""
         self.mixes = self._can_mix()
         """Whether one pass can serve several roles; otherwise each role takes a pass of its own."""
         if self.mixes:
@@ -165,9 +168,9 @@ class RolesModel(nn.Module):
 
     def _can_mix(self) -> bool:
         """Plain LoRA everywhere but on the output layer, whose logits are those of the last hidden states alone."""
-        if not mixed.can_mix(self.model, list(self.model.peft_config)):
+        if not self.reads_hidden or not mixed.can_mix(self.model, list(self.model.peft_config)):
             return False
-        return all(_reads_last_hidden(model) and packing.enable(model) for model in self._causal_models())
+        return all(map(packing.enable, self._causal_models()))
 
     def _select(self, parts: mixed.Parts) -> None:
         if self._active.parts != parts:
@@ -192,18 +195,13 @@ class RolesModel(nn.Module):
         number = keep.flatten().cumsum(0).view_as(keep) - 1  # of each token in the packed row
         before = number[:, -response_ids.shape[1] - 1 : -1][given]
         found: dict[str, Any] = {}
-
-        def back(values: Tensor) -> Tensor:
-            return values.new_zeros(given.shape).masked_scatter(given, values)
-
         for role, states in hidden.items():
             if role == CRITIC:
-                found[role] = back(self.value_head(states[before]).squeeze(-1).float())
+                found[role] = _back(self.value_head(states[before]).squeeze(-1).float(), given)
             elif role == REWARD:
                 found[role] = self._normalized(states[number.max(dim=1).values])
             else:
-                logits = self._model_of(role).get_output_embeddings()(states[before])
-                found[role] = tuple(map(back, self._read_logprobs(logits, response_ids[given], temperature)))
+                found[role] = self._read_logprobs(role, states[before], response_ids, given, temperature)
         return found
 
     def _read_apart(
@@ -221,12 +219,17 @@ class RolesModel(nn.Module):
         for role in roles:
             self._select(((role, None),))
             causal = self._model_of(role)
-            if role in (POLICY, REFERENCE):
+            if role in (POLICY, REFERENCE) and not self.reads_hidden:
                 logits = causal(**words, logits_to_keep=num_response + 1).logits[:, :-1]
-                found[role] = self._read_logprobs(logits, response_ids, temperature)
+                told = logprobs_and_entropy(logits, response_ids, **self._words(temperature))
+                found[role] = told.logprobs, told.entropy
                 continue
             hidden = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state  # (batch, sequence, hidden)
-            if role == CRITIC:
+            if role in (POLICY, REFERENCE):
+                given = attention_mask.bool()[:, -num_response:]
+                before = hidden[:, -num_response - 1 : -1][given]
+                found[role] = self._read_logprobs(role, before, response_ids, given, temperature)
+            elif role == CRITIC:
                 found[role] = self.value_head(hidden[:, -num_response - 1 : -1]).squeeze(-1).float()
             else:
                 steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
@@ -234,10 +237,20 @@ class RolesModel(nn.Module):
                 found[role] = self._normalized(hidden[torch.arange(len(hidden), device=hidden.device), last])
         return found
 
-    def _read_logprobs(self, logits: Tensor, response_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_entropy):
-            entropies = entropy(logits, temperature=temperature, suppress_ids=self.suppress_ids)
-        return token_logprobs(logits, response_ids, temperature=temperature, suppress_ids=self.suppress_ids), entropies
+    def _words(self, temperature: float) -> dict[str, Any]:
+        return {
+            "temperature": temperature,
+            "suppress_ids": self.suppress_ids,
+            "entropy_graph": self.trains_entropy,
+        }
+
+    def _read_logprobs(
+        self, role: str, states: Tensor, response_ids: Tensor, given: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """From the states (n, hidden) before the n response tokens that are ``given`` (batch, response)."""
+        head = self._model_of(role).get_output_embeddings()
+        told = read_logprobs(head, states, response_ids[given], **self._words(temperature))
+        return _back(told.logprobs, given), _back(told.entropy, given)
 
     def _normalized(self, last: Tensor) -> Tensor:
         """Reward of the last tokens' states (batch, hidden), on the normalized scale."""
@@ -285,12 +298,6 @@ class RolesModel(nn.Module):
         return getattr(self, task)(**inputs)
 
 
-def _reads_last_hidden(causal: Any) -> bool:
-    """Whether logits are the output layer's product with the last hidden states, and nothing else."""
-    head = causal.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        return False
-    with torch.no_grad():
-        ids = torch.arange(2, 6, device=head.weight.device)[None]
-        hidden = getattr(causal, causal.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.equal(head(hidden), causal(input_ids=ids, use_cache=False).logits)
+def _back(values: Tensor, given: Tensor) -> Tensor:
+    """Values (n,) of the real tokens in their slots (batch, response), zeros elsewhere."""
+    return values.new_zeros(given.shape).masked_scatter(given, values)

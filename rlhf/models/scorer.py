@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import ModelConfig
 from rlhf.data.chat import ChatFormat, chat_format
-from rlhf.data.schema import Message
-from rlhf.errors import CheckpointError
+from rlhf.data.schema import Message, RowError
+from rlhf.errors import CheckpointError, DataError
 from rlhf.models import adapters
 from rlhf.models.loading import load_classifier
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 REWARD_FILE = "reward.json"
 HEAD = "score.weight"
@@ -100,12 +103,16 @@ def build_reward_model(source: ModelSource, config: ModelConfig, tokenizer: PreT
 
 
 class SeparateScorer:
-    """A reward model that stands alone: its own base, tokenizer and chat format."""
+    """A reward model that stands alone: its own base, tokenizer and chat format.
+
+    Args:
+        run: where it comes from, for messages.
+    """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, settings: RewardSettings,
-                 *, microbatch: int = 16) -> None:  # fmt: skip
+                 *, run: str, microbatch: int = 16) -> None:  # fmt: skip
         self.model, self.tokenizer, self.chat, self.settings = model.eval(), tokenizer, chat, settings
-        self._microbatch = microbatch
+        self._run, self._microbatch = run, microbatch
 
     @torch.no_grad()
     def raw_scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
@@ -130,9 +137,35 @@ class SeparateScorer:
         """Normalized scores of token sequences (prompt, response, stop token) in this model's own vocabulary."""
         return [(raw - self.settings.mean) / self.settings.std for raw in self.raw_scores(sequences)]
 
-    def score_texts(self, texts: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        """Normalized scores of (prompt messages, response text) pairs: text is the bridge between vocabularies."""
-        return self.scores([self.chat.encode_prompt(p) + self.chat.encode_response(r) for p, r in texts])
+    def score_texts(
+        self, texts: Sequence[tuple[Sequence[Message], str]], *, skip_unwritable: bool = False
+    ) -> list[float]:
+        """Normalized scores of (prompt messages, response text) pairs: text is the bridge between vocabularies.
+
+        Args:
+            skip_unwritable: NaN, instead of an error, for a text that this model's chat template rewrites or refuses.
+
+        Raises:
+            DataError: names the reward run, the text and what to do.
+        """
+        found, sequences = [math.nan] * len(texts), {}
+        for index, (prompt, response) in enumerate(texts):
+            try:
+                sequences[index] = self.chat.encode_prompt(prompt) + self.chat.encode_response(response)
+            except RowError as error:
+                told = (
+                    f"the reward model of {self._run} cannot read {response[:80]!r} "
+                    f"(prompt: {prompt[-1].content[:80]!r}) by its chat template ({self.chat.style}): {error.reason}"
+                )
+                if not skip_unwritable:
+                    raise DataError(
+                        f"{told}; train it with model.chat_style=default, which writes every text as it is, or leave "
+                        "such responses out with on_error=drop in its entry of scores"
+                    ) from None
+                logger.warning("no score: %s", told)
+        for index, score in zip(sequences, self.scores(list(sequences.values())), strict=True):
+            found[index] = score
+        return found
 
 
 def load_reward_model(run_dir: str | Path, *, microbatch: int = 16) -> SeparateScorer:
@@ -185,4 +218,6 @@ def load_scorer(source: ModelSource, quantization: str, chat_style: str, *, micr
         adapters.write_adapter(model, ADAPTER, state)
     if torch.cuda.is_available() and quantization == "none":
         model = model.to("cuda")
-    return SeparateScorer(model, tokenizer, chat_format(tokenizer, chat_style), settings, microbatch=microbatch)
+    run = str(source.run_dir or source.adapter or source.base)
+    chat = chat_format(tokenizer, chat_style)
+    return SeparateScorer(model, tokenizer, chat, settings, run=run, microbatch=microbatch)

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.errors import AbandonedError
 from rlhf.telemetry.spans import Recorder
 
 
@@ -19,6 +20,7 @@ class WorkerContext:
         rank / num_ranks: index in the group and its size.
         run_dir: the run directory (logs, outputs).
         stop_requested: the driver has asked for a checkpoint and an end after the running step.
+        abandoned: nobody waits for the running call any more: it ends at its next sign of progress.
         events: what the worker has emitted and the driver has not yet read.
         last_beat: when it last got on with its work, on this process's monotonic clock.
         spans: what it did from when to when, recorded only while a run is profiled.
@@ -30,13 +32,20 @@ class WorkerContext:
     run_dir: str
     log_level: str = "INFO"
     stop_requested: bool = False
+    abandoned: bool = False
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=10_000))
     last_beat: float = field(default_factory=time.monotonic)
     spans: Recorder = field(default_factory=Recorder)
 
     def beat(self) -> None:
-        """A sign of progress: whoever waits for this worker waits on."""
+        """A sign of progress: whoever waits for this worker waits on.
+
+        Raises:
+            AbandonedError: nobody does.
+        """
         self.last_beat = time.monotonic()
+        if self.abandoned:
+            raise AbandonedError("another worker was quicker with this piece of work")
 
     def beat_with(self, module: Any) -> None:
         """Every forward pass of a torch module is a sign of progress."""

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from rlhf.config import RecoveryConfig, SamplingConfig
-from rlhf.errors import RolloutFleetExhausted, WeightSyncError, WorkerError
+from rlhf.errors import AbandonedError, RolloutFleetExhausted, WeightSyncError, WorkerError
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.telemetry.events import EventLog
 from rlhf.weights.parts import sha_of
@@ -22,7 +22,7 @@ from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.group import WorkerGroup, end_process, result_of, share
 from rlhf.workers.health import Health, HealthRecord
 from rlhf.workers.ray_metrics import report_restart
-from rlhf.workers.stalls import silence_of
+from rlhf.workers.stalls import abandon, silence_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,15 @@ class Piece:
 
     Attributes:
         life: which process of this rank has it: the death of an earlier one says nothing about its replacement.
+        began: since when the worker's silence counts.
+        asked: since when the deadline counts: it could have been at this piece since then.
     """
 
     index: int
     rank: int
     life: int
     began: float
+    asked: float
 
 
 @dataclass
@@ -62,11 +65,26 @@ class Batch:
     running: dict[Any, Piece] = field(default_factory=dict)
     redispatched: int = 0
 
-    def restart_clocks(self, rank: int | None = None, *, waited: float = 0.0) -> None:
-        """Counts waiting anew from ``waited`` seconds on, for the pieces of one worker or for all."""
+    def restart_clocks(self, rank: int | None = None) -> None:
+        """Counts waiting anew, for the pieces of one worker or for all."""
+        now = time.monotonic()
         for ref, piece in self.running.items():
             if rank in (None, piece.rank):
-                self.running[ref] = replace(piece, began=time.monotonic() - waited)
+                self.running[ref] = replace(piece, began=now, asked=now)
+
+    def allow_silence(self, rank: int, silence: float) -> None:
+        """A worker has got on with its work ``silence`` seconds ago; its pieces are as late as before."""
+        for ref, piece in self.running.items():
+            if piece.rank == rank:
+                self.running[ref] = replace(piece, began=time.monotonic() - silence)
+
+    def drawers(self, index: int) -> dict[Any, Piece]:
+        """Who is at a piece now; two, when the first is late."""
+        return {ref: piece for ref, piece in self.running.items() if piece.index == index}
+
+    def of_worker(self, rank: int, life: int) -> dict[Any, Piece]:
+        """What one process has to do."""
+        return {ref: piece for ref, piece in self.running.items() if (piece.rank, piece.life) == (rank, life)}
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -142,8 +160,9 @@ class RolloutFleet:
         """Waits for all pieces; pieces of dead, frozen or lost workers are drawn again by others.
 
         Consumes ``submit``'s batch; waits for rollout workers; unblocked at the latest by
-        ``recovery.generate_timeout_seconds`` per piece and attempt, counted from this call, from the piece's start, and
-        from the worker's last answer: what it did while nobody waited is no delay.
+        ``recovery.generate_timeout_seconds`` of silence and, where it is set, by twice
+        ``recovery.rollout_deadline_seconds``, per piece and attempt. Both count from this call, from the piece's start,
+        and from the worker's last answer: what it did while nobody waited is no delay.
 
         Raises:
             RolloutFleetExhausted: no worker is left.
@@ -162,6 +181,9 @@ class RolloutFleet:
                 try:
                     batch.done[piece.index] = result_of("rollout", piece.rank, ref)
                     batch.restart_clocks(piece.rank)
+                    self._abandon(batch, piece.index)
+                except AbandonedError:  # it was told to leave the piece before this one
+                    self._again(batch, [piece])
                 except WorkerError as error:
                     if not error.is_infrastructure:
                         raise
@@ -169,6 +191,7 @@ class RolloutFleet:
                         self._lose(piece.rank, error, time.monotonic() - piece.began)
                     self._again(batch, [piece])
             self._end_overdue(batch)
+            self._meet_deadline(batch)
 
     def call(self, method: str, *args: Any) -> dict[int, Any]:
         """Calls every living worker; answers by rank. Workers that die of it are replaced, and answer again."""
@@ -196,32 +219,75 @@ class RolloutFleet:
         ref: Any = self._group.actors[rank].call.remote(
             "generate", (batch.pieces[index], batch.sampling, batch.version), {}
         )
-        batch.running[ref] = Piece(index, rank, self.health[rank].restarts, time.monotonic())
+        now = time.monotonic()
+        batch.running[ref] = Piece(index, rank, self.health[rank].restarts, now, now)
 
     def _again(self, batch: Batch, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
+            if batch.drawers(piece.index):
+                continue  # another worker is at it already
             batch.redispatched += 1
             self._start(batch, piece.index)
-            logger.warning("piece %d is drawn again after %.1f s", piece.index, time.monotonic() - piece.began)
+            logger.warning("piece %d is drawn again after %.1f s", piece.index, time.monotonic() - piece.asked)
 
     def _end_overdue(self, batch: Batch) -> None:
         limit, now = self._recovery.generate_timeout_seconds, time.monotonic()
-        late = {ref: piece for ref, piece in batch.running.items() if now - piece.began > limit}
-        answered, _ = ray.wait(list(late), num_returns=len(late), timeout=0) if late else ([], [])
-        for first in [piece for ref, piece in late.items() if ref not in answered]:
-            silence = silence_of(self._group.actors[first.rank])
+        for piece in _unanswered({r: p for r, p in batch.running.items() if now - p.began > limit}):
+            if piece not in batch.running.values():
+                continue  # dealt with a moment ago, together with another of its worker
+            silence = silence_of(self._group.actors[piece.rank])
             if silence < limit:
-                batch.restart_clocks(first.rank, waited=silence)  # slow, and getting on
+                batch.allow_silence(piece.rank, silence)  # slow, and getting on
                 continue
-            same = {ref: p for ref, p in batch.running.items() if (p.rank, p.life) == (first.rank, first.life)}
-            if not same:
-                continue  # given to another worker a moment ago
-            for ref in same:
-                del batch.running[ref]
-            if first.life == self.health[first.rank].restarts:
-                cause = f"no rollouts and no progress within {limit:g} s (recovery.generate_timeout_seconds)"
-                self._lose(first.rank, WorkerError("rollout", first.rank, cause, "silent"), now - first.began)
-            self._again(batch, list(same.values()))
+            cause = f"no rollouts and no progress within {limit:g} s (recovery.generate_timeout_seconds)"
+            self._end(batch, piece, cause, now - piece.began)
+
+    def _meet_deadline(self, batch: Batch) -> None:
+        """A late piece goes to a worker with nothing left to do as well; after twice the deadline its worker is ended.
+
+        Both would draw the same tokens, so the first answer is the answer.
+        """
+        limit, now = self._recovery.rollout_deadline_seconds, time.monotonic()
+        if limit is None:
+            return
+        for piece in _unanswered({r: p for r, p in batch.running.items() if now - p.asked > limit}):
+            if piece not in batch.running.values():
+                continue
+            if now - piece.asked > 2 * limit:
+                cause = f"its work was not done within 2 x {limit:g} s (recovery.rollout_deadline_seconds)"
+                self._end(batch, piece, cause, now - piece.asked)
+                continue
+            busy = {other.rank for other in batch.running.values()}
+            idle = [r.rank for r in self.health if r.now is Health.HEALTHY and r.rank not in busy]
+            if idle and len(batch.drawers(piece.index)) == 1:
+                batch.redispatched += 1
+                self._start(batch, piece.index, preferred=idle[0])
+                waited = round(now - piece.asked, 3)
+                self._events.write(
+                    "redispatched", piece=piece.index, late=piece.rank, to=idle[0], waited_seconds=waited
+                )
+                logger.warning(
+                    "piece %d of rollout worker %d is late: %d draws it too", piece.index, piece.rank, idle[0]
+                )
+
+    def _end(self, batch: Batch, piece: Piece, cause: str, waited: float) -> None:
+        """Ends the worker of a piece, and has all its pieces drawn by others."""
+        same = batch.of_worker(piece.rank, piece.life)
+        for ref in same:
+            del batch.running[ref]
+        if same and piece.life == self.health[piece.rank].restarts:
+            self._lose(piece.rank, WorkerError("rollout", piece.rank, cause, "silent"), waited)
+        self._again(batch, list(same.values()))
+
+    def _abandon(self, batch: Batch, index: int) -> None:
+        """Nobody waits any more for those who were slower with a piece: they are free at their next forward pass."""
+        for ref, piece in batch.drawers(index).items():
+            del batch.running[ref]
+            is_gone = piece.life != self.health[piece.rank].restarts
+            if is_gone or batch.of_worker(piece.rank, piece.life) or abandon(self._group.actors[piece.rank]):
+                continue
+            cause = "late with its work, and no answer to the request to leave it"
+            self._lose(piece.rank, WorkerError("rollout", piece.rank, cause, "silent"), time.monotonic() - piece.asked)
 
     def _lose(self, rank: int, error: WorkerError, waited: float | None = None) -> None:
         record = self.health[rank]
@@ -301,3 +367,9 @@ class RolloutFleet:
                     self._lose(rank, WorkerError("rollout", rank, cause, "silent"), time.monotonic() - began)
                 break
         return found
+
+
+def _unanswered(late: dict[Any, Piece]) -> list[Piece]:
+    """Those of the pieces whose answers do not lie here unread."""
+    answered, _ = ray.wait(list(late), num_returns=len(late), timeout=0) if late else ([], [])
+    return [piece for ref, piece in late.items() if ref not in answered]

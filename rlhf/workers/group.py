@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 FETCH_SECONDS = 300.0
 """How long a worker waits for a shared argument to reach its node."""
-"""How long a process is given to say where it stands."""
 PEER_SECONDS = 2.0
 """How long a lost connection waits for the death that explains it."""
 COLLECTIVE_KINDS = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"})
@@ -82,6 +81,8 @@ class _Host:
         return self._guard(construct)
 
     def call(self, method: str, args: tuple, kwargs: dict) -> Any:
+        if self._context is not None:
+            self._context.abandoned = False
         with self._spans.span(method):
             return self._guard(lambda: getattr(self._worker, method)(*_fetch(args, self._spans), **kwargs))
 
@@ -107,6 +108,12 @@ class _Host:
         """The worker sees it between two steps."""
         if self._context is not None:
             self._context.stop_requested = True
+
+    @ray.method(concurrency_group="control")
+    def abandon(self) -> None:
+        """The running call ends at its next sign of progress."""
+        if self._context is not None:
+            self._context.abandoned = True
 
     @ray.method(concurrency_group="control")
     def stacks(self) -> str:
@@ -170,18 +177,14 @@ def result_of(role: str, rank: int, ref: Any) -> Any:
     """
     try:
         value = ray.get(ref, timeout=30)
-    except RayActorError as error:
-        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "died") from None
-    except GetTimeoutError as error:
-        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "silent") from None
-    except RayTaskError as error:
-        raise WorkerError(role, rank, f"{type(error).__name__}: {error}") from None
+    except (RayActorError, GetTimeoutError, RayTaskError) as error:
+        fault = "died" if isinstance(error, RayActorError) else "error" if isinstance(error, RayTaskError) else "silent"
+        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", fault) from None
     if isinstance(value, RemoteFailure):
         if value.error is not None and not isinstance(value.error, WorkerError):
             raise value.error
-        lost = value.kind in COLLECTIVE_KINDS or (
-            value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
-        )
+        told = value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
+        lost = told or value.kind in COLLECTIVE_KINDS
         cause = f"{value.kind}: {value.message}\n{value.trace}"
         raise WorkerError(role, rank, cause, "collective" if lost else "error")
     return value

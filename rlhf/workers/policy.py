@@ -308,7 +308,8 @@ class PolicyWorker:
             scores[:, self.shared_score] = told[REWARD].cpu()
         for index, scorer in self.scorers.items():
             with self.spans.span("judge.models"):
-                scores[:, index] = torch.tensor(scorer.score_texts(texts))
+                drops = self.config.scores[index].on_error == "drop"
+                scores[:, index] = torch.tensor(scorer.score_texts(texts, skip_unwritable=drops))
         found = {"old_logprobs": told[POLICY][0], "ref_logprobs": told[REFERENCE][0], "entropy": told[POLICY][1]}
         if self.roles.has_critic:
             found["values"] = told[CRITIC]

@@ -48,6 +48,15 @@ def silence_of(actor: Any) -> float:
         return float("inf")
 
 
+def abandon(actor: Any) -> bool:
+    """Lets a worker leave its running call at the next sign of progress; False when it does not answer."""
+    try:
+        ray.get(actor.abandon.remote(), timeout=STACK_SECONDS / 2)
+    except (GetTimeoutError, RayActorError):
+        return False
+    return True
+
+
 def _last_lines(path: Path) -> str:
     if not path.is_file():
         return "none"

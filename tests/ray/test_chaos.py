@@ -23,6 +23,7 @@ from tests.support.runtime import ActorPool, gone
 
 ROOT = Path(__file__).parents[2]
 LIGHT = "tests.support.chaos_faults:LightRollout"
+SLOW = "tests.support.chaos_faults:SlowRollout"
 PLACEMENT = PlacementConfig(num_ranks=1, start_timeout_seconds=300)
 
 
@@ -83,14 +84,22 @@ def test_trainer_ranks_killed_in_learning_and_saving_and_one_frozen(
 
 
 @contextmanager
-def fleet_of(run_dir: Path, size: int, recovery: RecoveryConfig, draw_seconds: float = 0.0) -> Iterator[RolloutFleet]:
-    """A real fleet of real processes that hold no model."""
+def fleet_of(
+    run_dir: Path,
+    size: int,
+    recovery: RecoveryConfig,
+    draw_seconds: float = 0.0,
+    *,
+    slow_ranks: tuple[int, ...] | None = None,
+) -> Iterator[RolloutFleet]:
+    """A real fleet of real processes that hold no model; where ranks are slow, they beat while they draw."""
     run_dir.mkdir(parents=True, exist_ok=True)
     groups: list[WorkerGroup] = []
 
     def launch(size: int, first_rank: int) -> WorkerGroup:
         where = {"placement": PLACEMENT, "run_dir": str(run_dir), "first_rank": first_rank}
-        group = WorkerGroup.launch(LIGHT, "rollout", size=size, args=(draw_seconds,), **where)
+        worker, args = (LIGHT, (draw_seconds,)) if slow_ranks is None else (SLOW, (draw_seconds, slow_ranks))
+        group = WorkerGroup.launch(worker, "rollout", size=size, args=args, **where)
         groups.append(group)
         return group
 
@@ -148,6 +157,45 @@ def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], t
         assert batch.redispatched == 1
     assert len(read_events(tmp_path / "run")) == 1, "one death, and nobody else accused"
     require_victims(tmp_path / "run")
+
+
+def test_a_slow_worker_s_piece_is_drawn_by_one_with_nothing_to_do(
+    ray_session: dict[str, float], tmp_path: Path
+) -> None:
+    """It gets on, so it is not silent: a step would wait a minute for it. It keeps its place, and is free at once."""
+    tasks: list[Any] = list(range(4))
+    recovery = RecoveryConfig(rollout_deadline_seconds=1.5)
+    with fleet_of(tmp_path / "run", 2, recovery, draw_seconds=60, slow_ranks=(1,)) as fleet:
+        began, pids = time.monotonic(), []
+        for version, sha in enumerate("ab"):
+            fleet.install([light_snapshot(sha)])
+            batch = fleet.submit(tasks, SamplingConfig(), version)
+            answers: list[Any] = fleet.collect(batch)
+            assert [task for task, _, _ in answers] == tasks, "all, once, in order"
+            assert {held for _, held, _ in answers} == {sha} and batch.redispatched == 1
+            pids += [pid for _, _, pid in answers]
+        assert time.monotonic() - began < 20, "two steps of a deadline each"
+        assert fleet.num_restarts == 0 and len(set(pids)) == 1, "the quick one has drawn everything"
+    events = read_events(tmp_path / "run")
+    assert [(e["event"], e["late"], e["to"]) for e in events] == [("redispatched", 1, 0)] * 2
+
+
+def test_a_worker_slow_for_twice_the_deadline_is_replaced(ray_session: dict[str, float], tmp_path: Path) -> None:
+    """Both are slow, so nobody has time for the other's piece."""
+    tasks: list[Any] = list(range(4))
+    recovery = RecoveryConfig(rollout_deadline_seconds=1)
+    with fleet_of(tmp_path / "run", 2, recovery, draw_seconds=60, slow_ranks=(0, 1)) as fleet:
+        began = time.monotonic()
+        fleet.install([light_snapshot("a")])
+        batch = fleet.submit(tasks, SamplingConfig(), 0)
+        assert [task for task, _, _ in fleet.collect(batch)] == tasks  # type: ignore[misc]
+        assert time.monotonic() - began < 45 and batch.redispatched >= 2
+        assert fleet.num_restarts == 2
+    events = read_events(tmp_path / "run")
+    assert [e["event"] for e in events].count("fault_detected") == 2
+    lost = [e for e in events if e["event"] == "fault_detected"]
+    assert all("recovery.rollout_deadline_seconds" in e["cause"] and e["detect_seconds"] < 8 for e in lost)
+    assert sorted(e["fault"] for e in lost) == sorted(e["fault"] for e in events if e["event"] == "fault_resolved")
 
 
 def test_what_no_node_can_hold_is_refused_by_name(

@@ -63,6 +63,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"placement.num_ranks": 2, "engine.zero_stage": 2, "sync_chunk_bytes": 20_000},
     {"placement.num_ranks": 2, "engine.zero_stage": 3, "sync_chunk_bytes": 20_000},
     {"model.gradient_checkpointing": True, "batch.microbatch_tokens_per_gpu": 64},
+    {"as": "ChunkingPolicy", "placement.num_ranks": 2, "engine.zero_stage": 2},
+    {"as": "ChunkingPolicy", "placement.num_ranks": 2, "engine.zero_stage": 3},
 ]
 
 
@@ -70,7 +72,10 @@ VARIANTS: list[dict[str, Any]] = [
 def test_ranks_stages_and_pieces_do_not_change_what_is_learned(
     changes: dict[str, Any], plain: Finished, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path
 ) -> None:
-    other = run(tiny_config(tiny_base, tmp_path / "run", **WHOLE, **changes), actor_pool)
+    changes = dict(changes)
+    worker = changes.pop("as", None)
+    workers = {} if worker is None else {"PolicyWorker": f"tests.support.faults:{worker}"}
+    other = run(tiny_config(tiny_base, tmp_path / "run", **WHOLE, **changes), actor_pool, **workers)
     found = distance(plain, other)
     assert found["weights"] < 5e-5 and found["grad_norm"] < 5e-4, found
     parts = next(answer[0]["snapshot_parts"] for method, answer in other.answers if method == "describe")

@@ -1,4 +1,4 @@
-"""Neither ZeRO stage, nor ranks, nor micro-batches, nor recomputation change what PPO learns."""
+"""Neither ZeRO stage, nor ranks, micro-batches, recomputation, nor logits in chunks change what PPO learns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,15 @@ VARIANTS: list[dict[str, Any]] = [
     {"batch.microbatch_tokens_per_gpu": 48, "placement.num_ranks": 2, "engine.zero_stage": 3},
     {"model.gradient_checkpointing": True},
     {"model.gradient_checkpointing": True, "engine.zero_stage": 3, "placement.num_ranks": 2},
-    {"partitioned": True, "engine.zero_stage": 3, "placement.num_ranks": 2},
+    {"as": "PartitioningPolicy", "engine.zero_stage": 3, "placement.num_ranks": 2},
+    {"as": "ChunkingPolicy", "engine.zero_stage": 2},
+    {"as": "ChunkingPolicy", "engine.zero_stage": 3, "placement.num_ranks": 2},
+    {
+        "as": "ChunkingPolicy",
+        "model.gradient_checkpointing": True,
+        "engine.zero_stage": 3,
+        "placement.num_ranks": 2,
+    },
 ]
 
 
@@ -69,7 +77,8 @@ def test_same_learning(
     record_property: Any,
 ) -> None:
     changes = dict(changes)
-    workers = {"PolicyWorker": "tests.support.faults:PartitioningPolicy"} if changes.pop("partitioned", False) else {}
+    worker = changes.pop("as", None)
+    workers = {} if worker is None else {"PolicyWorker": f"tests.support.faults:{worker}"}
     other = run(tiny_config(tiny_base, tmp_path / "run", **changes), actor_pool, **workers)
     assert other.summary["zero_stage"] == changes.get("engine.zero_stage", 0)
     assert other.summary["num_ranks"] == changes.get("placement.num_ranks", 1)

@@ -80,6 +80,29 @@ class LightRollout:
         return [(task, self.held, os.getpid()) for task in tasks]
 
 
+class SlowRollout(LightRollout):
+    """Draws in many passes with a sign of life at each; the first process of a slow rank takes its time for them.
+
+    Args:
+        slow_ranks: ranks whose first process is slow.
+        draw_seconds: what a slow process takes for a piece; a replacement takes none.
+    """
+
+    PASSES = 100
+
+    def __init__(self, context: WorkerContext, draw_seconds: float, slow_ranks: tuple[int, ...]) -> None:
+        super().__init__(context, draw_seconds)
+        seen = Path(context.run_dir) / f"rank-{context.rank}.started"
+        self.is_slow = context.rank in slow_ranks and not seen.exists()
+        seen.touch()
+
+    def generate(self, tasks: list[Any], sampling: Any, version: int) -> list[tuple[Any, str, int]]:
+        for _ in range(self.PASSES):
+            time.sleep(self.draw_seconds / self.PASSES if self.is_slow else 0)
+            self.context.beat()
+        return [(task, self.held, os.getpid()) for task in tasks]
+
+
 def light_snapshot(sha256: str) -> Snapshot:
     """An adapter of no tensors: a fleet looks at its hash alone."""
     import numpy as np

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import rlhf.engine.engine as engine_module
+import rlhf.models.output as output_module
 import rlhf.workers.policy as policy_module
 from rlhf.config import PpoConfig, SamplingConfig
 from rlhf.engine.zero import deepspeed_config
@@ -34,6 +39,44 @@ class PartitioningPolicy(PolicyWorker):
             super().__init__(context, config)
         finally:
             engine_module.deepspeed_config = deepspeed_config
+
+
+class ChunkingPolicy(PartitioningPolicy):
+    """No fault: logits are made a few rows at a time, of weights that ZeRO-3 has cut."""
+
+    def judge(self, *args: Any, **kwargs: Any) -> Any:
+        with few_logits() as calls:
+            found = super().judge(*args, **kwargs)
+        require(calls)
+        return found
+
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
+        with few_logits() as calls:
+            found = super().learn(*args, **kwargs)
+        require(calls)
+        return found
+
+
+def require(calls: list[int]) -> None:
+    """The test has met its scenario."""
+    if not calls:
+        raise ValueError("nothing was read in chunks")
+
+
+@contextmanager
+def few_logits() -> Iterator[list[int]]:
+    """At most three rows of the tiny vocabulary at once; tells the sizes of what was read in chunks."""
+    plain, chunked, calls = output_module.LOGITS_ELEMENTS, output_module.chunked_logprobs_and_entropy, []
+
+    def counted(rows: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(rows))
+        return chunked(rows, *args, **kwargs)
+
+    output_module.LOGITS_ELEMENTS, output_module.chunked_logprobs_and_entropy = 1000, counted
+    try:
+        yield calls
+    finally:
+        output_module.LOGITS_ELEMENTS, output_module.chunked_logprobs_and_entropy = plain, chunked
 
 
 class FrozenPublisher(PolicyWorker):

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf.algos.logprobs import chunked_logprobs_and_entropy, entropy, shift_for_response, token_logprobs
+from rlhf.algos.logprobs import (
+    chunked_logprobs_and_entropy,
+    entropy,
+    logprobs_and_entropy,
+    shift_for_response,
+    token_logprobs,
+)
 from rlhf.algos.masks import position_ids
 
 from .support import given, normal, seeds
@@ -189,7 +195,12 @@ def test_chunks_give_the_same_values_and_gradients(chunk_tokens, with_bias, supp
         h, w, b = leaves[0], leaves[1], leaves[2] if with_bias else None
         if chunked:
             out = chunked_logprobs_and_entropy(
-                h, w, ids, temperature=0.7, chunk_tokens=chunk_tokens, bias=b, suppress_ids=suppress_ids
+                h,
+                lambda x: F.linear(x, w, b),
+                ids,
+                temperature=0.7,
+                chunk_tokens=chunk_tokens,
+                suppress_ids=suppress_ids,
             )
             values = torch.stack([out.logprobs, out.entropy])
         else:
@@ -219,7 +230,7 @@ def test_chunks_never_hold_all_logits():
         torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x),
     ):
         out = chunked_logprobs_and_entropy(
-            hidden, weight, torch.zeros(n, dtype=torch.long), temperature=1.0, chunk_tokens=chunk_tokens
+            hidden, lambda x: x @ weight.T, torch.zeros(n, dtype=torch.long), temperature=1.0, chunk_tokens=chunk_tokens
         )
         assert max(saved, default=0) <= max(n, vocabulary) * width  # no logits are kept for the backward pass
         (out.logprobs.sum() + out.entropy.sum()).backward()
@@ -227,12 +238,32 @@ def test_chunks_never_hold_all_logits():
 
 
 def test_no_tokens_and_bad_chunks():
-    weight = torch.randn(5, 3)
-    empty = torch.zeros(0, dtype=torch.long)
-    out = chunked_logprobs_and_entropy(torch.randn(0, 3), weight, empty, temperature=1.0, chunk_tokens=2)
+    head, empty = torch.nn.Linear(3, 5), torch.zeros(0, dtype=torch.long)
+    out = chunked_logprobs_and_entropy(torch.randn(0, 3), head, empty, temperature=1.0, chunk_tokens=2)
     assert out.logprobs.shape == out.entropy.shape == (0,)
     with pytest.raises(ValueError, match="chunk_tokens"):
-        chunked_logprobs_and_entropy(torch.randn(0, 3), weight, empty, temperature=1.0, chunk_tokens=0)
+        chunked_logprobs_and_entropy(torch.randn(0, 3), head, empty, temperature=1.0, chunk_tokens=0)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("entropy_graph", [False, True])
+def test_only_an_entropy_that_is_trained_has_a_graph(chunked, entropy_graph):
+    hidden, head, ids = normal(1, 6, 4).float().requires_grad_(), torch.nn.Linear(4, 9), torch.arange(6)
+
+    def run():
+        words = {"temperature": 0.7, "suppress_ids": (8,), "entropy_graph": entropy_graph}
+        if chunked:
+            return chunked_logprobs_and_entropy(hidden, head, ids, chunk_tokens=2, **words)
+        return logprobs_and_entropy(head(hidden), ids, **words)
+
+    out, logits = run(), head(hidden)
+    assert out.logprobs.requires_grad and out.entropy.requires_grad is entropy_graph
+    torch.testing.assert_close(out.logprobs, token_logprobs(logits, ids, temperature=0.7, suppress_ids=(8,)))
+    torch.testing.assert_close(out.entropy, entropy(logits, temperature=0.7, suppress_ids=(8,)))
+    with torch.no_grad():
+        judged = run()
+    assert not judged.logprobs.requires_grad and not judged.entropy.requires_grad
+    assert torch.equal(judged.logprobs, out.logprobs) and torch.equal(judged.entropy, out.entropy)
 
 
 def test_nan_in_slots_left_out_does_not_reach_the_gradient():
@@ -242,6 +273,6 @@ def test_nan_in_slots_left_out_does_not_reach_the_gradient():
     hidden.requires_grad_()
     weight = torch.randn(6, 4, requires_grad=True)
     ids = torch.zeros(3, dtype=torch.long)
-    out = chunked_logprobs_and_entropy(hidden[mask], weight, ids, temperature=1.0, chunk_tokens=2)
+    out = chunked_logprobs_and_entropy(hidden[mask], lambda x: x @ weight.T, ids, temperature=1.0, chunk_tokens=2)
     (out.logprobs.sum() + out.entropy.sum()).backward()
     assert torch.isfinite(weight.grad).all() and torch.isfinite(hidden.grad).all()

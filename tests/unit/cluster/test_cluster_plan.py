@@ -62,7 +62,7 @@ def test_activations_are_those_of_the_largest_pass(capsys: pytest.CaptureFixture
     assert activations(*ptx, "ptx.max_sequence_tokens=16") == plain, "short demonstrations: PPO's passes are larger"
     assert activations(*ptx, "ptx.max_sequence_tokens=32768") > 2 * plain
     few, many = (activations(f"batch.microbatch_tokens_per_gpu={tokens}") for tokens in (4096, 16384))
-    assert many == pytest.approx(4 * few, rel=0.01)
+    assert 3.9 * few < many <= 4 * few  # a chunk of logits is as large, whatever the pass
 
 
 def test_too_few_gpus_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,8 +126,21 @@ def saved_bytes(model: RolesModel, rows: int, prompt: int, response: int, critic
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
+def test_a_large_vocabulary_keeps_states_instead_of_logits() -> None:
+    sizes = {**SHAPES[1], "vocab_size": 100_000}
+    model = build(sizes, LoraConfig(r=8), torch.float32, critic=False)
+    measured, shape = saved_bytes(model, 3, 32, 64, critic=False), shape_of(model)
+    kept, _ = pass_activations(
+        shape, LoraConfig(r=8), rows=3, tokens=96, width=4, checkpointing=False, packed=True, halves=True
+    )
+    logits, transient = logits_activations(shape, rows=3, response=64, width=4)
+    assert logits == 3 * 64 * 96 * 4 and transient < 3 * 64 * 100_000 * 5 * 4
+    near(kept + logits, measured, 0.05)
+
+
 WIDE = {"vocab_size": 2000, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
         "num_attention_heads": 8, "num_key_value_heads": 4}  # fmt: skip
+WORDY = {**WIDE, "vocab_size": 70_000, "num_hidden_layers": 2}
 DEEP = {**WIDE, "vocab_size": 300, "num_hidden_layers": 6, "num_key_value_heads": 8}
 
 
@@ -136,6 +149,8 @@ DEEP = {**WIDE, "vocab_size": 300, "num_hidden_layers": 6, "num_key_value_heads"
     (WIDE, True, False, torch.bfloat16),
     (WIDE, True, True, torch.float32),
     (DEEP, True, True, torch.bfloat16),
+    (WORDY, True, True, torch.bfloat16),
+    (WORDY, False, False, torch.float32),
 ])  # fmt: skip
 def test_peak_of_a_whole_training_step(
     sizes: dict[str, Any], critic: bool, checkpointing: bool, dtype: torch.dtype, record_property: Any

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, MistralConfig, Qwen3Config
 
 from rlhf.config import LoraConfig, SamplingConfig
-from rlhf.errors import NumericsError, WeightSyncError
+from rlhf.errors import AbandonedError, NumericsError, WeightSyncError
 from rlhf.models import adapters
 from rlhf.models.roles import POLICY
 from rlhf.rollout import decoding
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.transformers_engine import TransformersGenerator
 from rlhf.weights.snapshot import Snapshot, pack
+from rlhf.workers.context import WorkerContext
 
 PAD, EOS = 2, 1
 STOPS = (EOS, *range(10, 299, 12))
@@ -353,3 +354,20 @@ def test_whole_weights_are_waited_for_and_drawn_from(tiny_base: Path) -> None:
     assert {(r.version, r.adapter_sha256) for r in found} == {(3, sha)}
     wanted = TransformersGenerator(other, None, **settings).generate(tasks(3), SamplingConfig(max_response_tokens=6))
     assert [r.response_ids for r in found] == [r.response_ids for r in wanted]
+
+
+def test_work_that_was_left_half_done_changes_nothing_that_is_drawn_later(tiny_base: Path) -> None:
+    found, context, passes = engine(tiny_base, microbatch=4), WorkerContext("rollout", 0, 1, ""), []
+    sampling = SamplingConfig(max_response_tokens=12)
+    expected = found.generate(tasks(), sampling)
+
+    def ask_at_the_fifth(*_: Any) -> None:
+        passes.append(context.abandoned)
+        context.abandoned = len(passes) == 5
+
+    found._causal.register_forward_pre_hook(ask_at_the_fifth)
+    context.beat_with(found._causal)
+    with pytest.raises(AbandonedError):
+        found.generate(tasks(), sampling)
+    assert len(passes) == 5, "at the next sign of progress"
+    assert found.generate(tasks(), sampling) == expected

@@ -14,6 +14,7 @@ from rlhf.config import ModelConfig
 from rlhf.config.model import LoraConfig
 from rlhf.config.stages import DataConfig
 from rlhf.data.chat import chat_format
+from rlhf.data.layouts import DEFAULT_CHAT_TEMPLATE
 from rlhf.data.schema import Message, PreferenceRow
 from rlhf.errors import CheckpointError, DataError
 from rlhf.models import adapters
@@ -107,6 +108,22 @@ def test_a_reloaded_reward_model_scores_alike_whatever_the_padding(reward_run: P
     found = scorer.score_texts(texts)
     assert found[0] == pytest.approx(expected, abs=1e-5) and found[0] != pytest.approx(found[1], abs=1e-3)
     assert scorer.score_texts(texts[::-1])[::-1] == pytest.approx(found, abs=1e-5)
+
+
+def test_a_text_that_the_template_rewrites_is_named_with_its_run_or_left_out(reward_run: Path) -> None:
+    scorer = load_reward_model(reward_run)
+    thinking = DEFAULT_CHAT_TEMPLATE.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+    assert thinking != DEFAULT_CHAT_TEMPLATE
+    scorer.tokenizer.chat_template = thinking
+    scorer.chat = chat_format(scorer.tokenizer, "model")
+    ask = (Message("user", "hello"),)
+    texts = [(ask, "there"), (ask, "hm</think>there"), (ask, "a friend")]
+    plain = scorer.score_texts([texts[0], texts[2]])
+    with pytest.raises(DataError, match=r"runs?.* cannot read 'hm</think>there'.*on_error=drop") as caught:
+        scorer.score_texts(texts)
+    assert str(reward_run) in str(caught.value) and "chat_style=default" in str(caught.value)
+    found = scorer.score_texts(texts, skip_unwritable=True)
+    assert math.isnan(found[1]) and [found[0], found[2]] == pytest.approx(plain, abs=1e-5)
 
 
 def test_a_reward_run_without_head_or_settings_is_refused(reward_run: Path) -> None:
