@@ -64,6 +64,10 @@ class RolloutFleetExhausted(WorkerError):
     """No rollout worker is left, and none may be started any more."""
 
 
+class ScorersExhausted(WorkerError):
+    """A scorer worker is gone, and no other may be started any more."""
+
+
 class StoppedError(RlhfError):
     """The run was asked to stop, has committed a checkpoint, and goes on when it is started again."""
 

@@ -26,6 +26,8 @@ from rlhf.models.tokenizer import load_tokenizer
 REWARD_FILE = "reward.json"
 HEAD = "score.weight"
 ADAPTER = "default"
+MICROBATCH = 16
+"""Sequences that a reward model reads in one pass."""
 
 
 class ScoreHead(nn.Linear):
@@ -103,7 +105,7 @@ class SeparateScorer:
     """A reward model that stands alone: its own base, tokenizer and chat format."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, settings: RewardSettings,
-                 *, microbatch: int = 16) -> None:  # fmt: skip
+                 *, microbatch: int = MICROBATCH) -> None:  # fmt: skip
         self.model, self.tokenizer, self.chat, self.settings = model.eval(), tokenizer, chat, settings
         self._microbatch = microbatch
 
@@ -135,7 +137,7 @@ class SeparateScorer:
         return self.scores([self.chat.encode_prompt(p) + self.chat.encode_response(r) for p, r in texts])
 
 
-def load_reward_model(run_dir: str | Path, *, microbatch: int = 16) -> SeparateScorer:
+def load_reward_model(run_dir: str | Path, *, microbatch: int = MICROBATCH) -> SeparateScorer:
     """Loads a reward run for scoring, on the accelerator where there is one.
 
     Raises:
@@ -163,7 +165,9 @@ def check_reward_run(run_dir: str | Path) -> None:
         raise CheckpointError(f"{source.adapter} holds no reward head ({HEAD}): its scores would be random")
 
 
-def load_scorer(source: ModelSource, quantization: str, chat_style: str, *, microbatch: int = 16) -> SeparateScorer:
+def load_scorer(
+    source: ModelSource, quantization: str, chat_style: str, *, microbatch: int = MICROBATCH
+) -> SeparateScorer:
     """Loads saved reward weights: an adapter with its head, or a whole model."""
     settings = read_reward_settings(source.adapter or Path(source.base))
     config = ModelConfig.model_validate({"name": source.base, "dtype": settings.dtype, "quantization": quantization})
