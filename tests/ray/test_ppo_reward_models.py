@@ -101,8 +101,9 @@ def test_where_a_model_scores_is_no_matter_of_what_is_learned(
     scores = [{"kind": "reward_model", "run": str(judges[0])}]
 
     def of(layout: str) -> Finished:
-        changes = {"roles.layout": layout, "engine.zero_stage": zero_stage, "placement.num_ranks": 2}
-        config = tiny_config(tiny_base, tmp_path / layout, scores=scores, **changes)
+        same_prompts = str(tmp_path / "shared.prompts.jsonl")  # rows, and so their seeds, are known by their file
+        changes = {"roles.layout": layout, "engine.zero_stage": zero_stage, "prompts": same_prompts}
+        config = tiny_config(tiny_base, tmp_path / layout, scores=scores, **changes, **{"placement.num_ranks": 2})
         return run(config, actor_pool, PolicyWorker="tests.support.measured:DigestedPolicy")
 
     shared, separate = of("shared"), of("separate")
