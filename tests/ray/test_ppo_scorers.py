@@ -73,7 +73,7 @@ def test_a_run_cut_off_with_one_worker_goes_on_exactly_with_two(
 def test_killed_scorers_are_replaced_within_the_step(
     reference: Outcome, actor_pool: ActorPool, tiny_base: Path, place: Path, foreign: Path
 ) -> None:
-    """One of two while it scores the first step, both in the last: no step is repeated, and the run is the same."""
+    """One of two dies in each step: none is repeated, and the run is the same."""
     faults = Faults(place / "killed")
     for state in ("score-0-1", "score-2-0", "score-1-1"):
         faults.arm(state)
