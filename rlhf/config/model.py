@@ -113,6 +113,7 @@ class PlacementConfig(Section):
     """None: one GPU per rank where the cluster has GPUs, otherwise none."""
     gpus_per_rollout_worker: float | None = Field(None, ge=0)
     gpus_per_scorer_worker: float | None = Field(None, ge=0)
+    """None, here and for rollout workers: as for ranks. 0: on CPUs."""
     threads_per_worker: int = Field(1, ge=1)
     """Intra-op CPU threads of every worker."""
     ray_address: str | None = None

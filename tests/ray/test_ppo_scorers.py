@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import PlacementConfig, PpoConfig, RecoveryConfig
+from rlhf.config import EvaluateConfig, PlacementConfig, PpoConfig, RecoveryConfig, build_config
+from rlhf.data.schema import Message, PromptRow
 from rlhf.errors import ScorersExhausted
-from rlhf.stages import ppo
+from rlhf.models.scorer import load_reward_model
+from rlhf.stages import evaluate, ppo
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.policy_start import SeparateModel
@@ -111,3 +113,28 @@ def test_when_every_replacement_dies_the_reason_is_told(
     assert caught.value.exit_code == 3 and caught.value.fault == "died"
     require_victims(run_dir)
     assert [e["event"] for e in read_events(run_dir)] == ["fault_detected", "fault_fatal"]
+
+
+def test_places_are_taken_for_scorers_too(
+    ray_session: dict[str, float], tiny_base: Path, foreign: Path, tmp_path: Path
+) -> None:
+    """On processes and in places of its own: one scorer beside rank and rollout worker, one where no rank is."""
+    changes = {"num_steps": 1, "placement.num_ranks": 1, "placement.num_rollout_workers": 1, "engine.zero_stage": 0}
+    config = config_of(tiny_base, tmp_path / "run", foreign, 2, **changes, **{"placement.layout": "colocated"})
+    summary = ppo.run_ppo(config)
+    assert summary["num_steps"] == 1 and summary["restarts"]["scorer_workers"] == 0
+    logs = {path.name for path in (tmp_path / "run" / "logs").iterdir()}
+    assert {"scorer-0.log", "scorer-1.log"} <= logs
+
+
+def test_an_evaluation_asks_the_same_worker(foreign: Path, actor_pool: ActorPool, tmp_path: Path) -> None:
+    row = PromptRow("0", (Message("user", "Ask"),))
+    tree = {"model": {"name": "x"}, "baseline": "x", "prompts": "p.jsonl", "run_dir": str(tmp_path)}
+    source = {"kind": "reward_model", "run": str(foreign)}
+    with actor_pool.lent_to(evaluate):
+        judge = evaluate.make_judge(
+            build_config(EvaluateConfig, {**tree, "judge": source}, source="test"), str(tmp_path)
+        )
+        answers = ["bread", "", "They ran and ran"]
+        found = judge([row] * 3, answers)
+    assert found == load_reward_model(foreign).score_texts([(row.messages, answer) for answer in answers])
