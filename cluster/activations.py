@@ -158,9 +158,12 @@ def decoding_workspace(shape: ModelShape, *, rows: int, prompt: int, width: int)
 
     Drawing keeps logits, their fp32 copy, log-probabilities, probabilities, and two float64 tables.
     """
-    attention = shape.heads * shape.head_dim
-    prefill = (
-        rows * prompt * (width * (3 * shape.hidden + 3 * attention + 3 * shape.intermediate) + FP32 * shape.hidden)
-    )
     drawing = rows * shape.vocab * (width + 3 * FP32 + 2 * 8)
-    return max(prefill, drawing)
+    return max(reading_workspace(shape, rows=rows, tokens=prompt, width=width), drawing)
+
+
+def reading_workspace(shape: ModelShape, *, rows: int, tokens: int, width: int) -> float:
+    """What one layer holds while it reads whole sequences without a graph."""
+    attention = shape.heads * shape.head_dim
+    each = width * (3 * shape.hidden + 3 * attention + 3 * shape.intermediate) + FP32 * shape.hidden
+    return rows * tokens * each

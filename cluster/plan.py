@@ -12,9 +12,9 @@ from typing import Any
 from cluster.memory_model import parts
 from cluster.plan_cost import GPUS, Estimate, Speed, estimate
 from cluster.plan_fit import Budget, advise, gpus_needed, ranks_that_fit
-from cluster.plan_roles import GIB, RolePlan, Setting, plan_roles
+from cluster.plan_roles import GIB, RolePlan, Setting, plan_roles, reward_models
 from cluster.shapes import SHAPES, ModelShape, find_shape
-from rlhf.config import load_config, stage_of
+from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_header, print_table
@@ -103,7 +103,9 @@ def make_plan(
     small_enough = budget.overrun(roles) <= 0
     changes = None if small_enough else advise(config, planner, budget)
     ranks = None if small_enough or changes is not None else ranks_that_fit(config, planner, budget)
-    cost = estimate(config, shape, speed, needed, num_rows) if setting.on_gpu else None
+    separate = reward_models(config, setting)[1] if isinstance(config, PpoConfig) else 0
+    elsewhere = (separate_reward or shape,) * separate
+    cost = estimate(config, shape, speed, needed, num_rows, elsewhere) if setting.on_gpu else None
     fits = small_enough and needed <= budget.gpus
     notes = notes_on(config, setting)
     return Report(shape, roles, budget, needed, fits, changes, ranks, cost, price, notes)
@@ -115,9 +117,13 @@ def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
     lora = getattr(config, "lora", None)
     if lora is not None and lora.method not in COUNTED_METHODS:
         found.append(f"lora.method={lora.method} is counted as LoRA of rank {lora.r}: its own tensors may differ.")
-    scores = getattr(config, "scores", ())
-    if setting.separate_reward is None and any(s.kind == "reward_model" for s in scores):
+    shared, separate = reward_models(config, setting) if isinstance(config, PpoConfig) else (0, 0)
+    if shared:
         found.append("The reward model is counted as an adapter on the policy's base; --reward-shape says otherwise.")
+    if separate and setting.separate_reward is None:
+        found.append(
+            "Reward models in scorer workers are counted with the policy's shape; --reward-shape says otherwise."
+        )
     if not setting.on_gpu and config.model.quantization == "none" and getattr(config, "lora", config) is not None:
         found.append(
             "On CPUs a frozen base whose files have the compute precision stands in memory once per host, whatever the "
@@ -267,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=sorted(SHAPES), metavar="NAME",
                         help=f"size of the model instead of reading model.name: {', '.join(SHAPES)}")  # fmt: skip
     parser.add_argument("--reward-shape", choices=sorted(SHAPES), metavar="NAME",
-                        help="the reward model stands on another base of this size")  # fmt: skip
+                        help="reward models stand on another base of this size, in scorer workers")  # fmt: skip
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs at hand (default: what the config asks for; 0: CPUs)"
     )

@@ -73,10 +73,21 @@ class Estimate:
         return self.hours * self.gpus
 
 
-def estimate(config: Section, shape: ModelShape, speed: Speed, gpus: float, num_rows: int | None) -> Estimate | None:
-    """The run's size, or None when the number of rows is needed and unknown."""
+def estimate(
+    config: Section,
+    shape: ModelShape,
+    speed: Speed,
+    gpus: float,
+    num_rows: int | None,
+    separate: tuple[ModelShape, ...] = (),
+) -> Estimate | None:
+    """The run's size, or None when the number of rows is needed and unknown.
+
+    Args:
+        separate: shapes of the reward models in scorer workers.
+    """
     if isinstance(config, PpoConfig):
-        return _ppo(config, shape, speed, gpus)
+        return _ppo(config, shape, speed, gpus, separate)
     if isinstance(config, SftConfig | RewardConfig):
         return _training(config, shape, speed, gpus, num_rows)
     if isinstance(config, SampleConfig | EvaluateConfig) and num_rows:
@@ -111,14 +122,16 @@ def decode_seconds(config: Any, shape: ModelShape, speed: Speed, *, rows: int, r
     return response * max(bound, shape.layers * speed.decode_ms_per_layer / 1e3)
 
 
-def _ppo(config: PpoConfig, shape: ModelShape, speed: Speed, gpus: float) -> Estimate:
+def _ppo(config: PpoConfig, shape: ModelShape, speed: Speed, gpus: float, separate: tuple[ModelShape, ...]) -> Estimate:
     batch, rollout, placement = config.batch, config.rollout, config.placement
     sequences = batch.sequences_per_step
     length = rollout.max_prompt_tokens + rollout.max_response_tokens
     tokens = float(sequences * length)
     rate = speed.tflops * 1e12 * speed.utilization * placement.num_ranks
     forward = pass_flops(shape, tokens, length) / rate
-    passes = 2 + config.uses_critic + sum(s.kind == "reward_model" for s in config.scores)
+    num_models = sum(s.kind == "reward_model" for s in config.scores)
+    passes = 2 + config.uses_critic + num_models - len(separate)
+    beside = sum(pass_flops(s, tokens, length) for s in separate) / (rate / placement.num_ranks)
     trained = 2 if config.uses_critic else 1
     checkpointing = config.model.gradient_checkpointing
     policy = backward_factor(full=config.policy_weights == "full", checkpointing=checkpointing)
@@ -128,11 +141,11 @@ def _ppo(config: PpoConfig, shape: ModelShape, speed: Speed, gpus: float) -> Est
     rows = min(per_worker, rollout.microbatch_sequences)
     seconds = {
         "act": rounds * decode_seconds(config, shape, speed, rows=rows, response=rollout.max_response_tokens),
-        "judge": passes * forward,
+        "judge": max(passes * forward, beside / placement.num_scorer_workers),  # at the same time
         "learn": batch.epochs * (policy + critic) * forward,
     }
     per_run = {act: value * config.num_steps for act, value in seconds.items()}
-    total = tokens * config.num_steps * (1 + passes + batch.epochs * trained)
+    total = tokens * config.num_steps * (1 + passes + len(separate) + batch.epochs * trained)
     return Estimate(config.num_steps, config.num_steps * batch.epochs * config.minibatches, total, per_run, gpus)
 
 

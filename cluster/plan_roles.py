@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.activations import decoding_workspace, kv_cache, packs, pass_activations, ppo_peak
+from cluster.activations import (
+    decoding_workspace,
+    kv_cache,
+    packs,
+    pass_activations,
+    ppo_peak,
+    reading_workspace,
+)
 from cluster.memory_model import (
     Memory,
     Tensors,
@@ -20,10 +27,13 @@ from cluster.memory_model import (
 from cluster.shapes import ModelShape
 from rlhf.config import EvaluateConfig, LoraConfig, ModelConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig
 from rlhf.config.base import Section
+from rlhf.errors import ConfigError
 
 GIB = 2**30
 LOSS_CHUNK_ROWS = 256
 """Rows of logits that the SFT loss holds at a time: it projects in tiles and never holds all logits."""
+SCORER_ROWS = 16
+"""Sequences that a scorer worker reads in one pass."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Setting:
 
     Attributes:
         on_gpu: False plans main memory of CPU processes.
-        separate_reward: the reward model stands on a base of its own, of this shape.
+        separate_reward: reward models stand on bases of their own, of this shape, in scorer workers.
         runtime_bytes: what the driver and the communication library take on a GPU before the first tensor.
     """
 
@@ -122,17 +132,45 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
     base = base_tensors(shape, config.model, width)
     one = adapter_tensors(shape, config.lora, width)
     head = [Tensors(shape.hidden, width, 1)]
-    shares_reward = setting.separate_reward is None and any(s.kind == "reward_model" for s in config.scores)
+    shared, separate = reward_models(config, setting)
     critic = one + head + [Tensors(1, width, 1)] if config.uses_critic else []
     whole = config.policy_weights == "full"
-    frozen = one + (one + head if shares_reward else [])  # the reference, and the reward model on the same base
+    frozen = one + (one + head if shared else [])  # the reference, and the reward model on the same base
     memory = _trainer(config, base, critic if whole else one + critic, frozen, width, base if whole else None)
-    if setting.separate_reward is not None:
-        scorer = base_tensors(setting.separate_reward, config.model, width, head=1)
-        memory += Memory(weights=sum(t.bytes for t in scorer))
     memory += _ppo_activations(config, shape, width, halves=_in_halves(config, shape, setting, width))
     trainer = RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)
-    return [trainer, _rollout(config, shape, setting, width)]
+    roles = [trainer, _rollout(config, shape, setting, width)]
+    return (
+        roles if not separate else [*roles, _scorer(config, setting.separate_reward or shape, separate, setting, width)]
+    )
+
+
+def reward_models(config: PpoConfig, setting: Setting) -> tuple[int, int]:
+    """(on the policy's base, in scorer workers): what the layout says where bases and formats agree as assumed.
+
+    Raises:
+        ConfigError: all are to share the base, and cannot.
+    """
+    count = sum(s.kind == "reward_model" for s in config.scores)
+    none_fits = setting.separate_reward is not None or config.roles.layout == "separate"
+    shared = 0 if none_fits else min(count, 1)
+    if config.roles.layout == "shared" and count > shared:
+        raise ConfigError("roles.layout=shared has room for one reward model, on the policy's base: leave out "
+                          "--reward-shape and further reward models, or set roles.layout=auto")  # fmt: skip
+    return shared, count - shared
+
+
+def _scorer(config: PpoConfig, shape: ModelShape, count: int, setting: Setting, width: int) -> RolePlan:
+    """A worker that holds ``count`` reward models, each a base with a head."""
+    placement, tokens = config.placement, config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    rows = min(SCORER_ROWS, config.batch.sequences_per_step)
+    memory = Memory(
+        weights=count * sum(t.bytes for t in base_tensors(shape, config.model, width, head=1)),
+        adapters=count * sum(t.bytes for t in adapter_tensors(shape, config.lora, width)),
+        workspace=reading_workspace(shape, rows=rows, tokens=tokens, width=width),
+    )
+    gpus = _gpus(placement.gpus_per_scorer_worker, setting)
+    return RolePlan("scorer", placement.num_scorer_workers, gpus, memory)
 
 
 def _in_halves(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> bool:

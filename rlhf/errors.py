@@ -70,6 +70,10 @@ class AbandonedError(RlhfError):
     exit_code = 3
 
 
+class ScorersExhausted(WorkerError):
+    """A scorer worker is gone, and no other may be started any more."""
+
+
 class StoppedError(RlhfError):
     """The run was asked to stop, has committed a checkpoint, and goes on when it is started again."""
 

@@ -28,6 +28,8 @@ class RecoveryConfig(Section):
     """Times that the training ranks are rebuilt from the last commit after one died, froze or lost its node."""
     max_rollout_restarts: int = Field(10, ge=0)
     """Rollout workers replaced in one run before it stops."""
+    max_scorer_restarts: int = Field(3, ge=0)
+    """Scorer workers replaced in one run before it stops."""
     generate_timeout_seconds: float = Field(600.0, gt=0)
     """A rollout worker that has neither answered nor run its model for so long is killed and replaced."""
     rollout_deadline_seconds: float | None = Field(None, gt=0)

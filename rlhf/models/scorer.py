@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 REWARD_FILE = "reward.json"
 HEAD = "score.weight"
 ADAPTER = "default"
+MICROBATCH = 16
+"""Sequences that a reward model reads in one pass."""
 
 
 class ScoreHead(nn.Linear):
@@ -110,7 +112,7 @@ class SeparateScorer:
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, settings: RewardSettings,
-                 *, run: str, microbatch: int = 16) -> None:  # fmt: skip
+                 *, run: str, microbatch: int = MICROBATCH) -> None:  # fmt: skip
         self.model, self.tokenizer, self.chat, self.settings = model.eval(), tokenizer, chat, settings
         self._run, self._microbatch = run, microbatch
 
@@ -168,7 +170,7 @@ class SeparateScorer:
         return found
 
 
-def load_reward_model(run_dir: str | Path, *, microbatch: int = 16) -> SeparateScorer:
+def load_reward_model(run_dir: str | Path, *, microbatch: int = MICROBATCH) -> SeparateScorer:
     """Loads a reward run for scoring, on the accelerator where there is one.
 
     Raises:
@@ -196,7 +198,9 @@ def check_reward_run(run_dir: str | Path) -> None:
         raise CheckpointError(f"{source.adapter} holds no reward head ({HEAD}): its scores would be random")
 
 
-def load_scorer(source: ModelSource, quantization: str, chat_style: str, *, microbatch: int = 16) -> SeparateScorer:
+def load_scorer(
+    source: ModelSource, quantization: str, chat_style: str, *, microbatch: int = MICROBATCH
+) -> SeparateScorer:
     """Loads saved reward weights: an adapter with its head, or a whole model."""
     settings = read_reward_settings(source.adapter or Path(source.base))
     config = ModelConfig.model_validate({"name": source.base, "dtype": settings.dtype, "quantization": quantization})

@@ -102,7 +102,7 @@ def make_judge(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
             size=1,
             placement=config.placement,
             run_dir=run_dir,
-            args=(source.run, config.placement.threads_per_worker),
+            args=((source.run,), config.placement.threads_per_worker),
         )
         try:
             return group.call("score", [(p.messages, a) for p, a in zip(prompts, answers, strict=True)])[0]

@@ -14,6 +14,7 @@ from rlhf.config import (
     ModelConfig,
     PpoConfig,
     RewardConfig,
+    RewardModelSource,
     SampleConfig,
     SftConfig,
     config_hash,
@@ -32,6 +33,7 @@ from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
+from rlhf.stages.reward_models import placement_rows, reward_models_of
 
 Plan = list[tuple[str, str]]
 
@@ -145,10 +147,19 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         ("optimizer steps", f"{config.num_steps * updates} = {config.num_steps} steps x {batch.epochs} epochs x "
                             f"{config.minibatches} minibatches"),
         ("scores", sources),
+        *_reward_model_rows(config, source),
         ("KL", f"{config.kl.mode}, {config.kl.estimator}, coefficient {config.kl.coef:g}, limit {config.kl.limit}"),
         *_engine_rows(config),
         *_files(config.run_dir, "model/" if whole else "adapter/", "tokenizer/", "checkpoints/", "rollouts.jsonl"),
     ]  # fmt: skip
+
+
+def _reward_model_rows(config: PpoConfig, source: ModelSource) -> Plan:
+    runs = [score.run for score in config.scores if isinstance(score, RewardModelSource)]
+    if not runs or not all(Path(run).exists() for run in runs):
+        return []  # they are yet to be trained
+    chat = chat_format(load_tokenizer(source, config.model), config.model.chat_style)
+    return placement_rows(config, reward_models_of(config, source, chat))
 
 
 def _ptx_rows(config: PpoConfig, source: ModelSource) -> Plan:

@@ -16,6 +16,7 @@ from rlhf.algos.kl import kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
 from rlhf.config import PpoConfig, derive_seed
+from rlhf.data.schema import Message
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
@@ -26,6 +27,8 @@ from rlhf.stages.scoring import prompt_text
 from rlhf.workers.group import share
 from rlhf.workers.ppo_loss import Demonstrations
 from rlhf.workers.ray_metrics import report_step
+from rlhf.workers.scorer import Answer
+from rlhf.workers.scorers import Asked
 
 Progress = Callable[..., None]
 
@@ -108,13 +111,15 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         config, prompts = run.config, run.session.prompts
         batch = collect(acted.rollouts, run.session.pad_id)
         messages = [prompts[row].messages for row in acted.prompt_rows]
-        found = _judge_on_ranks(run, batch, list(zip(messages, acted.responses, strict=True)))
+        asked = _ask_scorers(run, acted, messages)  # they score while the ranks judge
+        found = _judge_on_ranks(run, batch)
+        model_scores = _model_scores(run, found, asked)
         batch = batch.with_judgement(
             old_logprobs=found["old_logprobs"], ref_logprobs=found["ref_logprobs"], values=found.get("values")
         )
         scorer = run.session.scorer
         with run.spans.span("scores"):
-            answer = scorer.total([prompt_text(m) for m in messages], acted.responses, found["scores"])
+            answer = scorer.total([prompt_text(m) for m in messages], acted.responses, model_scores)
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
         _check_reference(config, step, kl)
         groups = torch.tensor(acted.prompt_rows)
@@ -284,15 +289,31 @@ def _share_anchor(run: PpoRun) -> Any:
     return share(Demonstrations(batch, plans, anchor.ptx.coef))
 
 
-def _judge_on_ranks(run: PpoRun, batch: Experience, texts: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
+def _ask_scorers(run: PpoRun, acted: Acted, messages: list[tuple[Message, ...]]) -> Asked | None:
+    if run.scorers is None:
+        return None
+    rows = zip(messages, acted.responses, acted.rollouts, strict=True)
+    return run.scorers.submit([Answer(prompt, text, (*r.prompt_ids, *r.response_ids)) for prompt, text, r in rows])
+
+
+def _model_scores(run: PpoRun, found: dict[str, torch.Tensor], asked: Asked | None) -> torch.Tensor:
+    """(rows, sources): scores of the reward models in their columns, whoever holds them."""
+    models, rows = run.session.reward_models, found["old_logprobs"].shape[0]
+    scores = torch.zeros(rows, len(run.config.scores))
+    if models.shared_index is not None:
+        scores[:, models.shared_index] = found["scores"]
+    if run.scorers is not None and asked is not None:
+        with _timed(run, "scorers"):  # what is left of it when the ranks are done
+            scores[:, [model.index for model in run.scorers.models]] = run.scorers.collect(asked)
+    return scores
+
+
+def _judge_on_ranks(run: PpoRun, batch: Experience) -> dict[str, torch.Tensor]:
     plan = judging_passes(run.config, batch.lengths)
     rows_of = [plan.rows_of_rank(rank) for rank in range(len(plan.ranks))]
     with run.spans.span("put"):
         ref = share(batch)
-    parts = run.policy.scatter(
-        "judge",
-        [(ref, passes, [texts[r] for r in rows]) for passes, rows in zip(plan.ranks, rows_of, strict=True)],
-    )
+    parts = run.policy.scatter("judge", [(ref, passes) for passes in plan.ranks])
     back = torch.empty(batch.num_sequences, dtype=torch.long)
     back[torch.tensor([row for rows in rows_of for row in rows])] = torch.arange(batch.num_sequences)
     return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import deque
@@ -20,8 +19,7 @@ from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
-from rlhf.models.loading import build_empty, torch_dtype
-from rlhf.models.source import ModelSource, RunRecord, base_fingerprint, resolve_model
+from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.drawing import encode_prompts
@@ -37,9 +35,10 @@ from rlhf.stages.resume import (
     require_shared,
     stop_on_signals,
 )
-from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_atomic, write_json
+from rlhf.stages.reward_models import reward_models_of
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, rewind_samples, write_json
 from rlhf.stages.scoring import Scorer, check_sources
-from rlhf.stages.share import AdapterChannel
+from rlhf.stages.share import AdapterChannel, store_bytes
 from rlhf.telemetry.environment import versions
 from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter
@@ -47,8 +46,10 @@ from rlhf.telemetry.profile import STEP
 from rlhf.telemetry.spans import Recorder
 from rlhf.workers.fleet import Batch, RolloutFleet
 from rlhf.workers.group import WorkerGroup
-from rlhf.workers.placement import Ask, Reservation, reserve
-from rlhf.workers.runtime import STORE_BYTES, gpus_per_worker, ray_runtime
+from rlhf.workers.placement import SCORER, Ask, Reservation, reserve
+from rlhf.workers.policy_start import RewardModels
+from rlhf.workers.runtime import gpus_per_worker, ray_runtime
+from rlhf.workers.scorers import Scorers
 
 SAMPLES_FILE = "rollouts.jsonl"
 KLController = FixedKLController | AdaptiveKLController
@@ -66,6 +67,7 @@ class Session:
     pad_id: int
     anchor: Anchor | None
     scorer: Scorer
+    reward_models: RewardModels
     metrics: MetricsWriter
     events: EventLog
     store: CheckpointStore
@@ -78,7 +80,7 @@ class Session:
 
 @dataclass
 class PpoRun:
-    """One attempt: ranks, rollout workers, and where the run is.
+    """One attempt: ranks, rollout workers, scorer workers if there are any, and where the run is.
 
     Attributes:
         step: steps done.
@@ -90,6 +92,7 @@ class PpoRun:
     session: Session
     policy: WorkerGroup
     fleet: RolloutFleet
+    scorers: Scorers | None
     channel: AdapterChannel
     kl: KLController
     description: dict[str, Any]
@@ -120,6 +123,7 @@ class PpoRun:
             yield
         if profiler.on:
             actors = {"policy": dict(enumerate(self.policy.actors)), "rollout": self.fleet.living}
+            actors |= {} if self.scorers is None else {SCORER: self.scorers.actors}
             costs = profiler.costs or self.policy.call("counted_costs")[0]
             profiler.step_done(step, actors, costs, shared_reward=self.description["shared_reward"])
 
@@ -140,6 +144,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
     anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)
     check_sources(config.scores)
+    models = reward_models_of(config, source, chat)
     scorer = Scorer(config.scores, config.score)
     stack.callback(scorer.close)
     identity = identity_of(
@@ -153,8 +158,9 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     )
     placement = config.placement
     num_workers = placement.num_ranks + placement.num_rollout_workers
-    store_bytes = _store_bytes(config, source)
-    resources = stack.enter_context(ray_runtime(placement, num_workers=num_workers, store_bytes=store_bytes))
+    num_workers += placement.num_scorer_workers if models.separate else 0
+    room = store_bytes(config, source)
+    resources = stack.enter_context(ray_runtime(placement, num_workers=num_workers, store_bytes=room))
     stop = stack.enter_context(stop_on_signals())  # after Ray, which puts a handler of its own
     metrics = stack.enter_context(
         MetricsWriter(run_dir, tensorboard=config.telemetry.tensorboard, wandb_project=config.telemetry.wandb_project)
@@ -164,8 +170,8 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     restarts = RankRestarts("ppo", "policy", placement.num_ranks, config.recovery.max_restarts, events, run_dir)
     profiler = Profiler(run_dir, on=config.telemetry.profile)
     stack.callback(profiler.write)
-    return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, anchor, scorer, metrics,
-                   events, store, identity, resources, stop, restarts, profiler)  # fmt: skip
+    return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, anchor, scorer, models,
+                   metrics, events, store, identity, resources, stop, restarts, profiler)  # fmt: skip
 
 
 def start(session: Session, stack: ExitStack) -> PpoRun:
@@ -186,6 +192,9 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
         session.events,
     )
     stack.callback(fleet.close)
+    scorers = _start_scorers(session, places)
+    if scorers is not None:
+        stack.callback(scorers.close)
     description = _check_pairing(policy, fleet, session.chat)
     require_packing(config, description["packs"])
     canary = list(session.prompt_ids[0])
@@ -202,7 +211,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
         if config.kl.target is None
         else AdaptiveKLController(config.kl.coef, config.kl.target, config.kl.horizon)
     )
-    run = PpoRun(session, policy, fleet, channel, kl, description)
+    run = PpoRun(session, policy, fleet, scorers, channel, kl, description)
     if resumed is None:
         channel.publish(must_differ=False)
     else:
@@ -273,7 +282,11 @@ def finish(run: PpoRun) -> dict[str, Any]:
         },
         "adapter_version": run.channel.version,
         "adapter_sha256": run.channel.sha256,
-        "restarts": {"ranks": session.restarts.count, "rollout_workers": run.fleet.num_restarts},
+        "restarts": {
+            "ranks": session.restarts.count,
+            "rollout_workers": run.fleet.num_restarts,
+            "scorer_workers": 0 if run.scorers is None else run.scorers.num_restarts,
+        },
     }
     write_json(session.run_dir / "summary.json", summary)
     RunRecord(
@@ -293,15 +306,6 @@ def prompt_rows_of(config: PpoConfig, num_prompts: int, step: int) -> list[int]:
     """Prompts of a step: consecutive ones of an endless order that is shuffled anew in every epoch."""
     count = config.batch.prompts_per_step
     return rows_at(config.seed, "prompts", num_prompts, step * count, count)
-
-
-def rewind_samples(path: Path, step: int) -> None:
-    """Drops the samples of ``step`` and later ones, which the run is about to write again."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-    write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 def _restore(run: PpoRun, resumed: Resumed) -> None:
@@ -325,53 +329,60 @@ def reserve_places(session: Session) -> Reservation | None:
         Ask.of("policy", placement.num_ranks, placement, rank_gpus, is_rank=True),
         Ask.of("rollout", placement.num_rollout_workers, placement, rollout_gpus, is_rank=False),
     ]
+    if session.reward_models.separate:
+        gpus = gpus_per_worker(placement.gpus_per_scorer_worker, resources)
+        asks.append(Ask.of(SCORER, placement.num_scorer_workers, placement, gpus, is_rank=False))
     return reserve(placement, asks)
 
 
-def _store_bytes(config: PpoConfig, source: ModelSource) -> int:
-    """Room for two versions of a whole policy: the rollout workers read one in place while the next arrives."""
-    if config.policy_weights == "adapter":
-        return STORE_BYTES
-    count = sum(parameter.numel() for parameter in build_empty(source, config.model).parameters())
-    return STORE_BYTES + 2 * count * torch_dtype(config.model).itemsize
-
-
 def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
-    config, placement = session.config, session.config.placement
-    group = WorkerGroup.launch(
-        "rlhf.workers.policy:PolicyWorker",
-        "policy",
-        size=placement.num_ranks,
-        placement=placement,
-        run_dir=str(session.run_dir),
-        args=(config,),
-        gpus_per_worker=gpus_per_worker(placement.gpus_per_rank, session.resources),
-        collective=True,
-        reservation=places,
-        log_level=config.telemetry.log_level,
-    )
-    return session.profiler.watch(group)
+    config, gpus = session.config, session.config.placement.gpus_per_rank
+    worker = ("policy", "rlhf.workers.policy:PolicyWorker")
+    return _launch(session, places, *worker, (config,), config.placement.num_ranks, gpus, collective=True)
 
 
 def _launch_rollout(session: Session, places: Reservation | None, size: int, first_rank: int) -> WorkerGroup:
     config, placement = session.config, session.config.placement
+    settings = {
+        "microbatch": config.rollout.microbatch_sequences,
+        "threads": placement.threads_per_worker,
+        "follows_trainer": True,
+        "rollout": config.rollout,
+    }
+    args = (config.model, config.lora if config.policy_weights == "adapter" else None)
+    worker, gpus = ("rollout", "rlhf.workers.rollout:RolloutWorker"), placement.gpus_per_rollout_worker
+    return _launch(session, places, *worker, args, size, gpus, kwargs=settings, first_rank=first_rank)
+
+
+def _start_scorers(session: Session, places: Reservation | None) -> Scorers | None:
+    placement, models = session.config.placement, session.reward_models.separate
+    if not models:
+        return None
+    worker, gpus = (SCORER, "rlhf.workers.scorer:ScorerWorker"), placement.gpus_per_scorer_worker
+    args = (tuple(model.run for model in models), placement.threads_per_worker)
+
+    def launch(size: int, first_rank: int) -> WorkerGroup:
+        return _launch(session, places, *worker, args, size, gpus, first_rank=first_rank)
+
+    group = launch(placement.num_scorer_workers, 0)
+    return Scorers(group, lambda rank: launch(1, rank), models, session.config.recovery, session.events)
+
+
+def _launch(
+    session: Session, places: Reservation | None, role: str, worker: str, args: tuple, size: int, gpus: float | None,
+    **options: Any,
+) -> WorkerGroup:  # fmt: skip
     group = WorkerGroup.launch(
-        "rlhf.workers.rollout:RolloutWorker",
-        "rollout",
+        worker,
+        role,
         size=size,
-        placement=placement,
+        placement=session.config.placement,
         run_dir=str(session.run_dir),
-        args=(config.model, config.lora if config.policy_weights == "adapter" else None),
-        kwargs={
-            "microbatch": config.rollout.microbatch_sequences,
-            "threads": placement.threads_per_worker,
-            "follows_trainer": True,
-            "rollout": config.rollout,
-        },
-        gpus_per_worker=gpus_per_worker(placement.gpus_per_rollout_worker, session.resources),
-        first_rank=first_rank,
+        args=args,
+        gpus_per_worker=gpus_per_worker(gpus, session.resources),
         reservation=places,
-        log_level=config.telemetry.log_level,
+        log_level=session.config.telemetry.log_level,
+        **options,
     )
     return session.profiler.watch(group)
 

@@ -261,7 +261,7 @@ def _reward_against_ceiling(quick: Quickstart) -> dict[str, Any]:
     with _timed(quick, "reward_check"):
         group = WorkerGroup.launch(
             "rlhf.workers.scorer:ScorerWorker", "scorer", size=1, placement=config.placement,
-            run_dir=config.run_dir, args=(config.run_dir, config.placement.threads_per_worker),
+            run_dir=config.run_dir, args=((config.run_dir,), config.placement.threads_per_worker),
         )  # fmt: skip
         try:
             texts = [(p.prompt, t) for p in pairs for t in (p.first, p.second)]

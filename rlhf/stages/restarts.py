@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.errors import RolloutFleetExhausted, WorkerError
+from rlhf.errors import RolloutFleetExhausted, ScorersExhausted, WorkerError
 from rlhf.telemetry.events import EventLog
 from rlhf.workers.ray_metrics import report_restart
 
@@ -33,8 +33,8 @@ class RankRestarts:
         Raises:
             WorkerError: the fault is one of the program or its data, or the restarts are used up.
         """
-        if isinstance(error, RolloutFleetExhausted):
-            raise error  # the fleet has had its restarts, and has put them on record
+        if isinstance(error, RolloutFleetExhausted | ScorersExhausted):
+            raise error  # they have had their restarts, and have put them on record
         fault = f"{error.role}-{error.rank}"
         self.events.fault_detected(fault, kind=error.fault, cause=error.cause[:300])
         if not error.is_infrastructure or self.count >= self.limit:

@@ -155,3 +155,12 @@ def _owner(descriptor: int) -> tuple[str, str]:
         if known or time.monotonic() > deadline:
             return (words[0], words[1]) if len(words) >= 2 else ("unknown", "unknown")
         time.sleep(0.02)
+
+
+def rewind_samples(path: Path, step: int) -> None:
+    """Drops the samples of ``step`` and later ones, which the run is about to write again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+    write_atomic(path, "".join(f"{line}\n" for line in kept))

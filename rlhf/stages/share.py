@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from rlhf.config import PpoConfig
 from rlhf.errors import WeightSyncError
+from rlhf.models.loading import build_empty, torch_dtype
+from rlhf.models.source import ModelSource
 from rlhf.weights.parts import sha_of
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
+from rlhf.workers.runtime import STORE_BYTES
 
 KEPT_HASHES = 16
 
@@ -105,3 +109,11 @@ class AdapterChannel:
         trained = self.policy.call("canary", *self.canary)
         drawn = self.rollout.call("canary", *self.canary, self.temperature).values()
         return max(abs(a - b) for ours in trained for theirs in drawn for a, b in zip(ours, theirs, strict=True))
+
+
+def store_bytes(config: PpoConfig, source: ModelSource) -> int:
+    """Room for two versions of a whole policy: the rollout workers read one in place while the next arrives."""
+    if config.policy_weights == "adapter":
+        return STORE_BYTES
+    count = sum(parameter.numel() for parameter in build_empty(source, config.model).parameters())
+    return STORE_BYTES + 2 * count * torch_dtype(config.model).itemsize

@@ -22,7 +22,7 @@ WORKER_KINDS = {
     "generate": "generate",
     "judge": "score.rest",
     "judge.pass": "score.pass",
-    "judge.models": "score.models",
+    "score_pieces": "score.models",
     "learn": "learn.rest",
     "learn.forward": "learn.forward",
     "learn.loss": "learn.loss",

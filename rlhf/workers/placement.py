@@ -24,6 +24,8 @@ SAY_SECONDS = 5.0
 """How often a wait says what is missing."""
 LOST_SECONDS = 15.0
 """How long the cluster may stay without the nodes that a group needs, when no autoscaler adds any."""
+SCORER = "scorer"
+"""Role of workers that hold reward models and nothing else."""
 Resources = dict[str, float]
 
 
@@ -40,7 +42,8 @@ class Ask:
     def of(cls, role: str, size: int, placement: PlacementConfig, gpus: float, *, is_rank: bool) -> Ask:
         """The ask of a group as the config describes it."""
         wanted = {"CPU": placement.cpus_per_worker, "GPU": gpus}
-        labels = placement.rank_labels if is_rank else placement.rollout_labels
+        others = placement.scorer_labels if role == SCORER else placement.rollout_labels
+        labels = placement.rank_labels if is_rank else others
         pairs = (label.partition("=") for label in labels)
         return cls(role, size, {k: v for k, v in wanted.items() if v}, {key: value for key, _, value in pairs})
 
@@ -275,7 +278,7 @@ def _missing(plans: Sequence[Sequence[Bundle]]) -> str:
 def _remedy(placement: PlacementConfig) -> str:
     waiting = "" if placement.wait_for_nodes else "; placement.wait_for_nodes=true waits for an autoscaler"
     return (
-        "Lower placement.num_ranks, num_rollout_workers, cpus_per_worker or gpus_per_rank, change "
+        "Lower placement.num_ranks, num_rollout_workers, num_scorer_workers, cpus_per_worker or gpus_per_rank, change "
         f"placement.strategy={placement.strategy}, end other jobs, or add nodes{waiting}"
     )
 

@@ -23,7 +23,6 @@ from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, torch_dtype
 from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
-from rlhf.models.scorer import SeparateScorer, load_reward_model
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rollout.experience import Experience
@@ -31,7 +30,7 @@ from rlhf.weights.parts import split_names
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.heap import give_back
-from rlhf.workers.policy_start import role_init, split_scorers, trained_copy
+from rlhf.workers.policy_start import place_reward_models, role_init, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
 
 logger = logging.getLogger(__name__)
@@ -53,13 +52,10 @@ class PolicyWorker:
         self.policy_config = (
             adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
         )
-        shared, separate = split_scorers(config.scores, source, self.chat)
-        self.shared_score = None if shared is None else shared[0]
-        self.scorers: dict[int, SeparateScorer] = {
-            index: load_reward_model(Path(run)) for index, run in separate.items()
-        }
+        models = place_reward_models(config.scores, config.roles.layout, source, self.chat)
+        self.shared_score = models.shared_index
         own = trained_copy(base, source) if config.policy_weights == "full" else None
-        init = role_init(config, source, self.policy_config, None if shared is None else shared[1], own)
+        init = role_init(config, source, self.policy_config, models, own)
         self.roles = RolesModel(base, init, suppress_ids=(self.tokenizer.pad_token_id,))
         self.roles.trains_entropy = config.loss.entropy_coef > 0
         self._set_dropout_off()
@@ -95,26 +91,21 @@ class PolicyWorker:
         return self.costs
 
     @torch.no_grad()
-    def judge(
-        self, batch: Experience, passes: tuple[Microbatch, ...], texts: list[tuple[Any, str]]
-    ) -> dict[str, Tensor]:
-        """Old and reference log-probs, entropies, values and model scores of the given rows.
+    def judge(self, batch: Experience, passes: tuple[Microbatch, ...]) -> dict[str, Tensor]:
+        """Old and reference log-probs, entropies, values and the shared reward model's scores of the given rows.
 
         Args:
             batch: the whole step's sequences.
             passes: the rows of this rank, those of one pass together; every rank has equally many passes.
-            texts: (prompt messages, response text) per row of ``passes``, for reward models with another tokenizer.
 
         Returns:
-            Tensors with one row per row of ``passes``, padded to the batch's response width; ``scores`` is
-            (rows, sources).
+            Tensors with one row per row of ``passes``, padded to the batch's response width; ``scores``, where a reward
+            model shares the base, is (rows,).
         """
-        width, start = batch.response_ids.shape[1], 0
+        width = batch.response_ids.shape[1]
         parts: list[dict[str, Tensor]] = []
         for rows in passes:
-            part = batch.select(rows).to(self.engine.device)
-            found = self._judge_part(part, texts[start : start + len(rows)])
-            start += len(rows)
+            found = self._judge_part(batch.select(rows).to(self.engine.device))
             parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
         return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
 
@@ -290,7 +281,7 @@ class PolicyWorker:
             microbatch=self.config.batch.microbatch_sequences_per_gpu,
         )
 
-    def _judge_part(self, part: Experience, texts: list[tuple[Any, str]]) -> dict[str, Tensor]:
+    def _judge_part(self, part: Experience) -> dict[str, Tensor]:
         roles = [POLICY, REFERENCE]
         roles += [CRITIC] if self.roles.has_critic else []
         roles += [REWARD] if self.shared_score is not None else []
@@ -303,17 +294,12 @@ class PolicyWorker:
                 response_ids=part.response_ids,
                 temperature=self.config.rollout.temperature,
             )
-        scores = torch.zeros(part.num_sequences, len(self.config.scores))
-        if self.shared_score is not None:
-            scores[:, self.shared_score] = told[REWARD].cpu()
-        for index, scorer in self.scorers.items():
-            with self.spans.span("judge.models"):
-                drops = self.config.scores[index].on_error == "drop"
-                scores[:, index] = torch.tensor(scorer.score_texts(texts, skip_unwritable=drops))
         found = {"old_logprobs": told[POLICY][0], "ref_logprobs": told[REFERENCE][0], "entropy": told[POLICY][1]}
         if self.roles.has_critic:
             found["values"] = told[CRITIC]
-        return {**found, "scores": scores}
+        if self.shared_score is not None:
+            found["scores"] = told[REWARD].float().cpu()
+        return found
 
     def _minibatch(
         self, batch: Experience, plan: MinibatchPlan, kl_coef: float, totals: LearnTotals, *, first: bool, last: bool

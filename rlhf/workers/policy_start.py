@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -17,29 +18,86 @@ from rlhf.models.scorer import read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 
 
-def split_scorers(
-    scores: Sequence[Any], source: ModelSource, chat: ChatFormat
-) -> tuple[tuple[int, ModelSource] | None, dict[int, str]]:
-    """The first reward model that is an adapter on the policy's base and reads the policy's text; the others' runs.
+@dataclass(frozen=True)
+class SeparateModel:
+    """A reward model in worker processes of its own.
 
-    Both with their index in ``scores``.
+    Attributes:
+        index: its place in ``scores``.
+        reads_tokens: its chat format is the policy's, so that it is handed the very tokens that were drawn; any other
+            reads text.
+        drops_unwritable: a text that its chat template rewrites gets no score, instead of ending the run.
+    """
+
+    index: int
+    run: str
+    reads_tokens: bool
+    drops_unwritable: bool = False
+
+
+@dataclass(frozen=True)
+class RewardModels:
+    """Where the reward models of a run are.
+
+    Attributes:
+        fitting: the first that is an adapter on the policy's base and reads the policy's text, with its index in
+            ``scores``: the critic starts from it.
+        holds_fitting: it is a role of the training ranks; otherwise it is one of ``separate``.
+        separate: those that have workers of their own.
+    """
+
+    fitting: tuple[int, ModelSource] | None
+    holds_fitting: bool
+    separate: tuple[SeparateModel, ...]
+
+    @property
+    def shared_index(self) -> int | None:
+        """Place in ``scores`` of the one that the training ranks hold."""
+        return self.fitting[0] if self.fitting is not None and self.holds_fitting else None
+
+
+def place_reward_models(scores: Sequence[Any], layout: str, source: ModelSource, chat: ChatFormat) -> RewardModels:
+    """Decides which reward model is an adapter on the policy's base, and which have workers of their own.
+
+    Args:
+        layout: ``roles.layout``.
+        source / chat: the policy's.
 
     Raises:
-        ConfigError: a run is no finished reward run.
+        ConfigError: a run is no finished reward run, or ``layout=shared`` and one cannot share the base; says why.
     """
-    shared, separate = None, {}
+    fitting: tuple[int, ModelSource] | None = None
+    separate = []
     for index, score in enumerate(scores):
         if not isinstance(score, RewardModelSource):
             continue
         reward = resolve_model(score.run)
         if reward.record is None or reward.record.stage != "reward":
             raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
-        same_base = reward.adapter is not None and reward.base == source.base
-        if shared is None and same_base and reward.record.chat_fingerprint == chat.fingerprint():
-            shared = index, reward
-        else:
-            separate[index] = score.run
-    return shared, separate
+        reads_tokens = reward.record.chat_fingerprint == chat.fingerprint()
+        reason = _why_not_shared(reward, source, reads_tokens, None if fitting is None else fitting[0])
+        if reason is not None and layout == "shared":
+            raise ConfigError(
+                f"roles.layout=shared, and the reward model scores[{index}].run={score.run!r} cannot share the "
+                f"policy's base: {reason}; set roles.layout=auto to give it workers of its own"
+            )
+        if reason is None:
+            fitting = index, reward
+        if reason is not None or layout == "separate":
+            separate.append(SeparateModel(index, score.run, reads_tokens, score.on_error == "drop"))
+    return RewardModels(fitting, layout != "separate", tuple(separate))
+
+
+def _why_not_shared(reward: ModelSource, source: ModelSource, same_chat: bool, first: int | None) -> str | None:
+    if reward.adapter is None:
+        return "it is a whole model, not an adapter"
+    if reward.base != source.base:
+        return f"it stands on another base ({reward.base}, the policy on {source.base})"
+    if not same_chat:
+        return "it was trained with another chat format (tokenizer, chat_style or template) than the policy's"
+    if first is not None:
+        return f"it is the second reward model, and scores[{first}] has the one place"
+    return None
 
 
 def trained_copy(base: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
@@ -66,24 +124,32 @@ def role_init(
     config: PpoConfig,
     source: ModelSource,
     policy_config: Any,
-    reward: ModelSource | None,
+    models: RewardModels,
     policy_copy: PreTrainedModel | None = None,
 ) -> RoleInit:
-    """First states of policy, critic and the reward model that shares the base, if one does."""
+    """First states of policy, critic and the reward model that shares the base, if one does.
+
+    The critic starts from a reward model on its base wherever that one scores, so that the layout is no matter of what
+    is learned; one of another adapter method fits no critic beside this policy.
+    """
     policy_state = adapters.read_adapter_file(source.adapter)[0] if source.adapter else None
     critic = adapters.peft_config(config.lora) if config.uses_critic else None
-    if reward is None or reward.adapter is None:
+    reward = None if models.fitting is None else models.fitting[1].adapter
+    reward_config = None if reward is None else adapters.read_peft_config(reward)
+    alike = reward_config is not None and adapters.method_of(reward_config) == adapters.method_of(policy_config)
+    if reward is None or not (models.holds_fitting or alike):
         return RoleInit(policy_config, policy_state, policy_copy, critic_config=critic)
-    state, rest = adapters.read_adapter_file(reward.adapter)
-    settings = read_reward_settings(reward.adapter)
+    state, rest = adapters.read_adapter_file(reward)
+    settings = read_reward_settings(reward)
     return RoleInit(
         policy_config,
         policy_state,
         policy_copy,
-        reward_config=adapters.read_peft_config(reward.adapter),
+        reward_config=reward_config,
         reward_state=state,
         reward_head=rest["score.weight"],
         reward_mean=settings.mean,
         reward_std=settings.std,
+        holds_reward=models.holds_fitting,
         critic_config=critic,
     )

@@ -17,6 +17,7 @@ from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.policy import PolicyWorker
 from rlhf.workers.rollout import RolloutWorker
+from rlhf.workers.scorer import ScorerWorker
 from rlhf.workers.sft import SftStageTrainer, SftWorker
 from tests.support.chaos_faults import Faults
 
@@ -99,6 +100,20 @@ class FragilePolicy(PolicyWorker):
     def _reach(self, name: str) -> None:
         if self._step >= 0:
             self.faults.reach(f"{name}-{self._step}-{self.context.rank}")
+
+
+class FragileScorer(ScorerWorker):
+    """States: ``build``, and ``score-CALL-RANK`` where calls are counted in each process."""
+
+    def __init__(self, context: WorkerContext, *args: Any) -> None:
+        self.faults, self._calls = Faults(Path(context.run_dir)), 0
+        self.faults.reach("build")
+        super().__init__(context, *args)
+
+    def score_pieces(self, *args: Any) -> list[Any]:
+        self.faults.reach(f"score-{self._calls}-{self.context.rank}")
+        self._calls += 1
+        return super().score_pieces(*args)
 
 
 class FragileSft(SftWorker):

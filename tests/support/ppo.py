@@ -76,9 +76,13 @@ def run(config: PpoConfig, pool: ActorPool, **substitutes: str) -> Finished:
     """Runs the recipe on the pool's actors.
 
     Args:
-        substitutes: ``PolicyWorker`` or ``RolloutWorker`` = another class as "module:Class".
+        substitutes: ``PolicyWorker``, ``RolloutWorker`` or ``ScorerWorker`` = another class as "module:Class".
     """
-    homes = {"PolicyWorker": "rlhf.workers.policy:PolicyWorker", "RolloutWorker": "rlhf.workers.rollout:RolloutWorker"}
+    homes = {
+        "PolicyWorker": "rlhf.workers.policy:PolicyWorker",
+        "RolloutWorker": "rlhf.workers.rollout:RolloutWorker",
+        "ScorerWorker": "rlhf.workers.scorer:ScorerWorker",
+    }
     pool.substitutes = {homes[name]: value for name, value in substitutes.items()}
     pool.answers = []
     with pytest.MonkeyPatch.context() as patch:

@@ -12,9 +12,10 @@ from rlhf.config import ModelConfig
 from rlhf.data.chat import chat_format
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
-from rlhf.models.scorer import RewardSettings
+from rlhf.models.scorer import HEAD, RewardSettings
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
+from tests.support.tiny import build_model, build_tokenizer, copy_with
 
 
 def write_run(run: Path, base: Path, stage: str = "sft", *, chat_style: Literal["auto", "plain"] = "plain") -> Path:
@@ -33,3 +34,19 @@ def write_run(run: Path, base: Path, stage: str = "sft", *, chat_style: Literal[
     print_ = chat_format(tokenizer, chat_style).fingerprint()
     RunRecord(stage, str(base), None, "adapter", "none", chat_style, print_, base_fingerprint(str(base))).write(run)
     return run
+
+
+def write_reward_run(directory: Path, base: Path, seed: int) -> Path:
+    """A reward run whose scores differ from text to text."""
+    found = write_run(directory, base, "reward")
+    state, _ = adapters.read_adapter_file(found / "adapter")
+    head = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
+    shape = adapters.read_peft_config(found / "adapter")
+    adapters.save_adapter_file(found / "adapter", shape, resolve_model(str(found)).base, {**state, HEAD: head})
+    RewardSettings(0.25, 1.5, 4, "float32", {}).write(found / "adapter")
+    return found
+
+
+def foreign_base(folder: Path) -> Path:
+    """A small model with other weights that reads other tokens."""
+    return copy_with(build_model(folder / "model", seed=1), folder / "other", build_tokenizer(vocab_size=280))

@@ -19,7 +19,7 @@ from rlhf.workers.runtime import ray_runtime
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[dict[str, float]]:
     """A private runtime with room for every test's actors."""
-    with ray_runtime(PlacementConfig(), num_workers=16) as resources:
+    with ray_runtime(PlacementConfig(), num_workers=20) as resources:
         yield resources
 
 
@@ -31,6 +31,11 @@ class Borrowed(WorkerGroup):
     def scatter(self, method: str, args_by_rank: Any, **kwargs: Any) -> list[Any]:
         found = super().scatter(method, args_by_rank, **kwargs)
         self.answers.append((method, found))
+        return found
+
+    def wait(self, refs: Any, **kwargs: Any) -> list[Any]:
+        found = super().wait(refs, **kwargs)
+        self.answers.append((f"waited for {self.role}", found))
         return found
 
     def close(self) -> None:

@@ -65,6 +65,25 @@ def test_activations_are_those_of_the_largest_pass(capsys: pytest.CaptureFixture
     assert 3.9 * few < many <= 4 * few  # a chunk of logits is as large, whatever the pass
 
 
+def test_reward_models_of_their_own_have_workers_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def roles(*rest: str) -> dict[str, Any]:
+        found = plan(capsys, "--config", PPO, "--shape", "llama-7b", *rest)[1]
+        return {role["role"]: role for role in found["roles"]} | {"gpus": found["gpus_needed"], "notes": found["notes"]}
+
+    shared = roles("roles.layout=shared")
+    assert "scorer" not in shared and shared["gpus"] == 8
+    assert {k: v for k, v in roles().items()} == shared, "auto is shared where nothing speaks against it"
+    small = roles("--reward-shape", "llama-3.2-1b", "placement.num_scorer_workers=2")
+    tied = SHAPES["llama-3.2-1b"].parameters
+    assert small["scorer"]["weights"] == pytest.approx(2 * tied, rel=0.001) and small["gpus"] == 10
+    assert small["trainer"]["adapters"] < shared["trainer"]["adapters"], "no reward adapter on the ranks"
+    assert small["trainer"]["weights"] == shared["trainer"]["weights"], "and no second base"
+    same = roles("roles.layout=separate", "placement.gpus_per_scorer_worker=0.5")
+    assert same["gpus"] == 8.5 and any("policy's shape" in note for note in same["notes"])
+    with pytest.raises(ConfigError, match=r"roles\.layout=shared has room for one"):
+        roles("--reward-shape", "llama-3.2-1b", "roles.layout=shared")
+
+
 def test_too_few_gpus_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", PPO, "--shape", "llama-7b", "--gpus", "2"]) == 1
     assert "asks for 8 GPUs, 2 are there" in capsys.readouterr().out

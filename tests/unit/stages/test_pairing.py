@@ -11,6 +11,7 @@ import pytest
 
 from rlhf.errors import CheckpointError, ConfigError, RlhfError
 from rlhf.stages import ppo_run
+from rlhf.stages.plan import plan_stage
 from rlhf.stages.ppo import run_ppo
 from tests.support.ppo import tiny_config
 from tests.support.runs import write_run
@@ -79,3 +80,45 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds(base: Path, tmp_path
     tokenizer.add_tokens([f"<extra{i}>" for i in range(100)])
     directory = copy_with(base, tmp_path / "m", tokenizer)
     refused({"model.name": str(directory)}, base, tmp_path, ConfigError, "do not belong together")
+
+
+def test_a_reward_model_that_cannot_share_the_base_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    other = build_model(tmp_path / "other", seed=1, num_hidden_layers=1)
+    same, foreign = write_run(tmp_path / "same", base, "reward"), write_run(tmp_path / "foreign", other, "reward")
+    chatty = write_run(tmp_path / "chatty", base, "reward", chat_style="auto")
+
+    def layout(*runs: Path) -> dict[str, Any]:
+        return {"roles.layout": "shared", "scores": [{"kind": "reward_model", "run": str(run)} for run in runs]}
+
+    for runs, reason in (
+        ((foreign,), rf"roles\.layout=shared, and the reward model scores\[0\]\.run='{foreign}' .* another base"),
+        ((chatty,), "another chat format"),
+        ((same, same), r"scores\[1\].* it is the second reward model, and scores\[0\] has the one place"),
+    ):
+        refused(layout(*runs), base, tmp_path, ConfigError, reason)
+
+
+def test_scorer_workers_that_share_gpus_need_a_fraction(base: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", base, "reward")
+    tree = {
+        "scores": [{"kind": "reward_model", "run": str(run)}],
+        "roles.layout": "separate",
+        "placement.layout": "colocated",
+        "placement.gpus_per_rank": 0.5,
+        "placement.gpus_per_rollout_worker": 0.5,
+    }
+    refused(tree, base, tmp_path, ConfigError, r"set placement\.gpus_per_scorer_worker")
+
+
+def test_a_dry_run_tells_where_reward_models_are(base: Path, tmp_path: Path) -> None:
+    other = build_model(tmp_path / "other", seed=1, num_hidden_layers=1)
+    runs = [write_run(tmp_path / name, on, "reward") for name, on in (("same", base), ("foreign", other))]
+    scores = [{"kind": "reward_model", "run": str(run)} for run in runs]
+
+    def told(layout: str) -> dict[str, str]:
+        return dict(plan_stage(tiny_config(base, tmp_path / "ppo", scores=scores, **{"roles.layout": layout})))
+
+    assert told("auto")["reward models"] == "scores[0] on the policy's base; scores[1] by scorer workers, from tokens"
+    assert told("separate")["scorer workers"] == "1, each with 2 of them"
+    with pytest.raises(ConfigError, match="another base"):
+        told("shared")

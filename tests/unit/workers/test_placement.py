@@ -79,11 +79,28 @@ def test_label_selectors(value: str | None, wanted: str, matches: bool) -> None:
 
 
 def test_asks_come_from_the_config() -> None:
-    placement = PlacementConfig(cpus_per_worker=2, rank_labels=("role=trainer",), rollout_labels=("gpu=in(a,b)",))
+    placement = PlacementConfig(
+        cpus_per_worker=2, rank_labels=("role=trainer",), rollout_labels=("gpu=in(a,b)",), scorer_labels=("gpu=old",)
+    )
     rank = Ask.of("policy", 4, placement, 1.0, is_rank=True)
     assert (rank.resources, rank.labels) == ({"CPU": 2.0, "GPU": 1.0}, {"role": "trainer"})
     assert Ask.of("rollout", 1, placement, 0.0, is_rank=False).labels == {"gpu": "in(a,b)"}
     assert Ask.of("rollout", 1, placement, 0.0, is_rank=False).resources == {"CPU": 2.0}
+
+
+def test_scorer_workers_have_places_like_any_role() -> None:
+    placement = PlacementConfig(scorer_labels=("gpu=old",))
+    scorers = Ask.of("scorer", 2, placement, 0.5, is_rank=False)
+    assert scorers.labels == {"gpu": "old"} and scorers.resources == {"CPU": 1.0, "GPU": 0.5}
+    plans = plan_bundles([RANKS, scorers], "split")
+    assert [bundle.sitters for bundle in plans[1]] == [(("scorer", 0),), (("scorer", 1),)]
+    few = [node("1", {"kind": "big"}, CPU=9, GPU=9), node("2", {"kind": "big"}, CPU=9, GPU=9)]
+    reason = why_impossible(
+        plan_bundles([scorers], "split"), "STRICT_SPREAD", [*few, node("3", {"gpu": "old"}, CPU=9, GPU=9)]
+    )
+    assert reason == "STRICT_SPREAD needs 2 nodes for the scorer workers, 1 can hold one"
+    (together,) = plan_bundles([RANKS, Ask("scorer", 1, {"GPU": 0.25})], "colocated")
+    assert together[0].sitters == (("policy", 0), ("scorer", 0)) and together[0].resources["GPU"] == 0.75
 
 
 def test_config_rules() -> None:
