@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
 from rlhf.telemetry.spans import Recorder
 from rlhf.workers.footprint import Footprint
+from rlhf.workers.heap import give_back
 
 
 def test_resident_pages_follow_what_is_touched() -> None:
     recorder = Recorder()
     recorder.switch(Footprint())
+    gc.collect()
+    give_back()  # what tests before have freed must not go back to the system in between
     with recorder.span("before"):
         pass
     with recorder.span("after"):
