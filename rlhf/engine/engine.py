@@ -205,8 +205,7 @@ class TrainEngine:
     def _refuse_nonfinite(self) -> None:
         for group in self._groups:
             for parameter in group.parameters:
-                local = getattr(parameter, "ds_tensor", parameter)
-                if not bool(torch.isfinite(local).all()):
+                if not bool(torch.isfinite(_own_elements(parameter)).all()):
                     raise NumericsError(f"a trained tensor of {group.name} is not finite: no checkpoint is written")
 
     def all_reduce_sum(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -231,6 +230,16 @@ class TrainEngine:
             raise ConfigError("no trained tensor matches: the adapter is empty")
         with self.gathered([p for _, p in chosen]):
             return {name: p.detach().to("cpu", copy=True) for name, p in chosen}
+
+
+def _own_elements(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter; what fills a piece up under ZeRO-3 is memory that nobody has written."""
+    piece = getattr(parameter, "ds_tensor", None)
+    if piece is None:
+        return parameter
+    whole: Any = parameter
+    left = whole.ds_numel - torch.distributed.get_rank(whole.ds_process_group) * piece.ds_numel
+    return piece.flatten()[: max(0, min(piece.ds_numel, left))]
 
 
 def _build_optimizer(groups: list[ParameterGroup], optim: OptimConfig) -> torch.optim.Optimizer:

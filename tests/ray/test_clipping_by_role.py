@@ -18,7 +18,6 @@ CASES: list[tuple[int, int, torch.dtype, dict[str, Any]]] = [
     *((stage, ranks, torch.float32, {}) for ranks in (1, 2) for stage in (0, 1, 2, 3)),
     *((stage, 2, torch.bfloat16, {}) for stage in (0, 1, 2, 3)),
     (2, 2, torch.float32, {"offload_optimizer": True}),
-    (3, 2, torch.float32, {"offload_optimizer": True}),
     (3, 2, torch.float32, {"cut": 40}),
 ]
 
