@@ -141,14 +141,12 @@ class PtxConfig(Section):
 
 
 class RolesConfig(Section):
-    """Which roles stand on the policy's base."""
+    """Which roles stand on the policy's base; the critic always does (ADR 17)."""
 
     layout: Literal["auto", "shared", "separate"] = "auto"
     """Reward models: ``auto`` lets the first that has the policy's base and chat format be an adapter on it and gives
     the others worker processes of their own; ``shared`` refuses a run that would need any; ``separate`` gives all their
     own."""
-    critic_base: str | None = None
-    """The critic stands on the policy's base: None, or ``model.name``; anything else is refused (ADR 17)."""
 
 
 class PpoConfig(StageConfig):
@@ -264,13 +262,6 @@ class PpoConfig(StageConfig):
         if self.policy_weights == "full" and self.rollout.engine == "vllm":
             raise ValueError(
                 "policy_weights=full needs rollout.engine=transformers: vLLM is given adapters, never whole weights"
-            )
-        if self.roles.critic_base not in (None, self.model.name):
-            raise ValueError(
-                f"roles.critic_base={self.roles.critic_base} is another base than model.name={self.model.name}: policy "
-                "and critic learn in one backward pass over one base, and values of another tokenizer's tokens do not "
-                "fit the policy's; leave roles.critic_base out, or train without a critic "
-                "(advantage.method=grpo, rloo or reinforce_plus_plus)"
             )
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")

@@ -143,7 +143,7 @@ def bundle(modules: Sequence[Any]) -> Bundle | None:
         return None
     adapted: dict[str, list[tuple[int, Any]]] = {}
     for index, module in enumerate(modules):
-        for name in module.lora_A if isinstance(module, BaseTunerLayer) else ():  # type: ignore[attr-defined]
+        for name in getattr(module, "lora_A", ()):
             adapted.setdefault(name, []).append((index, module))
     found = {}
     for name, layers in adapted.items():

@@ -50,17 +50,21 @@ class SlotCache(Cache):
         """Keys and values of a layer, (slots, heads, columns, size), and each row's column; None in a prefill."""
         if self.columns is None or layer >= len(self.layers):
             return None
-        return *self.layers[layer].whole(), self.columns  # type: ignore[union-attr]
+        return *self._own_layers()[layer].whole(), self.columns
 
     def place(self, source: Tensor, slots: Tensor) -> None:
         """Puts prompt ``source[i]`` of the last prefill into slot ``slots[i]``."""
-        for layer in self.layers:
-            layer.place(source, slots)  # type: ignore[union-attr]
+        for layer in self._own_layers():
+            layer.place(source, slots)
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copies slots onto others."""
-        for layer in self.layers:
-            layer.move(source, target, self.width)  # type: ignore[union-attr]
+        for layer in self._own_layers():
+            layer.move(source, target, self.width)
+
+    def _own_layers(self) -> list[_SlotLayer]:
+        layers: Any = self.layers  # the library knows them as layers of any cache
+        return layers
 
 
 class _SlotLayer(CacheLayerMixin):

@@ -326,12 +326,12 @@ def reserve_places(session: Session) -> Reservation | None:
     rank_gpus = gpus_per_worker(placement.gpus_per_rank, resources)
     rollout_gpus = gpus_per_worker(placement.gpus_per_rollout_worker, resources)
     asks = [
-        Ask.of("policy", placement.num_ranks, placement, rank_gpus, is_rank=True),
-        Ask.of("rollout", placement.num_rollout_workers, placement, rollout_gpus, is_rank=False),
+        Ask.of("policy", placement.num_ranks, placement, rank_gpus),
+        Ask.of("rollout", placement.num_rollout_workers, placement, rollout_gpus),
     ]
     if session.reward_models.separate:
         gpus = gpus_per_worker(placement.gpus_per_scorer_worker, resources)
-        asks.append(Ask.of(SCORER, placement.num_scorer_workers, placement, gpus, is_rank=False))
+        asks.append(Ask.of(SCORER, placement.num_scorer_workers, placement, gpus))
     return reserve(placement, asks)
 
 

@@ -19,7 +19,8 @@ from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.telemetry.events import EventLog
 from rlhf.weights.parts import sha_of
 from rlhf.weights.snapshot import Snapshot
-from rlhf.workers.group import WorkerGroup, end_process, result_of, share
+from rlhf.workers.answers import result_of
+from rlhf.workers.group import WorkerGroup, end_process, share
 from rlhf.workers.health import Health, HealthRecord
 from rlhf.workers.ray_metrics import report_restart
 from rlhf.workers.stalls import abandon, silence_of

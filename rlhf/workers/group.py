@@ -18,11 +18,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from rlhf.config import PlacementConfig
-from rlhf.errors import RlhfError, WorkerError
+from rlhf.errors import AbandonedError, RlhfError, WorkerError
 from rlhf.telemetry.spans import Recorded, Recorder
+from rlhf.workers.answers import RemoteFailure, result_of
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Ask, Reservation, reserve
@@ -36,19 +37,7 @@ FETCH_SECONDS = 300.0
 """How long a worker waits for a shared argument to reach its node."""
 PEER_SECONDS = 2.0
 """How long a lost connection waits for the death that explains it."""
-COLLECTIVE_KINDS = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"})
-COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "tcpstore")
 EventHandler = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class RemoteFailure:
-    """A failure as data: exceptions that cross a process boundary lose their type when they cannot be pickled."""
-
-    kind: str
-    message: str
-    trace: str
-    error: RlhfError | None = None
 
 
 class _Host:
@@ -142,6 +131,9 @@ class _Host:
     def _guard(action: Callable[[], Any]) -> Any:
         try:
             return action()
+        except AbandonedError as error:
+            logging.getLogger("rlhf.worker").info("left its work: %s", error)
+            return RemoteFailure("AbandonedError", str(error), "", error)
         except Exception as error:
             logging.getLogger("rlhf.worker").exception("worker failed")
             own = error if isinstance(error, RlhfError) else None
@@ -166,28 +158,6 @@ def _fetch(args: tuple, spans: Recorder) -> tuple:
 def share(value: Any) -> Any:
     """Puts a value into the object store once; hand the reference to any number of workers as an argument."""
     return ray.put(value)
-
-
-def result_of(role: str, rank: int, ref: Any) -> Any:
-    """The answer behind a reference that is ready.
-
-    Raises:
-        WorkerError: the worker died, does not hand over its answer, or failed.
-        RlhfError: what the worker raised, when it is one of ours.
-    """
-    try:
-        value = ray.get(ref, timeout=30)
-    except (RayActorError, GetTimeoutError, RayTaskError) as error:
-        fault = "died" if isinstance(error, RayActorError) else "error" if isinstance(error, RayTaskError) else "silent"
-        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", fault) from None
-    if isinstance(value, RemoteFailure):
-        if value.error is not None and not isinstance(value.error, WorkerError):
-            raise value.error
-        told = value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
-        lost = told or value.kind in COLLECTIVE_KINDS
-        cause = f"{value.kind}: {value.message}\n{value.trace}"
-        raise WorkerError(role, rank, cause, "collective" if lost else "error")
-    return value
 
 
 def end_process(actor: ActorHandle, pid: int | None, node: str | None) -> None:
@@ -259,7 +229,7 @@ class WorkerGroup:
         }
         group = cls(role, placement.call_timeout_seconds, run_dir=run_dir)
         if reservation is None:
-            ask = Ask.of(role, size, placement, gpus_per_worker, is_rank=collective)
+            ask = Ask.of(role, size, placement, gpus_per_worker)
             group.reservation = reserve(placement, [ask])
             seats = group.reservation.seats(role)
         else:

@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf"
 
 
-class KeptImports:
+class KeptImports(MetaPathFinder):
     """A finder that finds nothing of its own: it hands transformers' module over with its search answered from disk.
 
     Files that are missing, damaged or of another installation are written anew; a cache that cannot be written costs
@@ -43,12 +44,12 @@ class KeptImports:
 
     def open(self) -> None:
         """Begins to answer."""
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
         importlib.metadata.packages_distributions = self._kept_distributions
 
     def close(self) -> None:
         """Leaves everything as it was, but for the module that has been imported."""
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         importlib.metadata.packages_distributions = self._distributions
         if self._registration is not None:
             self._registration.get_source = self._get_source

@@ -11,6 +11,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 from rlhf.workers.import_cache import KeptImports
@@ -18,7 +19,7 @@ from rlhf.workers.import_cache import KeptImports
 HIDDEN = ("sklearn", "scipy")
 
 
-class _NoCompiling:
+class _NoCompiling(MetaPathFinder):
     """A finder that finds nothing: it notices bitsandbytes being asked for and lets ``torch.compile`` do nothing."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ def lean_imports() -> Iterator[None]:
     hidden = [name for name in HIDDEN if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: the import system says "not found"
     finder, kept, collects = _NoCompiling(), KeptImports(), gc.isenabled()
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     kept.open()
     gc.disable()
     try:
@@ -57,7 +58,7 @@ def lean_imports() -> Iterator[None]:
         if collects:
             gc.enable()
         kept.close()
-        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(finder)
         finder.undo()
         for name in hidden:
             if sys.modules.get(name, finder) is None:

@@ -24,8 +24,8 @@ SAY_SECONDS = 5.0
 """How often a wait says what is missing."""
 LOST_SECONDS = 15.0
 """How long the cluster may stay without the nodes that a group needs, when no autoscaler adds any."""
-SCORER = "scorer"
-"""Role of workers that hold reward models and nothing else."""
+ROLLOUT, SCORER = "rollout", "scorer"
+"""Roles with node labels of their own; all others are training ranks."""
 Resources = dict[str, float]
 
 
@@ -39,12 +39,11 @@ class Ask:
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, role: str, size: int, placement: PlacementConfig, gpus: float, *, is_rank: bool) -> Ask:
+    def of(cls, role: str, size: int, placement: PlacementConfig, gpus: float) -> Ask:
         """The ask of a group as the config describes it."""
         wanted = {"CPU": placement.cpus_per_worker, "GPU": gpus}
-        others = placement.scorer_labels if role == SCORER else placement.rollout_labels
-        labels = placement.rank_labels if is_rank else others
-        pairs = (label.partition("=") for label in labels)
+        own_labels = {ROLLOUT: placement.rollout_labels, SCORER: placement.scorer_labels}
+        pairs = (label.partition("=") for label in own_labels.get(role, placement.rank_labels))
         return cls(role, size, {k: v for k, v in wanted.items() if v}, {key: value for key, _, value in pairs})
 
 

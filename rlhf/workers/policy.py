@@ -157,8 +157,9 @@ class PolicyWorker:
             stop = self.config.loss.epoch_kl_stop
             if stop is not None and reduced["approx_kl"] / max(1.0, reduced["tokens"]) > stop:
                 break
+        metrics = self._read_out(totals, update - first_update, epochs_run, started)
         give_back()
-        return self._read_out(totals, update - first_update, epochs_run, started)
+        return metrics
 
     def _count_nonfinite(self, norms: dict[str, float], plan: MinibatchPlan, totals: LearnTotals) -> None:
         """Every rank sees the same norms, so all ranks skip, count and stop alike."""

@@ -74,7 +74,7 @@ def test_an_autoscaling_cluster_is_given_its_time(ray_session: dict[str, float])
 def test_roles_reserve_together_and_groups_sit_there(ray_session: dict[str, float], tmp_path: Path) -> None:
     free = free_cpus()
     placement = PlacementConfig(layout="colocated", start_timeout_seconds=60, cpus_per_worker=0.5)
-    asks = [Ask.of(role, 1, placement, 0.0, is_rank=role == "policy") for role in ("policy", "rollout")]
+    asks = [Ask.of(role, 1, placement, 0.0) for role in ("policy", "rollout")]
     places = reserve(placement, asks)
     groups = []
     try:

@@ -146,7 +146,6 @@ RULES = [
     ({"rollout.top_p": 0.9}, ("rollout.top_p", "1 and 0")),
     ({"rollout.top_k": 40}, ("top_k", "1 and 0")),
     ({"lora.dropout": 0.1}, ("lora.dropout", "0")),
-    ({"roles.critic_base": "other"}, ("roles.critic_base=other", "model.name", "one backward pass", "grpo")),
     ({"model.trust_remote_code": True}, ("trust_remote_code", "revision")),
     ({"engine.offload_parameters": True}, ("offload_parameters", "zero_stage=3")),
     (

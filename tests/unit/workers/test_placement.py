@@ -82,15 +82,15 @@ def test_asks_come_from_the_config() -> None:
     placement = PlacementConfig(
         cpus_per_worker=2, rank_labels=("role=trainer",), rollout_labels=("gpu=in(a,b)",), scorer_labels=("gpu=old",)
     )
-    rank = Ask.of("policy", 4, placement, 1.0, is_rank=True)
+    rank = Ask.of("policy", 4, placement, 1.0)
     assert (rank.resources, rank.labels) == ({"CPU": 2.0, "GPU": 1.0}, {"role": "trainer"})
-    assert Ask.of("rollout", 1, placement, 0.0, is_rank=False).labels == {"gpu": "in(a,b)"}
-    assert Ask.of("rollout", 1, placement, 0.0, is_rank=False).resources == {"CPU": 2.0}
+    assert Ask.of("rollout", 1, placement, 0.0).labels == {"gpu": "in(a,b)"}
+    assert Ask.of("rollout", 1, placement, 0.0).resources == {"CPU": 2.0}
 
 
 def test_scorer_workers_have_places_like_any_role() -> None:
     placement = PlacementConfig(scorer_labels=("gpu=old",))
-    scorers = Ask.of("scorer", 2, placement, 0.5, is_rank=False)
+    scorers = Ask.of("scorer", 2, placement, 0.5)
     assert scorers.labels == {"gpu": "old"} and scorers.resources == {"CPU": 1.0, "GPU": 0.5}
     plans = plan_bundles([RANKS, scorers], "split")
     assert [bundle.sitters for bundle in plans[1]] == [(("scorer", 0),), (("scorer", 1),)]
