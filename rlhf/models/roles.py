@@ -24,6 +24,22 @@ POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
 
 
 @dataclass(frozen=True)
+class RewardStart:
+    """A reward model on the same base.
+
+    Attributes:
+        config / state / head: its adapter and its scalar head (1, hidden).
+        mean / std: normalization of its scores, applied once, here.
+    """
+
+    config: peft.LoraConfig
+    state: dict[str, Tensor]
+    head: Tensor
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
 class RoleInit:
     """Where the adapters start.
 
@@ -31,9 +47,7 @@ class RoleInit:
         policy_config: shape of the policy and reference adapters.
         policy_state: the SFT adapter, or None for a fresh one (an exact no-op on the base).
         policy_copy: the whole model to train as the policy, equal to base and SFT adapter; None: an adapter is trained.
-        reward_config / reward_state / reward_head: a reward model on the same base, if there is one; the critic starts
-            from it.
-        reward_mean / reward_std: normalization of its scores, applied once, here.
+        reward: a reward model on the same base, if there is one; the critic starts from it.
         holds_reward: it is one of the roles; otherwise it scores elsewhere, and only the critic starts from it.
         critic_config: shape of the critic, or None without a critic.
     """
@@ -41,11 +55,7 @@ class RoleInit:
     policy_config: peft.LoraConfig
     policy_state: dict[str, Tensor] | None = None
     policy_copy: PreTrainedModel | None = None
-    reward_config: peft.LoraConfig | None = None
-    reward_state: dict[str, Tensor] | None = None
-    reward_head: Tensor | None = None
-    reward_mean: float = 0.0
-    reward_std: float = 1.0
+    reward: RewardStart | None = None
     holds_reward: bool = True
     critic_config: peft.LoraConfig | None = None
 
@@ -75,21 +85,15 @@ class RolesModel(nn.Module):
         embedding: Any = base.get_input_embeddings().weight
         hidden = int(embedding.shape[1])
         like = next(p for _, p in adapters.adapter_parameters(self.model, REFERENCE))
-        self.reward_mean, self.reward_std = init.reward_mean, init.reward_std
-        self.has_reward = init.reward_state is not None and init.holds_reward
         self.has_critic = init.critic_config is not None
-        if (
-            init.holds_reward
-            and init.reward_state is not None
-            and init.reward_config is not None
-            and init.reward_head is not None
-        ):
-            adapters.add(self.model, init.reward_config, REWARD)
-            adapters.write_adapter(self.model, REWARD, init.reward_state)
+        if (reward := init.reward) is not None and init.holds_reward:
+            self._normalization = reward.mean, reward.std
+            adapters.add(self.model, reward.config, REWARD)
+            adapters.write_adapter(self.model, REWARD, reward.state)
             self.score_head = nn.Linear(hidden, 1, bias=False, dtype=like.dtype)
-            self.score_head.weight = nn.Parameter(init.reward_head.to(like), requires_grad=False)
+            self.score_head.weight = nn.Parameter(reward.head.to(like), requires_grad=False)
         if init.critic_config is not None:
-            self._add_critic(init, init.reward_config or init.critic_config, hidden, like)
+            self._add_critic(init.critic_config, init.reward, hidden, like)
         self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
         adapters.select(self.model, REFERENCE, self._trainable)
@@ -102,15 +106,14 @@ class RolesModel(nn.Module):
             if self.policy_copy is None:  # it starts at the reference, to the last bit: both go the same way
                 blocks.install(self.model, self._active)
 
-    def _add_critic(self, init: RoleInit, config: peft.LoraConfig, hidden: int, like: Tensor) -> None:
-        adapters.add(self.model, config, CRITIC)
+    def _add_critic(self, config: peft.LoraConfig, start: RewardStart | None, hidden: int, like: Tensor) -> None:
+        adapters.add(self.model, config if start is None else start.config, CRITIC)
         self.value_head = nn.Linear(hidden, 1, dtype=like.dtype)
         with torch.no_grad():
-            if init.reward_state is not None and init.reward_head is not None:
-                # same affine as the normalized reward model, so first values live on its scale
-                adapters.write_adapter(self.model, CRITIC, init.reward_state)
-                self.value_head.weight.copy_(init.reward_head.to(like) / self.reward_std)
-                self.value_head.bias.fill_(-self.reward_mean / self.reward_std)
+            if start is not None:  # same affine as the normalized reward model, so first values live on its scale
+                adapters.write_adapter(self.model, CRITIC, start.state)
+                self.value_head.weight.copy_(start.head.to(like) / start.std)
+                self.value_head.bias.fill_(-start.mean / start.std)
             else:
                 self.value_head.weight.zero_()
                 self.value_head.bias.zero_()
@@ -263,7 +266,8 @@ class RolesModel(nn.Module):
 
     def _normalized(self, last: Tensor) -> Tensor:
         """Reward of the last tokens' states (batch, hidden), on the normalized scale."""
-        return (self.score_head(last).squeeze(-1).float() - self.reward_mean) / self.reward_std
+        mean, std = self._normalization
+        return (self.score_head(last).squeeze(-1).float() - mean) / std
 
     def read(
         self,

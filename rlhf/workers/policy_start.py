@@ -13,7 +13,7 @@ from rlhf.config import PpoConfig, RewardModelSource
 from rlhf.data.chat import ChatFormat
 from rlhf.errors import ConfigError
 from rlhf.models import adapters
-from rlhf.models.roles import POLICY, RoleInit
+from rlhf.models.roles import POLICY, RewardStart, RoleInit
 from rlhf.models.scorer import read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 
@@ -127,29 +127,28 @@ def role_init(
     models: RewardModels,
     policy_copy: PreTrainedModel | None = None,
 ) -> RoleInit:
-    """First states of policy, critic and the reward model that shares the base, if one does.
-
-    The critic starts from a reward model on its base wherever that one scores, so that the layout is no matter of what
-    is learned; one of another adapter method fits no critic beside this policy.
-    """
-    policy_state = adapters.read_adapter_file(source.adapter)[0] if source.adapter else None
-    critic = adapters.peft_config(config.lora) if config.uses_critic else None
-    reward = None if models.fitting is None else models.fitting[1].adapter
-    reward_config = None if reward is None else adapters.read_peft_config(reward)
-    alike = reward_config is not None and adapters.method_of(reward_config) == adapters.method_of(policy_config)
-    if reward is None or not (models.holds_fitting or alike):
-        return RoleInit(policy_config, policy_state, policy_copy, critic_config=critic)
-    state, rest = adapters.read_adapter_file(reward)
-    settings = read_reward_settings(reward)
+    """First states of policy, critic and the reward model that shares the base, if one does."""
     return RoleInit(
         policy_config,
-        policy_state,
+        adapters.read_adapter_file(source.adapter)[0] if source.adapter else None,
         policy_copy,
-        reward_config=reward_config,
-        reward_state=state,
-        reward_head=rest["score.weight"],
-        reward_mean=settings.mean,
-        reward_std=settings.std,
+        _reward_start(models, policy_config),
         holds_reward=models.holds_fitting,
-        critic_config=critic,
+        critic_config=adapters.peft_config(config.lora) if config.uses_critic else None,
     )
+
+
+def _reward_start(models: RewardModels, policy_config: Any) -> RewardStart | None:
+    """The reward model on the policy's base, wherever it scores: the layout is no matter of what the critic learns.
+
+    One that scores elsewhere may have another adapter method, and then fits no critic beside this policy.
+    """
+    reward = None if models.fitting is None else models.fitting[1].adapter
+    if reward is None:
+        return None
+    config = adapters.read_peft_config(reward)
+    if not models.holds_fitting and adapters.method_of(config) != adapters.method_of(policy_config):
+        return None
+    state, rest = adapters.read_adapter_file(reward)
+    settings = read_reward_settings(reward)
+    return RewardStart(config, state, rest["score.weight"], settings.mean, settings.std)

@@ -118,7 +118,8 @@ def test_when_every_replacement_dies_the_run_ends(ray_session: dict[str, float],
         faults.arm("build", times=3)
         began = time.monotonic()
         with pytest.raises(RolloutFleetExhausted, match="no rollout worker is left after 3 restarts") as caught:
-            fleet.collect(fleet.submit(["x"], SamplingConfig(), 0))  # type: ignore[list-item]
+            tasks: list[Any] = ["x"]
+            fleet.collect(fleet.submit(tasks, SamplingConfig(), 0))
         assert time.monotonic() - began < 60 and caught.value.exit_code == 3
     require_victims(tmp_path / "run")
     events = [e["event"] for e in read_events(tmp_path / "run")]
@@ -151,9 +152,11 @@ def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], t
     with fleet_of(tmp_path / "run", 2, RecoveryConfig(generate_timeout_seconds=6), draw_seconds=4) as fleet:
         fleet.install([light_snapshot("a")])
         faults.arm("generate-0")
-        batch = fleet.submit([0, 1, 2, 3], SamplingConfig(), 0)  # type: ignore[list-item]
+        tasks: list[Any] = [0, 1, 2, 3]
+        batch = fleet.submit(tasks, SamplingConfig(), 0)
         time.sleep(7)  # ranks learn meanwhile
-        assert [task for task, _, _ in fleet.collect(batch)] == [0, 1, 2, 3]  # type: ignore[misc]
+        answers: list[Any] = fleet.collect(batch)
+        assert [task for task, _, _ in answers] == tasks
         assert batch.redispatched == 1
     assert len(read_events(tmp_path / "run")) == 1, "one death, and nobody else accused"
     require_victims(tmp_path / "run")
@@ -188,7 +191,8 @@ def test_a_worker_slow_for_twice_the_deadline_is_replaced(ray_session: dict[str,
         began = time.monotonic()
         fleet.install([light_snapshot("a")])
         batch = fleet.submit(tasks, SamplingConfig(), 0)
-        assert [task for task, _, _ in fleet.collect(batch)] == tasks  # type: ignore[misc]
+        answers: list[Any] = fleet.collect(batch)
+        assert [task for task, _, _ in answers] == tasks
         assert time.monotonic() - began < 45 and batch.redispatched >= 2
         assert fleet.num_restarts == 2
     events = read_events(tmp_path / "run")

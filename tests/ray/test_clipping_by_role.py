@@ -18,6 +18,7 @@ CASES: list[tuple[int, int, torch.dtype, dict[str, Any]]] = [
     *((stage, ranks, torch.float32, {}) for ranks in (1, 2) for stage in (0, 1, 2, 3)),
     *((stage, 2, torch.bfloat16, {}) for stage in (0, 1, 2, 3)),
     (2, 2, torch.float32, {"offload_optimizer": True}),
+    (3, 2, torch.float32, {"offload_optimizer": True}),
     (3, 2, torch.float32, {"cut": 40}),
 ]
 
@@ -43,7 +44,7 @@ def test_same_weights_as_torch_s_clipping_by_role(
     """Six steps, one of them not finite on one rank, the last ones from a checkpoint."""
     settings = dict(more)
     cut = settings.pop("cut", None)
-    engine = EngineConfig(zero_stage=stage, **settings)  # type: ignore[arg-type]
+    engine = EngineConfig.model_validate({"zero_stage": stage, **settings})
     placement = PlacementConfig(num_ranks=ranks, start_timeout_seconds=400)
     group = actor_pool.launch(
         "tests.support.two_roles:TwoRolesWorker",

@@ -31,5 +31,5 @@ def mapped_from(address: int) -> str:
 
 def resident_bytes() -> int:
     """Memory of this process that is no file's."""
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) * 1024  # type: ignore[index]
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))

@@ -79,6 +79,16 @@ def by_torch(*, common_norm: bool = False) -> tuple[dict[str, Tensor], list[dict
     return {name: p.detach().clone() for name, p in model.named_parameters()}, norms
 
 
+@torch.no_grad()
+def spoil_fillers(module: nn.Module) -> None:
+    """Under ZeRO-3 the last rank's piece of a tensor is filled up with memory that nobody has written."""
+    for parameter in module.parameters():
+        held: Any = parameter
+        if hasattr(held, "ds_tensor"):
+            rank, size = torch.distributed.get_rank(), held.ds_tensor.ds_numel
+            held.ds_tensor.flatten()[max(0, held.ds_numel - rank * size) :] = math.nan
+
+
 class TwoRolesWorker:
     """One rank that trains :class:`TwoRoles` by the engine."""
 
@@ -99,6 +109,7 @@ class TwoRolesWorker:
         norms = [self._step(first, step) for step in range(SAVED_AFTER)]
         if hasattr(first._engine.optimizer, "clip_grad"):
             first._engine.optimizer.clip_grad = 1e-3  # as a state that was written with DeepSpeed's own clipping
+        spoil_fillers(first.module)
         first.save_state(Path(directory), "state", {})
         second = self._build(engine, dtype, cut)
         second.load_state(Path(directory), "state")

@@ -89,7 +89,9 @@ def learn(roles: RolesModel, words: Words) -> tuple[Tensor, Tensor, dict[str, Te
     if entropies.requires_grad:
         loss = loss + 0.1 * entropies[words.given].sum()
     loss.backward()
-    return logprobs.detach(), entropies.detach(), {name: p.grad for name, p in roles.named_trained()}  # type: ignore[misc]
+    gradients = {name: p.grad for name, p in roles.named_trained() if p.grad is not None}
+    assert len(gradients) == len(roles.named_trained())
+    return logprobs.detach(), entropies.detach(), gradients
 
 
 @pytest.mark.parametrize("entropy", [False, True], ids=("plain-loss", "entropy-in-loss"))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.models import adapters, blocks
 from rlhf.models.loading import load_causal_lm
-from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RoleInit, RolesModel
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RewardStart, RoleInit, RolesModel
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 
@@ -37,16 +37,12 @@ def build(base: Path, *, policy: bool = True, reward: bool = False, critic: bool
     config = ModelConfig(name=str(base), **model)  # type: ignore[arg-type]
     source = resolve_model(str(base))
     causal = load_causal_lm(source, config, load_tokenizer(source, config))
-    extra = {}
-    if reward:
-        head = torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
-        extra = {"reward_config": CONFIG, "reward_state": random_state(base, 2), "reward_head": head}
-        extra |= {"reward_mean": 1.7, "reward_std": 2.5}
+    head = torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
     init = RoleInit(
         CONFIG,
         random_state(base, 1) if policy else None,
+        reward=RewardStart(CONFIG, random_state(base, 2), head, 1.7, 2.5) if reward else None,
         critic_config=CONFIG if critic else None,
-        **extra,  # type: ignore[arg-type]
     )
     return RolesModel(causal, init).eval()
 
