@@ -1,25 +1,18 @@
-"""TRL 1.12's PPOTrainer on the workload of ``ppo_vs_trl.py``: one process, its JSON line is read there.
-
-TRL removed PPO after 1.12; this runs under a PYTHONPATH that holds that release alone.
-"""
+"""TRL 1.12's PPOTrainer on the workload of ``ppo_vs_trl.py``: one process, its JSON line is read there."""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from transformers import AutoTokenizer, TrainerCallback
+from trl_parts import QUIET, PPOConfig, classifier, make_trainer
 
 
 class Clock(TrainerCallback):
@@ -32,13 +25,6 @@ class Clock(TrainerCallback):
         self.marks.append(time.perf_counter())
 
 
-def load(cls: Any, directory: str, dtype: torch.dtype, pad_id: int, **options: Any) -> Any:
-    """One of the four models."""
-    model = cls.from_pretrained(directory, dtype=dtype, **options)
-    model.config.pad_token_id = pad_id
-    return model
-
-
 def main(order: dict[str, Any]) -> dict[str, Any]:
     """Runs the steps; seconds of each step but the first, and the process's memory."""
     torch.set_num_threads(order["threads"])
@@ -49,29 +35,22 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
     count = work["prompts_per_step"]
     rows = Dataset.from_list([{"input_ids": ids} for ids in order["prompts"]])
     clock = Clock()
-    heads = {"num_labels": 1}
     args = PPOConfig(
-        output_dir=order["output"], use_cpu=True, bf16=False, gradient_checkpointing=False, seed=order["seed"],
-        per_device_train_batch_size=count // work["minibatches"], gradient_accumulation_steps=work["minibatches"],
-        num_mini_batches=work["minibatches"], num_ppo_epochs=work["epochs"], total_episodes=count * work["steps"],
-        response_length=work["response_tokens"], local_rollout_forward_batch_size=count, temperature=1.0,
-        learning_rate=work["learning_rate"], report_to=[], num_sample_generations=0, save_strategy="no",
-        disable_tqdm=True, logging_strategy="no", missing_eos_penalty=None,
-        stop_token="eos" if work["natural"] else None,
+        output_dir=order["output"], seed=order["seed"], per_device_train_batch_size=count // work["minibatches"],
+        gradient_accumulation_steps=work["minibatches"], num_mini_batches=work["minibatches"],
+        num_ppo_epochs=work["epochs"], total_episodes=count * work["steps"], response_length=work["response_tokens"],
+        local_rollout_forward_batch_size=count, learning_rate=work["learning_rate"], logging_strategy="no",
+        stop_token="eos" if work["natural"] else None, **QUIET,
     )  # fmt: skip
-    trainer = PPOTrainer(
-        args=args,
-        processing_class=tokenizer,
-        model=load(AutoModelForCausalLM, directory, dtype, tokenizer.pad_token_id),
-        ref_model=None,
-        reward_model=load(AutoModelForSequenceClassification, directory, dtype, tokenizer.pad_token_id, **heads),
-        value_model=load(AutoModelForSequenceClassification, directory, dtype, tokenizer.pad_token_id, **heads),
-        train_dataset=rows,
-        eval_dataset=rows.select(range(2)),
-        peft_config=LoraConfig(
-            r=work["lora_r"], lora_alpha=2 * work["lora_r"], target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-        callbacks=[clock],
+    trainer = make_trainer(
+        args,
+        directory,
+        dtype,
+        tokenizer,
+        rows,
+        work["lora_r"],
+        reward=classifier(directory, dtype, tokenizer),
+        callback=clock,
     )
     trainer.train()
     seconds = clock.marks[-1] - clock.marks[0]

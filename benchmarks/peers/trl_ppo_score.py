@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from tasks.happy_words import score
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from transformers import AutoTokenizer, TrainerCallback
+from trl_parts import QUIET, PPOConfig, make_trainer
 
 
 class HappyWords(nn.Module):
@@ -53,14 +49,6 @@ class Scores(TrainerCallback):
             self.found.append(logs["objective/scores"])
 
 
-def load(cls: Any, directory: str, tokenizer: Any, **options: Any) -> Any:
-    """One of the models, with a row for the pad token."""
-    model = cls.from_pretrained(directory, dtype=torch.float32, **options)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
 def main(order: dict[str, Any]) -> dict[str, Any]:
     """Runs the steps."""
     torch.set_num_threads(order["threads"])
@@ -72,28 +60,16 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
     rows = Dataset.from_list([{"input_ids": ids} for ids in prompts * (count // len(prompts))])
     scores = Scores()
     args = PPOConfig(
-        output_dir=order["output"], use_cpu=True, bf16=False, gradient_checkpointing=False, seed=order["seed"],
-        per_device_train_batch_size=count, gradient_accumulation_steps=1, num_mini_batches=1,
-        num_ppo_epochs=told["epochs"], total_episodes=count * order["steps"], response_length=told["response_tokens"],
-        local_rollout_forward_batch_size=count, temperature=1.0, learning_rate=told["learning_rate"],
-        lr_scheduler_type="constant", adam_epsilon=told["adam_eps"], kl_coef=told["kl_coef"],
-        vf_coef=told["value_coef"], cliprange=told["clip"], cliprange_value=told["clip"], gamma=1.0, lam=0.95,
-        whiten_rewards=False, report_to=[], num_sample_generations=0, save_strategy="no",
-        disable_tqdm=True, missing_eos_penalty=None, stop_token="eos",
+        output_dir=order["output"], seed=order["seed"], per_device_train_batch_size=count,
+        gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=told["epochs"],
+        total_episodes=count * order["steps"], response_length=told["response_tokens"],
+        local_rollout_forward_batch_size=count, learning_rate=told["learning_rate"], lr_scheduler_type="constant",
+        adam_epsilon=told["adam_eps"], kl_coef=told["kl_coef"], vf_coef=told["value_coef"], cliprange=told["clip"],
+        cliprange_value=told["clip"], gamma=1.0, lam=0.95, whiten_rewards=False, stop_token="eos", **QUIET,
     )  # fmt: skip
-    trainer = PPOTrainer(
-        args=args,
-        processing_class=tokenizer,
-        model=load(AutoModelForCausalLM, directory, tokenizer),
-        ref_model=None,
-        reward_model=HappyWords(tokenizer, prompts),
-        value_model=load(AutoModelForSequenceClassification, directory, tokenizer, num_labels=1),
-        train_dataset=rows,
-        eval_dataset=rows.select(range(2)),
-        peft_config=LoraConfig(
-            r=told["lora_r"], lora_alpha=2 * told["lora_r"], target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-        callbacks=[scores],
+    reward = HappyWords(tokenizer, prompts)
+    trainer = make_trainer(
+        args, directory, torch.float32, tokenizer, rows, told["lora_r"], reward=reward, callback=scores
     )
     trainer.train()
     return {"scores": scores.found}

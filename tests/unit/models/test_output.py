@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cluster import activations
+from cluster import activations, plan_roles
 from rlhf.config import LoraConfig
-from rlhf.models import adapters, output
+from rlhf.models import adapters, output, scorer
 from rlhf.models.roles import POLICY, REFERENCE, RoleInit, RolesModel
 from tests.support.live_memory import LiveMemory
 
@@ -183,5 +183,6 @@ def test_the_layer_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vars(head)["forward"] is own
 
 
-def test_the_plan_knows_the_bound() -> None:
+def test_the_plan_knows_the_bounds() -> None:
     assert activations.LOGITS_ELEMENTS == output.LOGITS_ELEMENTS
+    assert plan_roles.SCORER_ROWS == scorer.MICROBATCH
