@@ -14,8 +14,6 @@ import pytest
 
 CLUSTERS = {"cluster": "hosts", "e2e": "hosts", "ray": "actors"}
 """What starts clusters, by folder, and the process it runs in: such tests wait more than they compute."""
-ALONE = {"test_doctor_nodes.py", "test_peft_zero3.py", "test_ray_metrics.py", "test_secrets.py"}
-"""Files of tests/ray that share nothing with the others: taken at the end, by whoever is free."""
 
 
 def _part_of(nodeid: str) -> str:
@@ -23,24 +21,19 @@ def _part_of(nodeid: str) -> str:
     return nodeid.removeprefix("tests/").partition("/")[0]
 
 
-def _process_of(nodeid: str) -> str | None:
-    """The process that a test is bound to, if it is to one."""
-    return None if nodeid.partition("::")[0].rpartition("/")[2] in ALONE else CLUSTERS.get(_part_of(nodeid))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is bound to a process comes first: it takes longest. What starts runtimes of its own comes last."""
-    items.sort(key=lambda item: (_process_of(item.nodeid) is None, _part_of(item.nodeid) in CLUSTERS))
+    """What is bound to a process comes first: it takes longest. What starts processes of its own comes last."""
+    items.sort(key=lambda item: (_part_of(item.nodeid) not in CLUSTERS, _part_of(item.nodeid) == "processes"))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Two processes for what starts clusters, each with runtimes of its own; the third takes file by file."""
+    """Two processes for what shares clusters, each with runtimes of its own; all else file by file to who is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByRuntime(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _process_of(nodeid) or nodeid.partition("::")[0]
+            return CLUSTERS.get(_part_of(nodeid), nodeid.partition("::")[0])
 
     return ByRuntime(config, log)
 
