@@ -41,11 +41,11 @@ class Work:
     """One step draws ``prompts`` responses and learns from them; the first of ``steps`` is left out."""
 
     device: str = "cuda"
-    prompts: int = 64
+    prompts: int = 128
     prompt_tokens: int = 256
     response_tokens: int = 256
     minibatches: int = 2
-    microbatch: int = 8
+    microbatch: int = 2
     epochs: int = 1
     steps: int = 2
     lora_r: int = 16
@@ -233,12 +233,20 @@ def memory_figures(
             found[role]["ratio"] = round(predicted / peaks["tensors"], 3)
     if device_peak is None:
         return {**found, "comparison": "none: on a CPU a process's peak holds its libraries too"}
-    total = sum(planned.memory.total for planned in report.roles)
+    total = device_bytes(report.roles)
     found["device"] = {
         "predicted_gib": _gib(total), "measured_gib": _gib(device_peak), "ratio": round(total / device_peak, 3)
     }  # fmt: skip
     ratios = [part["ratio"] for part in found.values()]
     return {**found, "wanted": WANTED, "within": all(abs(ratio - 1) <= WANTED for ratio in ratios)}
+
+
+def device_bytes(roles: Sequence[RolePlan]) -> float:
+    """What processes that share one GPU take together: working memory goes back before the next begins its own."""
+    working = [(r.memory.activations, r.memory.kv_cache + max(0.0, r.memory.workspace)) for r in roles]
+    shared = Setting().runtime_bytes
+    resident = sum(r.memory.total for r in roles) - sum(map(sum, working)) + shared * len(roles)
+    return resident + max(activations + beside - shared for activations, beside in working)
 
 
 def assemble(work: Work, gpu: Mapping[str, Any], peak: float, seconds: float, cases: Mapping[str, Any]) -> dict:

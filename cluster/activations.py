@@ -13,7 +13,7 @@ from cluster.shapes import ModelShape
 from rlhf.config import LoraConfig
 
 FP32 = 4
-LOGITS_ELEMENTS = 1 << 23
+LOGITS_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """As in ``rlhf/models/output.py``, which loads torch; a test compares them."""
 
 
@@ -54,15 +54,15 @@ def layer_activations(
     return rows * tokens * per_token + rows * tokens * tokens * width
 
 
-def halves_activations(shape: ModelShape, lora: LoraConfig, *, rows: int, tokens: int) -> float:
-    """Bytes that one layer saves for one packed fp32 pass on CPUs, where each half is one autograd step (ADR 16).
+def halves_activations(shape: ModelShape, lora: LoraConfig, *, rows: int, tokens: int, width: int = FP32) -> float:
+    """Bytes that one layer saves for one packed pass where each half is one autograd step (ADR 16).
 
     Per token: each half's input (2 h), q and the attention's output (2 a), keys and values as they are, a log-sum per
     head, gate and up (2 i), and the adapters' r-wide products; norms and gates are computed again.
     """
     attention, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    numbers = 2 * (shape.hidden + attention + keys + shape.intermediate) + shape.heads
-    return rows * tokens * FP32 * (numbers + lora.r * len(adapted(shape, lora)))
+    numbers = 2 * (shape.hidden + attention + keys + shape.intermediate) + lora.r * len(adapted(shape, lora))
+    return rows * tokens * (width * numbers + FP32 * shape.heads)
 
 
 def pass_activations(
@@ -84,7 +84,7 @@ def pass_activations(
         halves: layers run in two autograd steps each.
     """
     if halves and lora is not None:
-        layer = halves_activations(shape, lora, rows=rows, tokens=tokens)
+        layer = halves_activations(shape, lora, rows=rows, tokens=tokens, width=width)
     else:
         layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
     last_norm = rows * tokens * (FP32 * shape.hidden + FP32)
@@ -93,7 +93,9 @@ def pass_activations(
     return shape.layers * layer + last_norm, 0.0
 
 
-def logits_activations(shape: ModelShape, *, rows: int, response: int, width: int) -> tuple[float, float]:
+def logits_activations(
+    shape: ModelShape, *, rows: int, response: int, width: int, on_gpu: bool = False
+) -> tuple[float, float]:
     """(kept, transient) bytes of log-probabilities and entropy over the vocabulary, per response token.
 
     Kept: the scaled logits under logsumexp, fp32; the entropy has no graph unless it is in the loss. Transient: the
@@ -103,7 +105,7 @@ def logits_activations(shape: ModelShape, *, rows: int, response: int, width: in
     chunks is alive at a time, forward and, recomputed, in backward.
     """
     entries = rows * response * shape.vocab
-    chunks = math.ceil(entries / LOGITS_ELEMENTS)
+    chunks = math.ceil(entries / LOGITS_ELEMENTS["cuda" if on_gpu else "cpu"])
     if chunks > 1:
         return rows * response * shape.hidden * width, entries / chunks * (width + 4 * FP32)
     return entries * FP32, entries * (width + 3 * FP32)
@@ -120,6 +122,7 @@ def ppo_peak(
     checkpointing: bool,
     critic: bool,
     halves: bool = False,
+    on_gpu: bool = False,
 ) -> float:
     """Bytes of activations at the highest point of one PPO micro-batch; ``halves`` as in ``pass_activations``.
 
@@ -131,12 +134,12 @@ def ppo_peak(
     kept, recomputed = pass_activations(
         shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed, halves=halves
     )
-    logits, transient = logits_activations(shape, rows=rows, response=response, width=width)
+    logits, transient = logits_activations(shape, rows=rows, response=response, width=width, on_gpu=on_gpu)
     values = rows * response * shape.hidden * width if critic else 0
     roles = 2 if critic else 1
     if packed:
         # a half's way back holds its middle, and the gradients of that, of gate and of up
-        way_back = rows * tokens * FP32 * (4 * shape.intermediate + 2 * shape.hidden) if halves else 0
+        way_back = rows * tokens * width * (4 * shape.intermediate + 2 * shape.hidden) if halves else 0
         return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))
     policy = kept + max(logits + transient, recomputed)
     return max(2 * kept + logits + values + recomputed, policy) if critic else policy

@@ -137,7 +137,8 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
     whole = config.policy_weights == "full"
     frozen = one + (one + head if shared else [])  # the reference, and the reward model on the same base
     memory = _trainer(config, base, critic if whole else one + critic, frozen, width, base if whole else None)
-    memory += _ppo_activations(config, shape, width, halves=_in_halves(config, shape, setting, width))
+    halves = _in_halves(config, shape, setting, width)
+    memory += _ppo_activations(config, shape, width, halves=halves, on_gpu=setting.on_gpu)
     trainer = RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)
     roles = [trainer, _rollout(config, shape, setting, width)]
     return (
@@ -174,12 +175,24 @@ def _scorer(config: PpoConfig, shape: ModelShape, count: int, setting: Setting, 
 
 
 def _in_halves(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> bool:
-    """Whether layers run in two autograd steps: a frozen fp32 base, whole, on CPUs with the compiled kernels."""
-    frozen = config.policy_weights == "adapter" and config.model.quantization == "none" and packs(config.lora)
-    return frozen and not setting.on_gpu and width == 4 and config.engine.zero_stage < 3 and not shape.qk_norm
+    """Whether layers run in two autograd steps: a frozen base, whole; fp32 on CPUs, bf16 or nf4 on GPUs."""
+    frozen = config.policy_weights == "adapter" and packs(config.lora)
+    kinds = ("none", "nf4") if setting.on_gpu else ("none",)
+    computed = config.model.quantization in kinds and width == (2 if setting.on_gpu else 4)
+    return frozen and computed and config.engine.zero_stage < 3 and not shape.qk_norm
 
 
-def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int, *, halves: bool) -> Memory:
+def borrows_base(config: PpoConfig, setting: Setting) -> bool:
+    """Whether every rollout worker uses the base of the rank on its GPU."""
+    placement = config.placement
+    parts = _gpus(placement.gpus_per_rank, setting), _gpus(placement.gpus_per_rollout_worker, setting)
+    side_by_side = placement.layout == "colocated" and placement.num_rollout_workers <= placement.num_ranks
+    shared = side_by_side and all(0 < part < 1 for part in parts)
+    frozen = config.policy_weights == "adapter" and config.engine.zero_stage < 3
+    return shared and frozen and config.rollout.engine == "transformers"
+
+
+def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int, *, halves: bool, on_gpu: bool) -> Memory:
     """What the largest pass of learning holds; judging holds less. Demonstrations are read by the policy alone."""
     rows, budget, ptx = config.batch.microbatch_sequences_per_gpu, config.batch.microbatch_tokens_per_gpu, config.ptx
     kinds = [(rows, config.rollout.max_prompt_tokens, config.rollout.max_response_tokens, config.uses_critic)]
@@ -197,6 +210,7 @@ def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int, *, halves
             checkpointing=config.model.gradient_checkpointing,
             critic=critic,
             halves=halves,
+            on_gpu=on_gpu,
         )
         for count, prompt, response, critic in kinds
     ]
@@ -209,6 +223,8 @@ def _rollout(config: PpoConfig, shape: ModelShape, setting: Setting, width: int)
     lora = config.lora if config.policy_weights == "adapter" else None
     memory = _decoder(config.model, shape, lora, rows=max(1, rows), prompt=rollout.max_prompt_tokens,
                       response=rollout.max_response_tokens, width=width)  # fmt: skip
+    if borrows_base(config, setting):
+        memory = replace(memory, weights=0.0)
     gpus = _gpus(placement.gpus_per_rollout_worker, setting)
     return RolePlan("rollout", placement.num_rollout_workers, gpus, memory)
 

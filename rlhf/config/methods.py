@@ -1,7 +1,7 @@
 """Which adapter methods there are, what each can do here, and why some cannot be used.
 
-The table is what tests/unit/models/test_peft_methods.py and tests/processes/test_peft_zero3.py find: a row whose promise
-fails there is a failing test.
+The table is what tests/unit/models/test_peft_methods.py and tests/processes/test_peft_zero3.py find: a row whose
+promise fails there is a failing test.
 """
 
 from __future__ import annotations

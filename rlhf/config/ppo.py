@@ -29,6 +29,8 @@ class RolloutConfig(SamplingConfig):
     """``vllm`` needs the extra ``rlhf[vllm]`` and an adapter of method lora or rslora."""
     microbatch_sequences: int = Field(64, ge=1)
     """Sequences decoded together by one rollout worker; one that ends makes room for the next."""
+    cuda_graphs: bool = True
+    """On a GPU the transformers engine replays steps of decoding as CUDA graphs: small steps wait for Python else."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that share one copy of the weights in a vLLM engine."""
     memory_share: float = Field(0.85, gt=0, le=1)

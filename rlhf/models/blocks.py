@@ -3,8 +3,8 @@
 Models write a layer as some eighty operations, each with its pass over memory, its place in the graph and tensors kept
 for the way back. Here a half keeps its input and what its products gave; norms and gates are computed again on the way
 back. The layers are Llama's, Qwen's and Mistral's: RMS norms (arXiv:1910.07467), rotary positions, grouped heads, a
-SiLU gate. Whatever else a layer does, it answers differently and stays as it is. Attention takes a packed row, or one
-token per slot of a cache, and needs the compiled kernels; all other passes go the model's own way.
+SiLU gate. Whatever else a layer does, it answers differently and stays as it is. Attention takes a packed row, or on a
+CPU one token per slot of a cache, and needs the compiled kernels there; all other passes go the model's own way.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Turns:
     sin: Tensor
     starts: Tensor
     scale: float
+    longest: int
 
 
 def install(model: nn.Module, mix: Mix) -> int:
@@ -101,7 +102,7 @@ def _halves(layer: Any) -> Halves | None:
         return None
     windows = [getattr(place, "sliding_window", None) for place in (attention, attention.config)]
     fits = _children(attention) == ATTENTION and windows == [None, None]
-    if not fits or attention.head_dim % calls.HEAD_MULTIPLE or calls.library() is None:
+    if not fits or not calls.attends(second.weight, attention.head_dim):
         return Halves(None, second)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     return Halves(_parts(layer.input_layernorm, projections, attention.o_proj), second)
@@ -121,18 +122,25 @@ def _children(module: Any) -> set[str]:
 def _answers_alike(layer: Any, halves: Halves, mix: Mix) -> bool:
     """Whether some tokens leave the layer as they leave the model's own, adapters left out; if so, it is installed."""
     width, size, tokens = len(halves.feed_forward.weight), layer.self_attn.head_dim, 5
-    x = torch.arange(float(tokens * width)).view(1, tokens, width).sin()  # nothing random: models start around here
+    like = halves.feed_forward.weight
+    x = torch.arange(float(tokens * width)).view(1, tokens, width).sin().to(like)  # nothing random: models start here
     turn = torch.outer(torch.arange(1.0, tokens + 1), torch.arange(1.0, size // 2 + 1)).repeat(1, 2)[None]
-    words: Any = {"attention_mask": None, "position_embeddings": (turn.cos(), turn.sin()), "past_key_values": None}
+    packing = Packing(torch.arange(tokens, device=like.device), (tokens,), 1)
+    words: Any = {
+        "attention_mask": None,
+        "position_embeddings": (turn.cos().to(like), turn.sin().to(like)),
+        "past_key_values": None,
+    }
     before, mix.parts = mix.parts, (("", None),)
     layer.mix, layer.halves = mix, halves
     try:
         with torch.no_grad():
             wanted = type(layer).forward(layer, x, **words)
-            found = _forward(layer, x, **words, packing=Packing(torch.arange(tokens), (tokens,), 1))
+            found = _forward(layer, x, **words, packing=packing)
     finally:
         mix.parts = before
-    if not isinstance(wanted, Tensor) or not torch.allclose(found, wanted, rtol=1e-4, atol=1e-4):
+    tolerance = 1e-4 if like.dtype == torch.float32 else 2e-2
+    if not isinstance(wanted, Tensor) or not torch.allclose(found, wanted, rtol=tolerance, atol=tolerance):
         del layer.mix, layer.halves
         return False
     layer.forward = MethodType(_forward, layer)
@@ -153,7 +161,7 @@ def _forward(
         return type(layer).forward(layer, hidden_states, **words)
     x, learns = hidden_states.flatten(0, -2), torch.is_grad_enabled()  # (tokens, hidden)
     slices = layer.mix.slices(len(x))
-    if not learns and halves.attention is not None and hasattr(past_key_values, "step_of"):
+    if not learns and x.device.type == "cpu" and halves.attention is not None and hasattr(past_key_values, "step_of"):
         found = _decode(layer, x, slices, position_embeddings, past_key_values)
         if found is not None:
             return found.view_as(hidden_states)
@@ -194,7 +202,8 @@ def _attend(layer: Any, x: Tensor, slices: Slices, angles: Any, packing: Packing
     if cos.shape != (len(x), attention.head_dim):
         return None
     half, matrices = parts.half(slices)
-    turns = Turns(cos, sin, packing.starts, attention.scaling)
+    starts = packing.starts if x.device.type == "cpu" else packing.starts_there
+    turns = Turns(cos, sin, starts, attention.scaling, packing.width)
     if torch.is_grad_enabled():
         return _Attention.apply(x, half, turns, *matrices)
     return _attention(x, half, turns, matrices)[0]
@@ -205,7 +214,8 @@ def _attention(x: Tensor, half: Half, turns: Turns, matrices: Any) -> tuple[Tens
     count = half.num_entering
     projected, inner = half.enters.forward(calls.rms_norm(x, half.weight, half.eps)[0], matrices[:count])
     query, key, value = projected
-    attended, normalizer = calls.attention(query, key, value, turns.cos, turns.sin, turns.starts, turns.scale)
+    where = turns.starts, turns.scale, turns.longest
+    attended, normalizer = calls.attention(query, key, value, turns.cos, turns.sin, *where)
     (result,), last = half.leaves.forward(attended, matrices[count:], onto=x)
     return result, [query, key, value, attended, normalizer, *inner, *last]
 
@@ -238,8 +248,9 @@ class _Attention(torch.autograd.Function):
         split = len(half.enters.parts)
         back, last = half.leaves.backward([gradient], attended, matrices[count:], inner[split:], wants[count:])
         to_projections = calls.attention_backward(
-            back, (query, key, value), (turns.cos, turns.sin), (attended, normalizer), turns.starts, turns.scale
-        )
+            back, (query, key, value), (turns.cos, turns.sin), (attended, normalizer), turns.starts, turns.scale,
+            turns.longest,
+        )  # fmt: skip
         return _enter(half, x, gradient, to_projections, (matrices, inner), (wants_x, wants), 2, last)
 
 

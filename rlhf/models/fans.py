@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from rlhf.models.products import linear, linear_onto, outer, through
 
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+"""What is computed here, by device."""
+
 
 class Member(NamedTuple):
     """One matrix that an adapter updates: which, by how much, and its ranks' columns in the thin product."""
@@ -54,9 +57,10 @@ class Fan:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Results (tokens, out), of a single matrix added to ``onto``; each part's thin product (its tokens, ranks)."""
         if onto is None:
-            results = [linear(x, weight, bias) for weight, bias in self.frozen]
+            results = [linear(x, dense(weight), bias) for weight, bias in self.frozen]
         else:
-            results = [linear_onto(x, *self.frozen[0], onto)]
+            weight, bias = self.frozen[0]
+            results = [linear_onto(x, dense(weight), bias, onto)]
         inner = []
         for part in self.parts:
             low = linear(x[part.where], part.downs(matrices))
@@ -79,9 +83,9 @@ class Fan:
         """Gradients of x, unless it wants none, and of the trained matrices that want one."""
         back: Tensor | None = None
         if wants_x:
-            back = linear(gradients[0], self.frozen[0][0].t())
+            back = linear(gradients[0], dense(self.frozen[0][0]).t())
             for gradient, (weight, _) in zip(gradients[1:], self.frozen[1:], strict=True):
-                back = linear_onto(gradient, weight.t(), None, back)
+                back = linear_onto(gradient, dense(weight).t(), None, back)
         found: list[Tensor | None] = [None] * len(matrices)
         for part, low in zip(self.parts, inner, strict=True):
             own = slice(part.first, part.first + 2 * len(part.members))
@@ -139,7 +143,7 @@ def bundle(modules: Sequence[Any]) -> Bundle | None:
     Adapters that are added later are not seen.
     """
     bases: list[Any] = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
-    if not all(_is_whole(base) and not any(p.requires_grad for p in base.parameters()) for base in bases):
+    if not all(map(_is_frozen_matrix, bases)):
         return None
     adapted: dict[str, list[tuple[int, Any]]] = {}
     for index, module in enumerate(modules):
@@ -160,11 +164,34 @@ def bundle(modules: Sequence[Any]) -> Bundle | None:
     return Bundle(tuple((base.weight, base.bias) for base in bases), found)
 
 
+def _is_frozen_matrix(base: Any) -> bool:
+    return (_is_whole(base) or _is_quantized(base)) and not any(p.requires_grad for p in base.parameters())
+
+
 def _is_whole(layer: Any) -> bool:
-    """A matrix of fp32 numbers on this CPU: neither quantized nor cut into pieces by ZeRO-3."""
+    """A matrix of such numbers, and not cut into pieces by ZeRO-3."""
     return type(layer) is nn.Linear and is_plain(layer.weight)
 
 
+def _is_quantized(layer: Any) -> bool:
+    """A 4-bit matrix on a GPU that computes in such numbers."""
+    if type(layer).__name__ != "Linear4bit" or not layer.weight.is_cuda or hasattr(layer.weight, "ds_id"):
+        return False
+    state = getattr(layer.weight, "quant_state", None)
+    return state is not None and state.dtype == DTYPES["cuda"]
+
+
+def dense(weight: Tensor) -> Tensor:
+    """The matrix itself, (out, in); a 4-bit one is made anew at every use (arXiv:2305.14314 sec. 3)."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state)
+
+
 def is_plain(tensor: Tensor) -> bool:
-    """What is computed here: fp32 numbers on a CPU, whole."""
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not hasattr(tensor, "ds_id")
+    """What is computed here, whole: fp32 numbers on a CPU, bfloat16 ones on a GPU."""
+    kind = DTYPES.get(tensor.device.type)
+    return tensor.dtype == kind and not hasattr(tensor, "ds_id")

@@ -87,6 +87,13 @@ def build_empty(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
 
 
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on this process's GPU, if it has one; quantized ones were loaded there."""
+    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+        return model.to("cuda")  # type: ignore[arg-type]
+    return model
+
+
 def _load(kind: Any, source: ModelSource, kwargs: dict[str, Any]) -> Any:
     """``from_pretrained`` whose refusals are our errors: no such model, no safetensors, code that was not allowed.
 

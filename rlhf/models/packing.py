@@ -47,6 +47,11 @@ class Packing:
         """(all sequences + 1,) long: where each begins in the row, and the row's tokens."""
         return torch.tensor([0, *self.lengths * self.times]).cumsum(0)
 
+    @cached_property
+    def starts_there(self) -> Tensor:
+        """The same as a GPU's attention takes them: int32, beside the tokens."""
+        return self.starts.to(self.places.device, torch.int32)
+
     @property
     def num_sequences(self) -> int:
         """Of all repetitions."""

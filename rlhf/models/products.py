@@ -32,7 +32,7 @@ def linear_onto(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor) ->
     """``onto + x W^T + b`` without a graph; onto (rows, out) stays as it is."""
     if _to_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, onto, weight, bias, "add")
-    return F.linear(x, weight, bias).add_(onto)
+    return torch.addmm(onto, x, weight.t()) if bias is None and x.is_cuda else F.linear(x, weight, bias).add_(onto)
 
 
 def through(gradient: Tensor, up: Tensor) -> Tensor:

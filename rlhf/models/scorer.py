@@ -20,7 +20,7 @@ from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.data.schema import Message, RowError
 from rlhf.errors import CheckpointError, DataError
 from rlhf.models import adapters
-from rlhf.models.loading import load_classifier
+from rlhf.models.loading import load_classifier, to_device
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 
@@ -220,8 +220,7 @@ def load_scorer(
         peft_config.task_type = None  # the head is ours to place
         model = adapters.attach(model, peft_config, ADAPTER)
         adapters.write_adapter(model, ADAPTER, state)
-    if torch.cuda.is_available() and quantization == "none":
-        model = model.to("cuda")
+    model = to_device(model)
     run = str(source.run_dir or source.adapter or source.base)
     chat = chat_format(tokenizer, chat_style)
     return SeparateScorer(model, tokenizer, chat, settings, run=run, microbatch=microbatch)

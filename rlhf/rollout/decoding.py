@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import SamplingConfig
 from rlhf.errors import NumericsError
+from rlhf.rollout.graphs import StepGraphs
 from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.sampling import draw, uniforms
 from rlhf.rollout.slots import SlotCache, slot_attention
@@ -23,6 +24,10 @@ CLOSE_SHARE = 4
 """Without a queue, gaps are closed when one slot in this many is free: closing copies keys and values."""
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 """Steps between two looks at what has ended: on a GPU a look waits for it. Ended slots stand still meanwhile."""
+
+
+PASS_TOKENS = 1 << 14
+"""Tokens of prompts that are read in one pass, padding included."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class SlotDecoder:
     Args:
         model: the causal model, adapters inside.
         num_slots: samples that run together.
+        reads_hidden: logits are the output layer's product with the last hidden states, and nothing else.
+        graphs: replays steps on a GPU; None: every step is launched operation by operation.
+        beat: called at every look: a replayed step runs no hooks.
     """
 
     def __init__(
@@ -54,10 +62,14 @@ class SlotDecoder:
         pad_id: int,
         num_slots: int,
         suppress_ids: Sequence[int],
+        reads_hidden: bool = False,
+        graphs: bool = False,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         self._model: Any = model
-        self._tasks, self._sampling, self._suppress = tasks, sampling, suppress_ids
-        self._device, self._pad_id = model.device, pad_id
+        self._tasks, self._sampling = tasks, sampling
+        self._device, self._pad_id, self._reads_hidden, self._beat = model.device, pad_id, reads_hidden, beat
+        self._suppress = self._on_device(list(suppress_ids), torch.long)
         self._look_every = LOOK_EVERY.get(self._device.type, 1)
         order = sorted(range(len(tasks)), key=lambda i: (len(tasks[i].prompt_ids), tasks[i].prompt_ids))
         self._queue = order[::-1]  # taken from its end: short prompts first, equal prompts together
@@ -70,10 +82,14 @@ class SlotDecoder:
         self._tokens = torch.zeros(len(tasks), limit + 1, dtype=torch.long, device=self._device)
         self._logprobs = torch.zeros(len(tasks), limit + 1, device=self._device)
         self._stop = self._on_device(list(stop_ids))
-        self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + 1)
-        self._task = self._step = self._column = self._token = self._on_device([], torch.long)
-        self._live = self._on_device([], torch.bool)
+        on_gpu = self._device.type == "cuda"
+        # a graph finds keys and values where they were: all columns from the start
+        self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + (limit if on_gpu else 1))
+        self._graphs = StepGraphs() if graphs and on_gpu else None
+        numbers_of_slots = torch.zeros(4, self._num_slots, dtype=torch.long, device=self._device)
+        self._whole = *numbers_of_slots, torch.zeros(self._num_slots, dtype=torch.bool, device=self._device)
         self._begun: list[int] = []  # per slot: column minus number of steps at its start
+        self._use(0)
         self._num_steps = 0
 
     @torch.no_grad()
@@ -88,6 +104,8 @@ class SlotDecoder:
             while self._begun:
                 for _ in range(self._look_every):
                     self._advance()
+                if self._beat is not None:
+                    self._beat()
                 self._settle()
         return self._results()
 
@@ -95,6 +113,13 @@ class SlotDecoder:
         """One token for every slot."""
         self._num_steps += 1
         width = self._num_steps + max(self._begun)
+        if self._graphs is None:
+            self._run_step(width)
+        else:
+            self._graphs.run(self._run_step, len(self._begun), self._cache.fit(width))
+
+    def _run_step(self, width: int) -> None:
+        """The same, with everything that moves written where it stood: a replay finds it there."""
         self._cache.begin_step(self._column, width)
         columns = torch.arange(width, device=self._device)
         logits = self._model(
@@ -105,8 +130,10 @@ class SlotDecoder:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]  # (slots, vocabulary)
-        self._token, live = self._draw(logits, self._task, self._step)
-        self._step, self._column = self._step + self._live, self._column + self._live
+        token, live = self._draw(logits, self._task, self._step)
+        self._token.copy_(token)
+        self._step += self._live
+        self._column += self._live
         self._live &= live
 
     def _draw(self, logits: Tensor, task: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,10 +148,24 @@ class SlotDecoder:
         free += range(len(self._begun), self._num_slots) if self._queue else ()
         if self._queue and len(free) * REFILL_SHARE >= self._num_slots:
             count = min(len(free), len(self._queue))
-            self._fill(free[:count], [self._queue.pop() for _ in range(count)])
-            free = free[count:]
+            rows = [self._queue.pop() for _ in range(count)]
+            for part in self._passes(rows):
+                self._fill(free[: len(part)], part)
+                free = free[len(part) :]
         if not self._queue and len(free) * CLOSE_SHARE >= len(self._begun):
             self._close(free)
+
+    def _passes(self, rows: list[int]) -> list[list[int]]:
+        """Rows whose prompts are read together, within a bound: a layer holds several times as many numbers."""
+        parts: list[list[int]] = []
+        prompts: set[tuple[int, ...]] = set()
+        for row in rows:
+            prompts.add(prompt := self._tasks[row].prompt_ids)
+            if not parts or len(prompts) * len(prompt) > PASS_TOKENS:  # the newest is the longest
+                parts.append([])
+                prompts = {prompt}
+            parts[-1].append(row)
+        return parts
 
     def _fill(self, slots: list[int], rows: list[int]) -> None:
         """Runs the prompts of new samples, each distinct prompt once, and draws their first tokens."""
@@ -133,22 +174,14 @@ class SlotDecoder:
         ids = torch.full((len(prompts), max(lengths)), self._pad_id)
         for at, prompt in enumerate(prompts):
             ids[at, : len(prompt)] = torch.tensor(prompt)
-        kept = sorted(set(lengths))
         self._cache.begin_prefill()
-        logits = self._model(  # padding stands on the right: causal attention never meets it
-            input_ids=ids.to(self._device),
-            position_ids=torch.arange(ids.shape[1], device=self._device)[None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=self._on_device([length - 1 for length in kept]),
-        ).logits  # (prompts, kept, vocabulary)
+        logits = self._last_logits(ids.to(self._device), lengths)
         number = {prompt: at for at, prompt in enumerate(prompts)}
         source = [number[self._tasks[row].prompt_ids] for row in rows]
-        last = self._on_device([kept.index(lengths[at]) for at in source])
         at_source, where, task = self._on_device(source), self._on_device(slots), self._on_device(rows)
         self._cache.place(at_source, where)
         step = torch.zeros_like(task)
-        token, live = self._draw(logits[at_source, last], task, step)
+        token, live = self._draw(logits[at_source], task, step)
         self._grow(max(slots) + 1)
         column = self._on_device([lengths[at] for at in source])
         self._task[where], self._step[where], self._column[where] = task, step + 1, column
@@ -156,12 +189,33 @@ class SlotDecoder:
         for slot, at in zip(slots, source, strict=True):
             self._begun[slot] = lengths[at] - self._num_steps
 
+    def _last_logits(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        """(prompts, vocabulary) behind the last token of each prompt; padding stands on the right, unseen."""
+        words: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": torch.arange(ids.shape[1], device=self._device)[None],
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        rows, last = torch.arange(len(lengths), device=self._device), self._on_device(lengths) - 1
+        if self._reads_hidden:
+            hidden = getattr(self._model, self._model.base_model_prefix)(**words).last_hidden_state
+            return self._model.get_output_embeddings()(hidden[rows, last])
+        kept = sorted(set(lengths))
+        logits = self._model(**words, logits_to_keep=self._on_device(kept) - 1).logits  # (prompts, kept, vocabulary)
+        return logits[rows, self._on_device([kept.index(length) for length in lengths])]
+
     def _grow(self, num_slots: int) -> None:
         more = num_slots - len(self._begun)
         if more > 0:
+            for tensor in self._whole:
+                tensor[len(self._begun) : num_slots] = 0
             self._begun += [0] * more
-            grown = [torch.cat([t, t.new_zeros(more)]) for t in self._state()]
-            self._task, self._step, self._column, self._token, self._live = grown
+            self._use(num_slots)
+
+    def _use(self, num_slots: int) -> None:
+        """The first slots, as views."""
+        self._task, self._step, self._column, self._token, self._live = (t[:num_slots] for t in self._whole)
 
     def _close(self, free: list[int]) -> None:
         """Moves the last running samples into the gaps and gives the rest of the slots up."""
@@ -172,15 +226,12 @@ class SlotDecoder:
         if movers:
             source, target = self._on_device(movers), self._on_device(gaps)
             self._cache.move(source, target)
-            for tensor in self._state():
+            for tensor in self._whole:
                 tensor[target] = tensor[source]
             for mover, gap in zip(movers, gaps, strict=True):
                 self._begun[gap] = self._begun[mover]
         del self._begun[num_left:]
-        self._task, self._step, self._column, self._token, self._live = (t[:num_left] for t in self._state())
-
-    def _state(self) -> tuple[Tensor, ...]:
-        return self._task, self._step, self._column, self._token, self._live
+        self._use(num_left)
 
     def _results(self) -> list[Drawn]:
         limit = self._sampling.max_response_tokens

@@ -20,21 +20,24 @@ def uniforms(seed: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
-def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig, suppress: Sequence[int]) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, uniform: Tensor, sampling: SamplingConfig, suppress: Sequence[int] | Tensor
+) -> tuple[Tensor, Tensor]:
     """Draws one token per row.
 
     Args:
         logits: (rows, vocabulary), any float type.
         uniform: (rows,) float64 in [0, 1).
-        suppress: ids that cannot be drawn.
+        suppress: ids that cannot be drawn; a long tensor on the same device saves the way there.
 
     Returns:
         Tokens, and their full-vocabulary log-probabilities at the temperature, both (rows,). A row whose logits are
         not finite gets a log-probability that is not finite either: the caller looks once, at the end.
     """
     logits = logits.float() / sampling.temperature
-    if suppress:
-        logits[:, list(suppress)] = float("-inf")
+    if len(suppress):
+        ids = suppress if isinstance(suppress, Tensor) else torch.tensor(list(suppress), device=logits.device)
+        logits = logits.index_fill(1, ids, float("-inf"))
     logp = torch.log_softmax(logits, dim=-1)
     token = pick(_truncate(logp.exp(), sampling), uniform)
     return token, logp.gather(1, token[:, None]).squeeze(1)

@@ -46,6 +46,10 @@ class SlotCache(Cache):
         if width > self.num_columns:
             self.num_columns = _rounded(max(width, self.num_columns * 3 // 2))
 
+    def fit(self, width: int) -> int:
+        """Columns to look at in many steps to come: ``width``, rounded up as far as there are columns."""
+        return min(_rounded(width), self.num_columns)
+
     def step_of(self, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Keys and values of a layer, (slots, heads, columns, size), and each row's column; None in a prefill."""
         if self.columns is None or layer >= len(self.layers):

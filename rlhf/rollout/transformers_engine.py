@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from rlhf.algos.logprobs import token_logprobs
 from rlhf.config import SamplingConfig
 from rlhf.errors import WeightSyncError
 from rlhf.models import adapters, blocks, mixed
+from rlhf.models.output import reads_last_hidden
 from rlhf.models.roles import POLICY
 from rlhf.rollout.batching import BatchDecoder
 from rlhf.rollout.decoding import SlotDecoder
@@ -28,6 +30,8 @@ class TransformersGenerator:
     Args:
         microbatch: samples that run together; one that ends makes room for the next of the list.
         follows_trainer: without an adapter, whole weights are waited for before anything is drawn.
+        graphs: steps of decoding are replayed as CUDA graphs, on a GPU.
+        beat: a sign of progress, given while graphs are replayed.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class TransformersGenerator:
         microbatch: int,
         suppress_ids: tuple[int, ...] = (),
         follows_trainer: bool = False,
+        graphs: bool = True,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         self._model: Any = adapters.attach(base, lora_config, POLICY).eval() if lora_config is not None else base.eval()
         self._adapted = lora_config is not None
@@ -49,6 +55,7 @@ class TransformersGenerator:
             blocks.install(self._model, self._mix)
         causal: Any = self._model.get_base_model() if self._adapted else self._model
         self._causal, self._slots = causal, fits_slots(causal)
+        self._slot_words: dict[str, Any] = {"reads_hidden": reads_last_hidden(causal), "graphs": graphs, "beat": beat}
         self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch
         self._suppress_ids = suppress_ids
         self._version, self._sha = (-1, "") if self._adapted or follows_trainer else (0, "base")
@@ -99,6 +106,7 @@ class TransformersGenerator:
             pad_id=self._pad_id,
             num_slots=self._microbatch,
             suppress_ids=self._suppress_ids,
+            **(self._slot_words if self._slots else {}),
         )
         return [
             Rollout(

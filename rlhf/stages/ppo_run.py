@@ -185,9 +185,10 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     policy = _launch_policy(session, places)
     stack.callback(policy.close)
     require_shared(policy, session.run_dir)
+    loans = policy.call("lend_base")
     fleet = RolloutFleet(
-        _launch_rollout(session, places, config.placement.num_rollout_workers, 0),
-        lambda rank: _launch_rollout(session, places, 1, rank),
+        _launch_rollout(session, places, loans, config.placement.num_rollout_workers, 0),
+        lambda rank: _launch_rollout(session, places, loans, 1, rank),
         config.recovery,
         session.events,
     )
@@ -341,13 +342,16 @@ def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
     return _launch(session, places, *worker, (config,), config.placement.num_ranks, gpus, collective=True)
 
 
-def _launch_rollout(session: Session, places: Reservation | None, size: int, first_rank: int) -> WorkerGroup:
+def _launch_rollout(
+    session: Session, places: Reservation | None, loans: list[Any], size: int, first_rank: int
+) -> WorkerGroup:
     config, placement = session.config, session.config.placement
     settings = {
         "microbatch": config.rollout.microbatch_sequences,
         "threads": placement.threads_per_worker,
         "follows_trainer": True,
         "rollout": config.rollout,
+        "loans": loans,
     }
     args = (config.model, config.lora if config.policy_weights == "adapter" else None)
     worker, gpus = ("rollout", "rlhf.workers.rollout:RolloutWorker"), placement.gpus_per_rollout_worker

@@ -217,7 +217,9 @@ class WorkerGroup:
             first_rank: rank of the first worker, for one that stands in for another.
         """
         use_gpu = gpus_per_worker > 0
-        environment = base_environment(threads=placement.threads_per_worker, use_gpu=use_gpu)
+        environment = base_environment(
+            threads=placement.threads_per_worker, use_gpu=use_gpu, shares_gpu=0 < gpus_per_worker < 1
+        )
         # Ray's overloads do not know the option
         actor_class: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
         options = {

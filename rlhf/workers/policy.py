@@ -20,7 +20,8 @@ from rlhf.engine.clipping import ParameterGroup
 from rlhf.engine.engine import TrainEngine, init_process_group, learning_rate_scale
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm, torch_dtype
+from rlhf.models.lending import Loan, lend, lendable
+from rlhf.models.loading import load_causal_lm, to_device, torch_dtype
 from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
 from rlhf.models.source import resolve_model
@@ -29,7 +30,7 @@ from rlhf.rollout.experience import Experience
 from rlhf.weights.parts import split_names
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
-from rlhf.workers.heap import give_back
+from rlhf.workers.heap import give_back, shares_gpu
 from rlhf.workers.policy_start import place_reward_models, role_init, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
 
@@ -48,6 +49,10 @@ class PolicyWorker:
         self.tokenizer = load_tokenizer(source, config.model)
         self.chat = chat_format(self.tokenizer, config.model.chat_style)
         base = load_causal_lm(source, config.model, self.tokenizer)
+        if config.engine.zero_stage < 3:  # otherwise a piece of it may be all that fits
+            base = to_device(base)
+        lends = shares_gpu() and config.engine.zero_stage < 3 and config.policy_weights == "adapter"
+        self._lendable = lendable(base) if lends else {}
         self.base_name = source.base
         self.policy_config = (
             adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
@@ -85,6 +90,10 @@ class PolicyWorker:
             "packs": self.roles.mixes,
             "snapshot_parts": len(self.parts),
         }
+
+    def lend_base(self) -> Loan | None:
+        """The frozen base for the rollout worker on the same GPU; None where there is none to share."""
+        return lend(self._lendable)
 
     def counted_costs(self) -> UpdateCosts:
         """What a token costs each trained role, for a profile."""

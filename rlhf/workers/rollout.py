@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rlhf.config.model import LoraConfig
 from rlhf.data.chat import chat_format
 from rlhf.errors import WeightSyncError
 from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm
+from rlhf.models.lending import Loan, borrow
+from rlhf.models.loading import load_causal_lm, to_device
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rollout.protocol import PromptTask, Rollout
@@ -32,6 +34,7 @@ class RolloutWorker:
             trainer sends whole weights.
         follows_trainer: wait for the trainer's versions instead of installing the run's own adapter.
         rollout: names the engine; None: transformers.
+        loans: bases that training ranks lend: the one on this worker's GPU is used instead of a second one.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class RolloutWorker:
         threads: int,
         follows_trainer: bool,
         rollout: RolloutConfig | None = None,
+        loans: Sequence[Loan | None] = (),
     ) -> None:
         self.context = context
         torch.set_num_threads(threads)
@@ -55,6 +59,7 @@ class RolloutWorker:
             config = None if lora is None else config or adapters.peft_config(lora)
         pad = self.tokenizer.pad_token_id
         self.generator: Any
+        self.borrows = False
         if rollout is not None and rollout.engine == "vllm":
             self.generator = VllmGenerator(
                 source.base,
@@ -66,8 +71,8 @@ class RolloutWorker:
             )
         else:
             base: Any = load_causal_lm(source, model, self.tokenizer)
-            if torch.cuda.is_available() and model.quantization == "none":
-                base = base.to("cuda")
+            self.borrows = borrow(base, loans)
+            base = to_device(base)
             self.generator = TransformersGenerator(
                 base,
                 config,
@@ -76,6 +81,8 @@ class RolloutWorker:
                 microbatch=microbatch,
                 suppress_ids=(pad,),
                 follows_trainer=follows_trainer,
+                graphs=rollout is None or rollout.cuda_graphs,
+                beat=context.beat,
             )
             context.beat_with(base)
         self.sleeps = rollout is not None and rollout.sleep_while_learning
@@ -84,7 +91,11 @@ class RolloutWorker:
 
     def describe(self) -> dict[str, Any]:
         """What runs here."""
-        return {"chat_fingerprint": self.chat.fingerprint(), "version": self.generator.version}
+        return {
+            "chat_fingerprint": self.chat.fingerprint(),
+            "version": self.generator.version,
+            "borrows_base": self.borrows,
+        }
 
     def install(self, *parts: Snapshot) -> tuple[str, float]:
         """Takes a version in one or several parts; returns (sha256 of the live weights, milliseconds)."""

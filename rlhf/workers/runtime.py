@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from rlhf.config import PlacementConfig
 from rlhf.config.ray_token import MODE_VARIABLE, create_token, fix_token_mode
 from rlhf.errors import ConfigError
+from rlhf.workers.heap import SHARED
 from rlhf.workers.reaper import watch_over
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def worker_environment(
     return environment
 
 
-def base_environment(*, threads: int, use_gpu: bool) -> dict[str, str]:
+def base_environment(*, threads: int, use_gpu: bool, shares_gpu: bool = False) -> dict[str, str]:
     """Environment of every worker process."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -143,6 +144,8 @@ def base_environment(*, threads: int, use_gpu: bool) -> dict[str, str]:
         # what DeepSpeed builds, it builds with ninja, which lives beside the interpreter
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    if shares_gpu:
+        environment[SHARED] = "1"
     if not use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
         environment["ACCELERATE_TORCH_DEVICE"] = "cpu"

@@ -66,17 +66,18 @@ def require(calls: list[int]) -> None:
 @contextmanager
 def few_logits() -> Iterator[list[int]]:
     """At most three rows of the tiny vocabulary at once; tells the sizes of what was read in chunks."""
-    plain, chunked, calls = output_module.LOGITS_ELEMENTS, output_module.chunked_logprobs_and_entropy, []
+    limits = output_module.LOGITS_ELEMENTS
+    plain, chunked, calls = limits["cpu"], output_module.chunked_logprobs_and_entropy, []
 
     def counted(rows: Tensor, *args: Any, **kwargs: Any) -> Any:
         calls.append(len(rows))
         return chunked(rows, *args, **kwargs)
 
-    output_module.LOGITS_ELEMENTS, output_module.chunked_logprobs_and_entropy = 1000, counted
+    limits["cpu"], output_module.chunked_logprobs_and_entropy = 1000, counted
     try:
         yield calls
     finally:
-        output_module.LOGITS_ELEMENTS, output_module.chunked_logprobs_and_entropy = plain, chunked
+        limits["cpu"], output_module.chunked_logprobs_and_entropy = plain, chunked
 
 
 class FrozenPublisher(PolicyWorker):

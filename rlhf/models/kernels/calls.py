@@ -1,6 +1,7 @@
-"""The kernels as functions of tensors: float32, on a CPU, one layer's step each. Norms and gates work without them.
+"""The kernels as functions of tensors, one layer's step each: float32 on a CPU, bfloat16 on a GPU (``gpu``).
 
-Calls go through ctypes: nothing depends on torch's binary interface, and a call costs 3 microseconds.
+On a CPU norms and gates work without them. Calls go through ctypes: nothing depends on torch's binary interface, and a
+call costs 3 microseconds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.models import norms
+from rlhf.models.kernels import gpu
 from rlhf.models.kernels.build import library_path
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,13 @@ def library() -> Any:
     return found
 
 
+def attends(like: Tensor, head_size: int) -> bool:
+    """Whether attention with heads of this size is computed here, on the device of ``like``."""
+    if like.is_cuda:
+        return head_size % gpu.HEAD_MULTIPLE == 0 and head_size <= gpu.LARGEST_HEAD
+    return head_size % HEAD_MULTIPLE == 0 and library() is not None
+
+
 def _run(name: str, *arguments: Any) -> None:
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     getattr(library(), name)(*pointers, torch.get_num_threads())
@@ -55,6 +64,8 @@ def _run(name: str, *arguments: Any) -> None:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x / sqrt(mean(x^2) + eps) * weight`` of x (rows, size), and the factor, (rows, 1)."""
+    if x.is_cuda:
+        return gpu.rms_norm(x, weight, eps)
     if library() is None:
         inverse = norms.inverse_rms(x, eps)
         return (x * inverse).mul_(weight), inverse
@@ -66,6 +77,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, beside: Tensor) -> Tensor:
     """Gradient of x, added to that of a way beside the norm; all (rows, size), inverse (rows, 1)."""
+    if x.is_cuda:
+        return gpu.rms_norm_backward(gradient, x, weight, inverse, beside)
     if library() is None:
         return norms.to_input(gradient, x, weight, inverse).add_(beside)
     gradient, x, beside = gradient.contiguous(), x.contiguous(), beside.contiguous()
@@ -76,6 +89,8 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tens
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``, all (rows, size)."""
+    if gate.is_cuda:
+        return gpu.gated(gate, up)
     if library() is None:
         return F.silu(gate).mul_(up)
     result = torch.empty_like(gate)
@@ -85,6 +100,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up, all (rows, size)."""
+    if gate.is_cuda:
+        return gpu.gated_backward(gradient, gate, up)
     if library() is None:
         return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
     gradient = gradient.contiguous()
@@ -94,18 +111,21 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, 
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, scale: float, longest: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Causal attention within each sequence of a packed row, after rotary positions.
 
     Args:
         query: (tokens, heads * size); key and value (tokens, groups * size), heads of a group one after the other.
         cos: (tokens, size), as ``sin``.
-        starts: (sequences + 1,) long, the first token of each sequence and the number of tokens.
+        starts: (sequences + 1,) long, the first token of each sequence and the number of tokens; on a GPU int32.
+        longest: tokens of the longest sequence, which a GPU asks for.
 
     Returns:
         (tokens, heads * size), and for the way back (heads, tokens).
     """
+    if query.is_cuda:
+        return gpu.attention(query, key, value, cos, sin, starts, scale, longest)
     heads, groups, size = _heads(query, key, cos)
     result, normalizer = torch.empty_like(query), query.new_empty(heads, len(query))
     sizes = (len(starts) - 1, heads, groups, size)
@@ -120,6 +140,7 @@ def attention_backward(
     results: tuple[Tensor, Tensor],
     starts: Tensor,
     scale: float,
+    longest: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
@@ -127,6 +148,8 @@ def attention_backward(
         gradient: of the result, (tokens, heads * size).
         inputs: query, key and value as given to ``attention``; ``angles``: cos and sin; ``results``: what it returned.
     """
+    if gradient.is_cuda:
+        return gpu.attention_backward(gradient, inputs, angles, results, starts, scale, longest)
     heads, groups, size = _heads(inputs[0], inputs[1], angles[0])
     back = (torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2]))
     sizes = (len(starts) - 1, heads, groups, size)

@@ -62,7 +62,7 @@ def test_activations_are_those_of_the_largest_pass(capsys: pytest.CaptureFixture
     assert activations(*ptx, "ptx.max_sequence_tokens=16") == plain, "short demonstrations: PPO's passes are larger"
     assert activations(*ptx, "ptx.max_sequence_tokens=32768") > 2 * plain
     few, many = (activations(f"batch.microbatch_tokens_per_gpu={tokens}") for tokens in (4096, 16384))
-    assert 3.9 * few < many <= 4 * few  # a chunk of logits is as large, whatever the pass
+    assert 3.5 * few < many <= 4 * few  # a chunk of logits is as large, whatever the pass
 
 
 def test_reward_models_of_their_own_have_workers_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_chunks_give_what_all_logits_give(
 ) -> None:
     words, found = Words.make(), []
     for elements in (1 << 40, FEW):
-        monkeypatch.setattr(output, "LOGITS_ELEMENTS", elements)
+        monkeypatch.setitem(output.LOGITS_ELEMENTS, "cpu", elements)
         roles = build(WAYS[way], whole=whole)
         roles.trains_entropy = entropy
         assert roles.mixes == (way == "packed")
@@ -118,7 +118,7 @@ def test_chunks_give_what_all_logits_give(
 
 @pytest.mark.parametrize("way", ["packed", "padded"])
 def test_the_logits_are_never_held(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "LOGITS_ELEMENTS", FEW)
+    monkeypatch.setitem(output.LOGITS_ELEMENTS, "cpu", FEW)
     roles, words = build(WAYS[way]), Words.make()
     with LiveMemory(roles.parameters()) as live:
         start = live.now
@@ -136,7 +136,7 @@ def test_the_logits_are_never_held(way: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_backward_keeps_the_states_instead_of_the_logits(way: str) -> None:
     """With the bound as it is."""
     roles, words, kept = build(WAYS[way]), Words.make(), {}
-    assert int(words.given.sum()) * VOCABULARY > output.LOGITS_ELEMENTS
+    assert int(words.given.sum()) * VOCABULARY > output.LOGITS_ELEMENTS["cpu"]
 
     def pack(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -152,7 +152,7 @@ def test_backward_keeps_the_states_instead_of_the_logits(way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_judging_and_learning_agree_whatever_stands_beside_a_row(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO's first ratio is 1: three sequences are judged at once in chunks, and learned from one by one."""
-    monkeypatch.setattr(output, "LOGITS_ELEMENTS", FEW)
+    monkeypatch.setitem(output.LOGITS_ELEMENTS, "cpu", FEW)
     roles, words = build(WAYS[way]), Words.make()
     with torch.no_grad():
         judged, _ = roles.logprobs(POLICY, **words.rows())
@@ -160,7 +160,7 @@ def test_judging_and_learning_agree_whatever_stands_beside_a_row(way: str, monke
     assert torch.equal(judged[words.given], together[words.given]), "the same rows in the same chunks"
     for row in range(len(PROMPTS)):
         for elements in (FEW, 1 << 40):
-            monkeypatch.setattr(output, "LOGITS_ELEMENTS", elements)
+            monkeypatch.setitem(output.LOGITS_ELEMENTS, "cpu", elements)
             alone = roles("train", **words.rows(row))[0].detach()[0]
             ratio = (alone - judged[row])[words.given[row]].exp()
             assert float((ratio - 1).abs().max()) < 2e-5
@@ -172,7 +172,7 @@ def test_an_adapted_head_takes_the_model_s_own_way() -> None:
 
 
 def test_the_layer_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "LOGITS_ELEMENTS", 64)
+    monkeypatch.setitem(output.LOGITS_ELEMENTS, "cpu", 64)
     head, states, ids = torch.nn.Linear(4, 32), torch.randn(9, 4), torch.arange(9)
     output.read_logprobs(head, states, ids, temperature=1.0)
     assert "forward" not in vars(head)

@@ -163,7 +163,7 @@ def passes(generator: TransformersGenerator) -> list[tuple[int, int]]:
     def note(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
         shapes.append(tuple(kwargs["input_ids"].shape))  # type: ignore[arg-type]
 
-    generator._causal.register_forward_pre_hook(note, with_kwargs=True)
+    generator._causal.model.register_forward_pre_hook(note, with_kwargs=True)
     return shapes
 
 
