@@ -132,7 +132,7 @@ def run_case(tree: dict[str, Any], device: str, folder: Path, seconds: float) ->
 
 def measure(work: Any, precision: str, shape: Any, folder: Path, room: Any, planned: Any, peak: float) -> dict:
     """One case from its start to its figures."""
-    from gpu_cases import config_tree, memory_figures, speed_figures
+    from gpu_cases import MEMORY_WANTED, config_tree, memory_figures, speed_figures
 
     from rlhf.telemetry.metrics import read_metrics
 
@@ -148,6 +148,9 @@ def measure(work: Any, precision: str, shape: Any, folder: Path, room: Any, plan
         found["ended_early"] = early
     if steps:
         found["memory"] = memory_figures(report, [step["memory"] for step in steps], device_peak)
+        limit = MEMORY_WANTED.get(f"{shape.name}-{precision}")
+        if limit is not None and device_peak is not None:
+            found["memory"]["limit"] = {"wanted_gb": limit / 1e9, "measured_gb": round(device_peak / 1e9, 2)}
     if len(steps) > 1:
         spent = [after["ended"] - before["goes_on"] for before, after in pairwise(steps)]
         rows = read_metrics(Path(tree["run_dir"]))[1 : len(steps)]
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of learning")
     parser.add_argument("--steps", type=int, help="per case, the first of which is left out")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--keep", action="store_true", help="feed-forwards keep what the way back needs")
     parser.add_argument("--directory", help="where models are written (default: the system's temporary directory)")
     args = parser.parse_args()
     began = time.monotonic()
@@ -226,7 +230,7 @@ def main() -> None:
     names, precisions = args.shapes.split(",") if args.shapes else list(DEFAULT_SHAPES), args.precisions.split(",")
     if unknown := [name for name in names if name not in KNOWN] + [p for p in precisions if p not in PRECISIONS]:
         parser.error(f"not known: {', '.join(unknown)}; shapes: {', '.join(KNOWN)}; precisions: bf16, nf4")
-    work = Work(device=args.device, checkpointing=args.checkpointing)
+    work = Work(device=args.device, checkpointing=args.checkpointing, recompute=not args.keep)
     if names == ["tiny"]:
         work = replace(work, prompts=8, prompt_tokens=16, response_tokens=16, microbatch=2, steps=3)
     given = {key: getattr(args, key) for key in ("prompts", "microbatch", "epochs", "steps")}

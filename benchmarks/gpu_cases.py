@@ -22,9 +22,14 @@ TINY = ModelShape(
     name="tiny",
 )  # fmt: skip
 KNOWN = {shape.name: shape for shape in (TINY, *SHAPES.values()) if not shape.qk_norm}
-DEFAULT_SHAPES = ("qwen2.5-0.5b", "qwen2.5-7b", "qwen2.5-1.5b")
-"""The middle one last: it is what is missed least when time runs out."""
+DEFAULT_SHAPES = ("qwen2.5-7b", "qwen2.5-0.5b", "qwen2.5-1.5b")
+"""In the order in which they are missed when time runs out."""
 PRECISIONS = ("bf16", "nf4")
+PARTS = {"bf16": 1, "nf4": 2}
+"""By what rows that are decoded or learned from together are divided, so that a case stays within its memory."""
+MEMORY_WANTED = {"qwen2.5-7b-bf16": 30e9, "qwen2.5-7b-nf4": 16e9, "llama-7b-bf16": 30e9, "llama-7b-nf4": 16e9}
+LEARN_SHARE_WANTED = 0.4
+"""Bytes of the whole device, and share of the matrix peak in learning, that the project asks for."""
 PROMPTS = 1024
 """Figures are given per so many prompts."""
 PHASES = {"act": "generate", "judge": "judge", "learn": "learn", "share": "sync"}
@@ -45,11 +50,12 @@ class Work:
     prompt_tokens: int = 256
     response_tokens: int = 256
     minibatches: int = 2
-    microbatch: int = 2
+    microbatch: int = 8
     epochs: int = 1
     steps: int = 2
     lora_r: int = 16
     checkpointing: bool = False
+    recompute: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Room:
 
 def config_tree(work: Work, precision: str, folder: Path, *, shares: tuple[float, float] = (0.5, 0.5)) -> dict:
     """The config of a run; rank and rollout worker share one GPU."""
-    minibatch = work.prompts // work.minibatches
+    minibatch, part = work.prompts // work.minibatches, PARTS[precision]
     on_gpu = work.device == "cuda"
     threads = min(8, max(1, (os.cpu_count() or 1) // 2)) if on_gpu else 1  # models are put together on the CPU
     placement: dict[str, Any] = {"layout": "colocated", "start_timeout_seconds": 300, "threads_per_worker": threads}
@@ -78,6 +84,7 @@ def config_tree(work: Work, precision: str, folder: Path, *, shares: tuple[float
             "quantization": "nf4" if precision == "nf4" else "none",
             "gradient_checkpointing": work.checkpointing,
         },
+        "roles": {"recompute_feed_forward": work.recompute and on_gpu},
         "prompts": str(folder / "prompts.jsonl"),
         "scores": [{"kind": "reward_model", "run": str(folder / "reward")}],
         "lora": {"r": work.lora_r, "alpha": 2 * work.lora_r},
@@ -87,14 +94,14 @@ def config_tree(work: Work, precision: str, folder: Path, *, shares: tuple[float
         "rollout": {
             "max_prompt_tokens": work.prompt_tokens,
             "max_response_tokens": work.response_tokens,
-            "microbatch_sequences": work.prompts,
+            "microbatch_sequences": max(1, work.prompts // part),
         },
         "placement": placement,
         "batch": {
             "prompts_per_step": work.prompts,
             "responses_per_prompt": 1,
             "minibatch_sequences": minibatch,
-            "microbatch_sequences_per_gpu": work.microbatch,
+            "microbatch_sequences_per_gpu": max(1, work.microbatch // part),
             "epochs": work.epochs,
         },
         "telemetry": {"tensorboard": False},
@@ -203,6 +210,7 @@ def speed_figures(
         "learn_in_worker": {
             "tflops": round(statistics.mean(row["speed.learn_tflops"] for row in rows), 4),
             "share_of_peak": round(statistics.mean(row["speed.learn_peak_share"] for row in rows), 4),
+            "wanted": LEARN_SHARE_WANTED,
         },
         "adapter_sync": {
             "milliseconds": round(statistics.median(row["sync.milliseconds"] for row in rows), 1),

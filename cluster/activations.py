@@ -54,14 +54,17 @@ def layer_activations(
     return rows * tokens * per_token + rows * tokens * tokens * width
 
 
-def halves_activations(shape: ModelShape, lora: LoraConfig, *, rows: int, tokens: int, width: int = FP32) -> float:
+def halves_activations(
+    shape: ModelShape, lora: LoraConfig, *, rows: int, tokens: int, width: int = FP32, keeps_gates: bool = True
+) -> float:
     """Bytes that one layer saves for one packed pass where each half is one autograd step (ADR 16).
 
     Per token: each half's input (2 h), q and the attention's output (2 a), keys and values as they are, a log-sum per
     head, gate and up (2 i), and the adapters' r-wide products; norms and gates are computed again.
     """
     attention, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    numbers = 2 * (shape.hidden + attention + keys + shape.intermediate) + lora.r * len(adapted(shape, lora))
+    gates = shape.intermediate if keeps_gates else 0
+    numbers = 2 * (shape.hidden + attention + keys + gates) + lora.r * len(adapted(shape, lora))
     return rows * tokens * (width * numbers + FP32 * shape.heads)
 
 
@@ -75,16 +78,17 @@ def pass_activations(
     checkpointing: bool,
     packed: bool = False,
     halves: bool = False,
+    keeps_gates: bool = True,
 ) -> tuple[float, float]:
     """(kept, recomputed) bytes of all layers in one pass.
 
     With checkpointing each layer keeps its input alone (arXiv:1604.06174), and one layer at a time is recomputed.
 
     Args:
-        halves: layers run in two autograd steps each.
+        halves: layers run in two autograd steps each; ``keeps_gates`` False makes gate and up anew.
     """
     if halves and lora is not None:
-        layer = halves_activations(shape, lora, rows=rows, tokens=tokens, width=width)
+        layer = halves_activations(shape, lora, rows=rows, tokens=tokens, width=width, keeps_gates=keeps_gates)
     else:
         layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
     last_norm = rows * tokens * (FP32 * shape.hidden + FP32)
@@ -122,6 +126,7 @@ def ppo_peak(
     checkpointing: bool,
     critic: bool,
     halves: bool = False,
+    keeps_gates: bool = True,
     on_gpu: bool = False,
 ) -> float:
     """Bytes of activations at the highest point of one PPO micro-batch; ``halves`` as in ``pass_activations``.
@@ -132,14 +137,16 @@ def ppo_peak(
     """
     tokens, packed = prompt + response, packs(lora)
     kept, recomputed = pass_activations(
-        shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed, halves=halves
-    )
+        shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed, halves=halves,
+        keeps_gates=keeps_gates,
+    )  # fmt: skip
     logits, transient = logits_activations(shape, rows=rows, response=response, width=width, on_gpu=on_gpu)
     values = rows * response * shape.hidden * width if critic else 0
     roles = 2 if critic else 1
     if packed:
         # a half's way back holds its middle, and the gradients of that, of gate and of up
-        way_back = rows * tokens * width * (4 * shape.intermediate + 2 * shape.hidden) if halves else 0
+        gates = 4 if keeps_gates else 6
+        way_back = rows * tokens * width * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
         return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))
     policy = kept + max(logits + transient, recomputed)
     return max(2 * kept + logits + values + recomputed, policy) if critic else policy

@@ -210,6 +210,7 @@ def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int, *, halves
             checkpointing=config.model.gradient_checkpointing,
             critic=critic,
             halves=halves,
+            keeps_gates=not config.roles.recompute_feed_forward,
             on_gpu=on_gpu,
         )
         for count, prompt, response, critic in kinds

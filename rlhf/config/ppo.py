@@ -149,6 +149,9 @@ class RolesConfig(Section):
     """Reward models: ``auto`` lets the first that has the policy's base and chat format be an adapter on it and gives
     the others worker processes of their own; ``shared`` refuses a run that would need any; ``separate`` gives all their
     own."""
+    recompute_feed_forward: bool = False
+    """Gate and up of every feed-forward are made again in backward instead of kept: a third of the activations for a
+    quarter more arithmetic; whole layers (``model.gradient_checkpointing``) keep less and cost half as much again."""
 
 
 class PpoConfig(StageConfig):

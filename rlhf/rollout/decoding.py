@@ -21,7 +21,11 @@ from rlhf.rollout.slots import SlotCache, slot_attention
 REFILL_SHARE = 8
 """A refill waits until one slot in this many is free: a pass over one short prompt costs as much as over several."""
 CLOSE_SHARE = 4
-"""Without a queue, gaps are closed when one slot in this many is free: closing copies keys and values."""
+"""Without a queue, gaps are closed when one slot in this many is free: closing copies keys and values.
+
+Where steps are replayed, when one in this many is left: a GPU reads the weights at every step whatever the number of
+slots, and each number is captured anew.
+"""
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 """Steps between two looks at what has ended: on a GPU a look waits for it. Ended slots stand still meanwhile."""
 
@@ -152,8 +156,13 @@ class SlotDecoder:
             for part in self._passes(rows):
                 self._fill(free[: len(part)], part)
                 free = free[len(part) :]
-        if not self._queue and len(free) * CLOSE_SHARE >= len(self._begun):
+        if not self._queue and self._closes(len(free)):
             self._close(free)
+
+    def _closes(self, num_free: int) -> bool:
+        if self._graphs is None or num_free == len(self._begun):
+            return num_free * CLOSE_SHARE >= len(self._begun)
+        return (len(self._begun) - num_free) * CLOSE_SHARE <= len(self._begun)
 
     def _passes(self, rows: list[int]) -> list[list[int]]:
         """Rows whose prompts are read together, within a bound: a layer holds several times as many numbers."""

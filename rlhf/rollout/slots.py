@@ -16,6 +16,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 GROW = 64
 """Columns are added in multiples of this."""
+FEWEST = 256
+"""Columns that are looked at together at least, where it costs less to look at masked ones than to capture a step."""
 ATTENTION = "rlhf_slots"
 
 
@@ -47,8 +49,8 @@ class SlotCache(Cache):
             self.num_columns = _rounded(max(width, self.num_columns * 3 // 2))
 
     def fit(self, width: int) -> int:
-        """Columns to look at in many steps to come: ``width``, rounded up as far as there are columns."""
-        return min(_rounded(width), self.num_columns)
+        """Columns to look at in many steps to come: a power of two, as far as there are columns."""
+        return min(max(FEWEST, 1 << (width - 1).bit_length()), self.num_columns)
 
     def step_of(self, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Keys and values of a layer, (slots, heads, columns, size), and each row's column; None in a prefill."""

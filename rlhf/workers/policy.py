@@ -66,6 +66,8 @@ class PolicyWorker:
         self._set_dropout_off()
         if config.model.gradient_checkpointing:
             self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
+        if config.roles.recompute_feed_forward:
+            self.roles.recompute_feed_forward()
         context.beat_with(self.roles)
         self.engine = self._build_engine()
         self.parts = self._snapshot_parts()

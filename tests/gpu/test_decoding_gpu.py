@@ -41,7 +41,7 @@ def test_replayed_steps_draw_the_same(dtype: torch.dtype, tiny_base: Path, monke
     plain = graphs_module.StepGraphs.__init__
     monkeypatch.setattr(graphs_module.StepGraphs, "__init__", lambda self: made.append(self) or plain(self))
     replayed = draw(tiny_base, device="cuda", dtype=dtype, graphs=True)
-    assert len(made) == 1 and made[0].num_captured > 1 and made[0]._usable
+    assert len(made) == 1 and made[0].num_captured >= 1 and made[0]._usable
     launched = draw(tiny_base, device="cuda", dtype=dtype, graphs=False)
     same = [a.response_ids == b.response_ids for a, b in zip(replayed, launched, strict=True)]
     # a replay looks at more columns, masked ones: sums come in another order, and a draw may sit on an edge

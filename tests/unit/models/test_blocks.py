@@ -71,6 +71,24 @@ def causal(kind: str, base: Path) -> Any:
 
 
 @pytest.mark.usefixtures("_either")
+def test_gates_that_are_made_again_change_nothing(tiny_base: Path) -> None:
+    own = two_adapters(tiny_base, causal("llama", tiny_base), r=3)
+    kept, again = make(copy.deepcopy(own), shorter=True), make(own, shorter=True)
+    assert blocks.recompute(again[0]) == 2
+    saved: list[list[int]] = [[], []]
+    found = []
+    for sizes, made in zip(saved, (kept, again), strict=True):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            states = run(*made)
+        found.append((states, gradients(made[0], states)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys() and len(found[0][1]) > 0
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+    tokens, layers, width = len(found[0][0]), 2, 128
+    assert sum(saved[0]) - sum(saved[1]) == layers * 2 * tokens * width, "gate and up of every layer"
+
+
+@pytest.mark.usefixtures("_either")
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_states_and_gradients_are_the_layers_own(kind: str, tiny_base: Path) -> None:
     own = two_adapters(tiny_base, causal(kind, tiny_base), r=3, target_modules=["q_proj", "up_proj", "down_proj"])

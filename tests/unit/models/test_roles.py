@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlhf.config import LoraConfig, ModelConfig
+from rlhf.errors import ConfigError
 from rlhf.models import adapters, blocks
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RewardStart, RoleInit, RolesModel
@@ -273,6 +274,20 @@ def test_recomputed_activations_belong_to_their_role(
     for name, value in plain.items():
         assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-5), name
     assert max(float(v.abs().max()) for v in plain.values()) > 0.1
+
+
+def test_feed_forwards_are_made_again_only_where_they_can_be(tiny_base: Path) -> None:
+    plain = gradients(tiny_base)
+    roles = build(tiny_base, reward=True)
+    roles.recompute_feed_forward()
+    ids, keep, response_ids, mask = batch()
+    words = {"response_ids": response_ids, "temperature": 1.0}
+    logprobs, _, values = roles("train", input_ids=ids, attention_mask=keep, want_values=True, **words)
+    (logprobs[mask].sum() + (values[mask] - 1).square().sum()).backward()
+    found = {name: p.grad for name, p in roles.named_trained() if p.grad is not None}
+    assert plain.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in plain.items())
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing=true does it for any model"):
+        build(tiny_base, quantization="nf4").recompute_feed_forward()
 
 
 def test_unknown_task_is_refused(tiny_base: Path) -> None:
