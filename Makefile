@@ -6,13 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 
-.PHONY: help setup quickstart test check format unit fuzz mutations quickstart-seeds stories real-data ui-load store-kills vllm-test chaos chaos-quick two-hosts job-startup driver-overhead adapter-sync rollout-engines ppo-vs-trl learn-peak memory-vs-trl gpu-bench system-packages clean
+.PHONY: help setup quickstart test check format unit fuzz mutations quickstart-seeds stories real-data ui-load store-kills vllm-test chaos chaos-quick two-hosts job-startup driver-overhead adapter-sync rollout-engines ppo-vs-trl learn-peak memory-vs-trl gpu-bench gpu-parts gpu-test system-packages clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "more: make check | fuzz | mutations | chaos | chaos-quick | quickstart-seeds | stories | real-data | ui-load | store-kills |"
 	@echo "  two-hosts | job-startup | driver-overhead | adapter-sync | rollout-engines | vllm-test | ppo-vs-trl | learn-peak |"
-	@echo "  memory-vs-trl | gpu-bench | clean"
+	@echo "  memory-vs-trl | gpu-bench | gpu-parts | gpu-test | clean"
 
 setup: $(VENV)/.ready $(VENV)/.kernels
 
@@ -125,6 +125,14 @@ memory-vs-trl: setup
 # whole PPO steps on a GPU, bf16 and nf4, time and peak memory beside what rlhf plan says; at most eight minutes
 gpu-bench: setup
 	$(BIN)/python benchmarks/gpu.py
+
+# passes of learning, judging and decoding of a 7B-shaped model, without Ray
+gpu-parts: setup
+	$(BIN)/python benchmarks/gpu_parts.py
+
+# what needs a GPU; on other machines there is nothing to collect
+gpu-test: setup
+	$(BIN)/python -m pytest -q tests/gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -5,7 +5,9 @@
 A small pretrained model continues the prompts of ``tasks/happy_words.py`` and is paid for every happy word. Both
 sides: 48 tokens, LoRA rank 8 on all linear layers, 64 samples per step, 4 epochs of one update each (TRL's gradient
 accumulation counts across minibatches, so more of them would not be more updates there), the same learning rate, Adam,
-clipping, KL penalty and discount; a critic each. Scores are those of the samples drawn, so step k shows what k steps
+clipping, KL penalty and discount; a critic each. TRL trains every weight of its critic, this system an adapter of rank
+8 on the policy's base, at three times the rate (``--critic-learning-rate``; at the policy's rate its scores stay 0.6
+behind after 20 steps). Scores are those of the samples drawn, so step k shows what k steps
 have taught. The figure is the difference of the mean score of the last five steps beside the spread over the seeds.
 """
 
@@ -33,6 +35,7 @@ SETTINGS = {
     "epochs": 4,
     "lora_r": 8,
     "learning_rate": 1e-3,
+    "critic_learning_rate": 3e-3,
     "kl_coef": 0.05,
     "value_coef": 0.5,
     "clip": 0.2,
@@ -68,6 +71,7 @@ def run_ours(model: str, seed: int, steps: int, folder: Path) -> list[float]:
         "model": {"name": model, "chat_style": "plain", "dtype": "float32"},
         "prompts": str(path),
         "scores": [{"kind": "function", "path": "benchmarks.tasks.happy_words:score"}],
+        "critic_learning_rate": SETTINGS["critic_learning_rate"],
         "lora": {"r": SETTINGS["lora_r"], "alpha": 2 * SETTINGS["lora_r"]},
         "optim": {
             "learning_rate": SETTINGS["learning_rate"], "eps": SETTINGS["adam_eps"], "schedule": "constant",
@@ -122,10 +126,12 @@ def main() -> None:
     parser.add_argument("--model", default=str(HERE.parents[1] / "shared" / "models" / "stories260k"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--critic-learning-rate", type=float, default=SETTINGS["critic_learning_rate"], help="here")
     parser.add_argument("--quick", action="store_true", help="one seed, 8 steps")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.steps = args.seeds[:1], 8
+    SETTINGS["critic_learning_rate"] = args.critic_learning_rate
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     install_peer()
     ours: dict[int, list[float]] = {}

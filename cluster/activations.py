@@ -13,6 +13,8 @@ from cluster.shapes import ModelShape
 from rlhf.config import LoraConfig
 
 FP32 = 4
+PASS_TOKENS = 1 << 14
+"""As in ``rlhf/rollout/decoding.py``, which loads torch; a test compares them."""
 LOGITS_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """As in ``rlhf/models/output.py``, which loads torch; a test compares them."""
 
@@ -169,7 +171,8 @@ def decoding_workspace(shape: ModelShape, *, rows: int, prompt: int, width: int)
     Drawing keeps logits, their fp32 copy, log-probabilities, probabilities, and two float64 tables.
     """
     drawing = rows * shape.vocab * (width + 3 * FP32 + 2 * 8)
-    return max(reading_workspace(shape, rows=rows, tokens=prompt, width=width), drawing)
+    together = max(1, min(rows, PASS_TOKENS // prompt))
+    return max(reading_workspace(shape, rows=together, tokens=prompt, width=width), drawing)
 
 
 def reading_workspace(shape: ModelShape, *, rows: int, tokens: int, width: int) -> float:

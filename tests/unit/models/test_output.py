@@ -15,6 +15,7 @@ from cluster import activations, plan_roles
 from rlhf.config import LoraConfig
 from rlhf.models import adapters, output, scorer
 from rlhf.models.roles import POLICY, REFERENCE, RoleInit, RolesModel
+from rlhf.rollout import decoding
 from tests.support.live_memory import LiveMemory
 
 VOCABULARY, RESPONSE, PROMPTS = 50_257, 150, (4, 9, 2)
@@ -185,4 +186,5 @@ def test_the_layer_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_plan_knows_the_bounds() -> None:
     assert activations.LOGITS_ELEMENTS == output.LOGITS_ELEMENTS
+    assert activations.PASS_TOKENS == decoding.PASS_TOKENS
     assert plan_roles.SCORER_ROWS == scorer.MICROBATCH
