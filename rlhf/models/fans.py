@@ -14,7 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlhf.models.products import linear, linear_onto, outer, through
+from rlhf.models.products import linear, linear_onto, outer, through_onto
 
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 """What is computed here, by device."""
@@ -110,7 +110,7 @@ class Fan:
         found: list[Tensor | None] = []
         for number, (index, scaling, columns) in enumerate(part.members):
             at, out = part.first + 2 * number, gradients[index][part.where]
-            torch.mul(through(out, matrices[at + 1]), scaling, out=below[:, columns])
+            through_onto(out, matrices[at + 1], scaling, below[:, columns])
             found += [None, outer(out, low[:, columns], scaling) if wants[at + 1] else None]
         if any(wants[part.first + 2 * number] for number in range(len(part.members))):
             downs = below.t() @ x  # (ranks, in)

@@ -40,8 +40,22 @@ def through(gradient: Tensor, up: Tensor) -> Tensor:
     return linear(gradient, up.t().contiguous())
 
 
+def through_onto(gradient: Tensor, up: Tensor, scaling: float, target: Tensor) -> None:
+    """Writes ``scaling * gradient @ up`` to a target (rows, r), which may be columns of a wider one."""
+    if gradient.is_cuda:
+        torch.addmm(target, gradient, up, beta=0, alpha=scaling, out=target)  # one launch
+    else:
+        torch.mul(through(gradient, up), scaling, out=target)
+
+
 def outer(gradient: Tensor, low: Tensor, scaling: float) -> Tensor:
-    """``scaling * gradient^T low``, the gradient of an up matrix, (out, r): as its transpose, a third of the time."""
+    """``scaling * gradient^T low``, the gradient of an up matrix, (out, r).
+
+    On a CPU as its transpose, a third of the time; on a GPU as one launch.
+    """
+    if gradient.is_cuda:
+        nothing = gradient.new_empty(gradient.shape[1], low.shape[1])
+        return torch.addmm(nothing, gradient.t(), low, beta=0, alpha=scaling)
     turned = low.t() @ gradient  # (r, out)
     return torch.mul(turned.t(), scaling, out=gradient.new_empty(turned.shape[::-1]))
 

@@ -53,7 +53,7 @@ def test_attention_within_sequences(groups: int) -> None:
     cos, sin = (f(angles.repeat(1, 2)).to("cuda", torch.bfloat16) for f in (torch.cos, torch.sin))
     starts = torch.tensor([0, *LENGTHS]).cumsum(0).to("cuda", torch.int32)
     towards = numbers(tokens, HEADS * SIZE, seed=9)
-    exact = [t.double().requires_grad_() for t in (query, key, value)]
+    exact = [t.double().requires_grad_() for t in (query, key, value)]  # before they are turned where they stand
 
     def turned(states: Tensor) -> Tensor:
         states = states.unflatten(1, (-1, SIZE))

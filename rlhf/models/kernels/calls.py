@@ -122,7 +122,8 @@ def attention(
         longest: tokens of the longest sequence, which a GPU asks for.
 
     Returns:
-        (tokens, heads * size), and for the way back (heads, tokens).
+        (tokens, heads * size), and for the way back (heads, tokens). On a GPU query and key are left turned, as the way
+        back takes them there.
     """
     if query.is_cuda:
         return gpu.attention(query, key, value, cos, sin, starts, scale, longest)

@@ -1,4 +1,4 @@
-"""The same functions of bfloat16 tensors on a GPU: torch's own fused norm and flash attention, and a gate in Triton."""
+"""The same functions of bfloat16 tensors on a GPU: torch's fused norm and flash attention; gate and turns in Triton."""
 
 from __future__ import annotations
 
@@ -54,11 +54,14 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention within each sequence of a packed row (arXiv:2205.14135), after rotary positions.
 
-    Shapes as in ``calls.attention``; starts are int32 on the GPU, ``longest`` is the longest sequence's tokens.
+    Query and key are turned where they stand: the way back takes them as this leaves them. Shapes as in
+    ``calls.attention``; starts are int32 on the GPU, ``longest`` is the longest sequence's tokens.
     """
-    turned = [_turn(_heads(states, cos), cos, sin) for states in (query, key)]
+    query, key, value = (_heads(states, cos) for states in (query, key, value))
+    _turn(query, cos, sin)
+    _turn(key, cos, sin)
     found, normalizer, *_ = torch.ops.aten._flash_attention_forward(
-        *turned, _heads(value, cos), starts, starts, longest, longest, 0.0, True, False, scale=scale
+        query, key, value, starts, starts, longest, longest, 0.0, True, False, scale=scale
     )
     return found.flatten(1), normalizer
 
@@ -72,17 +75,18 @@ def attention_backward(
     scale: float,
     longest: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value; the turned ones are made again."""
+    """Gradients of query, key and value before their turns; ``inputs`` are as ``attention`` left them."""
     cos, sin = angles
-    query, key, value = (_heads(states, cos) for states in inputs)
     attended, normalizer = results
-    nothing = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the state of a dropout that is off
+    nothing = torch.zeros(2, dtype=torch.uint64, device=gradient.device)  # the state of a dropout that is off
     to_query, to_key, to_value = torch.ops.aten._flash_attention_backward(
-        _heads(gradient, cos), _turn(query, cos, sin), _turn(key, cos, sin), value, _heads(attended, cos), normalizer,
-        starts, starts, longest, longest, 0.0, True, nothing, nothing, scale=scale,
+        _heads(gradient.contiguous(), cos), *(_heads(states, cos) for states in inputs), _heads(attended, cos),
+        normalizer, starts, starts, longest, longest, 0.0, True, nothing, nothing, scale=scale,
     )  # fmt: skip
-    back = _turn_back(to_query, cos, sin), _turn_back(to_key, cos, sin), to_value
-    return back[0].flatten(1), back[1].flatten(1), back[2].flatten(1)
+    to_query, to_key = to_query.contiguous(), to_key.contiguous()
+    _turn(to_query, cos, sin, back=True)
+    _turn(to_key, cos, sin, back=True)
+    return to_query.flatten(1), to_key.flatten(1), to_value.flatten(1)
 
 
 def _heads(states: Tensor, cos: Tensor) -> Tensor:
@@ -90,15 +94,18 @@ def _heads(states: Tensor, cos: Tensor) -> Tensor:
     return states.unflatten(1, (-1, cos.shape[-1]))
 
 
-def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv:2104.09864) of (tokens, heads, size), halves paired."""
+def _turn(states: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> None:
+    """Rotary positions of (tokens, heads, size) in place, halves paired; ``back`` turns a gradient."""
+    found = _gates()
+    if found is not None:
+        found.turn_(states, cos, sin, back=back)
+        return
     half = states.shape[-1] // 2
-    other = torch.cat([-states[..., half:], states[..., :half]], dim=-1)
-    return torch.addcmul(states * cos[:, None], other, sin[:, None])
-
-
-def _turn_back(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = gradient.shape[-1] // 2
-    other = gradient * sin[:, None]
-    other = torch.cat([other[..., half:], -other[..., :half]], dim=-1)
-    return torch.addcmul(other, gradient, cos[:, None])
+    (one, two), (cos_one, cos_two), (sin_one, sin_two) = (
+        (part[..., :half], part[..., half:]) for part in (states, cos[:, None], sin[:, None])
+    )
+    if back:
+        first, second = one * cos_one + two * sin_two, two * cos_two - one * sin_one
+    else:
+        first, second = one * cos_one - two * sin_one, two * cos_two + one * sin_two
+    states[..., :half], states[..., half:] = first, second
