@@ -103,15 +103,18 @@ class SlotDecoder:
         Raises:
             NumericsError: when the model's logits are not finite.
         """
-        with slot_attention(self._model):
-            self._settle()
-            while self._begun:
-                for _ in range(self._look_every):
-                    self._advance()
-                if self._beat is not None:
-                    self._beat()
+        try:
+            with slot_attention(self._model):
                 self._settle()
-        return self._results()
+                while self._begun:
+                    for _ in range(self._look_every):
+                        self._advance()
+                    if self._beat is not None:
+                        self._beat()
+                    self._settle()
+            return self._results()
+        finally:
+            self._cache.close()
 
     def _advance(self) -> None:
         """One token for every slot."""

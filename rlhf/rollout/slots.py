@@ -68,6 +68,11 @@ class SlotCache(Cache):
         for layer in self._own_layers():
             layer.move(source, target, self.width)
 
+    def close(self) -> None:
+        """Lets go of all keys and values: cache and layers know each other, and would wait for the collector."""
+        self.layers.clear()
+        self.notes.clear()
+
     def _own_layers(self) -> list[_SlotLayer]:
         layers: Any = self.layers  # the library knows them as layers of any cache
         return layers
