@@ -137,7 +137,9 @@ def main() -> None:
     try:
         hosts.start()
         words = ["--inside", "--rounds", str(args.rounds), "--bytes", str(args.bytes)]
-        done = hosts.run("first", [sys.executable, str(Path(__file__).resolve()), *words], cwd=Path(__file__).parents[1])
+        done = hosts.run(
+            "first", [sys.executable, str(Path(__file__).resolve()), *words], cwd=Path(__file__).parents[1]
+        )
     finally:
         hosts.close()
     line = next((line for line in done.stdout.splitlines() if line.startswith("FOUND ")), None)
@@ -145,12 +147,13 @@ def main() -> None:
         sys.exit(f"the measurement failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     seconds = json.loads(line.removeprefix("FOUND "))
     medians = {way: statistics.median(values) for way, values in seconds.items()}
+    ratios = [a / b for a, b in zip(seconds["store"], seconds["gloo"], strict=True)]
     save("weights-across-hosts", {
         "bytes": args.bytes,
         "rounds": args.rounds,
         "milliseconds": {way: round(value * 1e3, 1) for way, value in medians.items()},
         "megabytes_per_second": {way: round(args.bytes / 1e6 / value) for way, value in medians.items()},
-        "store_over_gloo": round(statistics.median(a / b for a, b in zip(seconds["store"], seconds["gloo"], strict=True)), 3),
+        "store_over_gloo": round(statistics.median(ratios), 3),
     })  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from cluster.plan_roles import GIB, RolePlan
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 PLENTY = gpu_cases.Room(139 * GIB, 200 * GIB, 200 * GIB, 480.0)
-WORK = gpu_cases.Work()
+WORK = gpu_cases.Work(prompts=64)
 
 
 def plan_of(name: str, precision: str = "bf16", gib: float = 139, work: Any = WORK) -> Any:
@@ -56,11 +56,9 @@ def test_a_case_is_skipped_for_want_of_room(room: dict[str, float], reason: str 
 
 
 def test_a_case_is_skipped_when_the_plan_says_so() -> None:
-    small, shape = replace(PLENTY, gpu=80 * GIB), gpu_cases.KNOWN["qwen2.5-7b"]
-    found = gpu_cases.why_skipped("bf16", shape, plan_of("qwen2.5-7b", gib=80), small, [])
-    assert (
-        found is not None and found.startswith("rlhf plan, 80.0 GiB free: Does not fit") and "would fit with" in found
-    )
+    small, shape = replace(PLENTY, gpu=24 * GIB), gpu_cases.KNOWN["qwen2.5-7b"]
+    found = gpu_cases.why_skipped("bf16", shape, plan_of("qwen2.5-7b", gib=24), small, [])
+    assert found is not None and found.startswith("rlhf plan, 24.0 GiB free: Does not fit") and "it fit" in found
 
 
 def test_nf4_without_bitsandbytes_is_skipped_and_bf16_is_not() -> None:
@@ -86,6 +84,19 @@ def test_the_shares_of_a_gpu_are_one_gpu_in_all() -> None:
 def test_the_whole_gpu_is_planned_with() -> None:
     report = plan_of("qwen2.5-0.5b", gib=24)  # half a GPU each would be too little for the trainer
     assert report.fits and report.needed == pytest.approx(1)
+
+
+def test_processes_that_share_a_gpu_take_turns_with_their_working_memory() -> None:
+    trainer = Memory(weights=10.0 * GIB, optimizer=2.0 * GIB, activations=6.0 * GIB, workspace=1.5 * GIB)
+    rollout = Memory(adapters=0.5 * GIB, kv_cache=3.0 * GIB, workspace=2.0 * GIB)  # one GiB of each is the driver's
+    roles = [RolePlan(name, 1, 0.5, memory) for name, memory in (("trainer", trainer), ("rollout", rollout))]
+    resident, acts = 10 + 2 + 0.5 + 1 + 1, (6 + 0.5, 3 + 1)
+    assert gpu_cases.device_bytes(roles) == pytest.approx((resident + max(acts)) * GIB)
+    for name, wanted in gpu_cases.MEMORY_WANTED.items():
+        shape, _, precision = name.rpartition("-")
+        if shape == "qwen2.5-7b":
+            planned = plan_of(shape, precision, work=gpu_cases.Work())
+            assert gpu_cases.device_bytes(planned.roles) < wanted, name
 
 
 def row(**changes: float) -> dict[str, float]:
@@ -131,7 +142,7 @@ def test_memory_is_compared_by_role_without_what_the_driver_takes() -> None:
         "policy": {"tensors": trainer / 1.1, "reserved": 2 * trainer},
         "rollout": {"tensors": 1.0, "reserved": 1.0},
     }
-    whole = sum(role.memory.total for role in report.roles)
+    whole = gpu_cases.device_bytes(report.roles)
     found = gpu_cases.memory_figures(report, [first, later], whole / 0.9)
     assert found["policy"]["ratio"] == 1.1 and found["rollout"]["ratio"] == 1.0 and found["device"]["ratio"] == 0.9
     assert found["policy"]["reserved_gib"] == pytest.approx(2 * trainer / GIB, abs=1e-3)

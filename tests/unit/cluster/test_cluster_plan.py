@@ -103,6 +103,27 @@ def test_sharing_a_gpu_halves_the_limit() -> None:
     assert report.budget.limit(report.roles[0]) == report.budget.usable_bytes / 2
 
 
+def test_a_rollout_worker_on_a_ranks_gpu_needs_no_base_of_its_own() -> None:
+    def weights(*words: str) -> float:
+        sharing = ["placement.layout=colocated", "placement.gpus_per_rank=0.6", "placement.gpus_per_rollout_worker=0.4"]
+        config = load_config("ppo", "configs/ppo/qlora_7b_1gpu.yaml", [*sharing, *words])
+        return make_plan(config, shape=SHAPES["llama-7b"], gpus=1, speed=GPUS["a100"]).roles[1].memory.weights
+
+    assert weights() == 0
+    assert weights("placement.layout=split") > 3 * 2**30
+    assert weights("engine.zero_stage=3") > 3 * 2**30, "a piece is nothing to lend"
+    assert weights("placement.gpus_per_rank=1", "placement.gpus_per_rollout_worker=1") > 3 * 2**30
+
+
+def test_gates_that_are_made_again_are_not_kept() -> None:
+    def activations(*words: str) -> float:
+        plain = ["model.gradient_checkpointing=false", "engine.zero_stage=1", "model.quantization=none", *words]
+        config = load_config("ppo", PPO, plain)
+        return make_plan(config, shape=SHAPES["qwen2.5-7b"], gpus=8, speed=GPUS["h100"]).roles[0].memory.activations
+
+    assert activations("roles.recompute_feed_forward=true") < 0.45 * activations()
+
+
 def test_each_setting_moves_its_part() -> None:
     config = load_config("ppo", PPO)
     shape = SHAPES["qwen2.5-7b"]
