@@ -27,6 +27,7 @@ from common import save
 
 PORT = 29_777
 CHUNK = 1 << 22
+LIMIT_SECONDS = 60.0
 
 
 class End:
@@ -67,21 +68,30 @@ class End:
 
     def send(self) -> None:
         """The piece to whoever connects."""
-        with socket.create_server((self.address, PORT + 1)) as server, server.accept()[0] as line:
-            line.sendall(self.piece)
+        with socket.create_server((self.address, PORT + 1)) as server:
+            server.settimeout(30)
+            line, _ = server.accept()
+            with line:
+                line.sendall(self.piece)
 
     def receive(self) -> None:
         """The piece from the other end."""
-        for _ in range(200):
-            try:
-                line = socket.create_connection((self.address, PORT + 1))
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.005)
+        line = self._connect()
         view, at = memoryview(self.piece), 0
         with line:
             while at < len(view):
                 at += line.recv_into(view[at : at + CHUNK])
+
+
+    def _connect(self) -> socket.socket:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return socket.create_connection((self.address, PORT + 1), timeout=30)
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
 
 
 def measure(rounds: int, size: int) -> dict[str, list[float]]:
@@ -100,18 +110,19 @@ def measure(rounds: int, size: int) -> dict[str, list[float]]:
         )
         for rank, address in enumerate((here, there))
     ]
-    ray.get([one.join.remote() for one in ends])
+    ray.get([one.join.remote() for one in ends], timeout=LIMIT_SECONDS)
     found: dict[str, list[float]] = {"store": [], "gloo": [], "bare": []}
     for number in range(rounds + 1):
         for way, seconds in found.items():
             began = time.perf_counter()
             if way == "store":
-                refs = ray.get(ends[0].put.remote())
-                ray.get(ends[1].take.remote(refs))
+                refs = ray.get(ends[0].put.remote(), timeout=LIMIT_SECONDS)
+                ray.get(ends[1].take.remote(refs), timeout=LIMIT_SECONDS)
             elif way == "gloo":
-                ray.get([one.broadcast.remote() for one in ends])
+                ray.get([one.broadcast.remote() for one in ends], timeout=LIMIT_SECONDS)
             else:
-                ray.get([ends[0].send.remote(), ends[1].receive.remote()])
+                ray.get([ends[0].send.remote(), ends[1].receive.remote()], timeout=LIMIT_SECONDS)
+            print(way, number, file=sys.stderr)
             if number:
                 seconds.append(time.perf_counter() - began)
             if way == "store":
