@@ -148,7 +148,8 @@ def ppo_peak(
     if packed:
         # a half's way back holds its middle, and the gradients of that, of gate and of up
         gates = 4 if keeps_gates else 6
-        way_back = rows * tokens * width * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
+        wide = width if on_gpu else FP32
+        way_back = rows * tokens * wide * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
         return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))
     policy = kept + max(logits + transient, recomputed)
     return max(2 * kept + logits + values + recomputed, policy) if critic else policy

@@ -175,10 +175,10 @@ def _scorer(config: PpoConfig, shape: ModelShape, count: int, setting: Setting, 
 
 
 def _in_halves(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> bool:
-    """Whether layers run in two autograd steps: a frozen base, whole; fp32 on CPUs, bf16 or nf4 on GPUs."""
+    """Whether layers run in two autograd steps: a frozen base, whole; bf16, and nf4 on GPUs, fp32 on CPUs."""
     frozen = config.policy_weights == "adapter" and packs(config.lora)
     kinds = ("none", "nf4") if setting.on_gpu else ("none",)
-    computed = config.model.quantization in kinds and width == (2 if setting.on_gpu else 4)
+    computed = config.model.quantization in kinds and (width == 2 or not setting.on_gpu)
     return frozen and computed and config.engine.zero_stage < 3 and not shape.qk_norm
 
 

@@ -171,12 +171,14 @@ def _forward(
     **words: Any,
 ) -> Tensor:
     halves, words = layer.halves, {**words, "position_embeddings": position_embeddings}
-    if not is_plain(hidden_states) or hasattr(halves.feed_forward.weight, "ds_id"):
+    weight = halves.feed_forward.weight
+    if not is_plain(hidden_states) or hidden_states.dtype != weight.dtype or hasattr(weight, "ds_id"):
         words |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
         return type(layer).forward(layer, hidden_states, **words)
     x, learns = hidden_states.flatten(0, -2), torch.is_grad_enabled()  # (tokens, hidden)
     slices = layer.mix.slices(len(x))
-    if not learns and x.device.type == "cpu" and halves.attention is not None and hasattr(past_key_values, "step_of"):
+    decodes = x.dtype == torch.float32 and halves.attention is not None and hasattr(past_key_values, "step_of")
+    if decodes and not learns:
         found = _decode(layer, x, slices, position_embeddings, past_key_values)
         if found is not None:
             return found.view_as(hidden_states)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rlhf.models.products import linear, linear_onto, outer, through_onto
 
-DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
 """What is computed here, by device."""
 
 
@@ -140,7 +140,7 @@ class Bundle:
 def bundle(modules: Sequence[Any]) -> Bundle | None:
     """Looks at linear layers with or without adapters; None where one is more than its matrices, or trains its own.
 
-    Adapters that are added later are not seen.
+    All are of one type, but for 4-bit matrices. Adapters that are added later are not seen.
     """
     bases: list[Any] = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
     if not all(map(_is_frozen_matrix, bases)):
@@ -161,7 +161,9 @@ def bundle(modules: Sequence[Any]) -> Bundle | None:
             matrices += [matrix.weight for matrix in pair]
             column += rank
         found[name] = (tuple(members), tuple(matrices))
-    return Bundle(tuple((base.weight, base.bias) for base in bases), found)
+    kinds = {matrix.dtype for _, matrices in found.values() for matrix in matrices}
+    kinds |= {base.weight.dtype for base in bases if not _is_quantized(base)}
+    return Bundle(tuple((base.weight, base.bias) for base in bases), found) if len(kinds) <= 1 else None
 
 
 def _is_frozen_matrix(base: Any) -> bool:
@@ -178,7 +180,7 @@ def _is_quantized(layer: Any) -> bool:
     if type(layer).__name__ != "Linear4bit" or not layer.weight.is_cuda or hasattr(layer.weight, "ds_id"):
         return False
     state = getattr(layer.weight, "quant_state", None)
-    return state is not None and state.dtype == DTYPES["cuda"]
+    return state is not None and state.dtype in DTYPES["cuda"]
 
 
 def dense(weight: Tensor) -> Tensor:
@@ -192,6 +194,5 @@ def dense(weight: Tensor) -> Tensor:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """What is computed here, whole: fp32 numbers on a CPU, bfloat16 ones on a GPU."""
-    kind = DTYPES.get(tensor.device.type)
-    return tensor.dtype == kind and not hasattr(tensor, "ds_id")
+    """What is computed here, whole: fp32 and bfloat16 numbers on a CPU, bfloat16 ones on a GPU."""
+    return tensor.dtype in DTYPES.get(tensor.device.type, ()) and not hasattr(tensor, "ds_id")

@@ -1,5 +1,7 @@
 """The kernels as functions of tensors, one layer's step each: float32 on a CPU, bfloat16 on a GPU (``gpu``).
 
+On a CPU bfloat16 is widened on the way in and rounded on the way out; factors and normalizers stay float32.
+
 On a CPU norms and gates work without them. Calls go through ctypes: nothing depends on torch's binary interface, and a
 call costs 3 microseconds.
 """
@@ -57,6 +59,11 @@ def attends(like: Tensor, head_size: int) -> bool:
     return head_size % HEAD_MULTIPLE == 0 and library() is not None
 
 
+def _wide(*tensors: Tensor) -> Any:
+    """The same in float32, in order."""
+    return [tensor.float() for tensor in tensors]
+
+
 def _run(name: str, *arguments: Any) -> None:
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     getattr(library(), name)(*pointers, torch.get_num_threads())
@@ -66,6 +73,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x / sqrt(mean(x^2) + eps) * weight`` of x (rows, size), and the factor, (rows, 1)."""
     if x.is_cuda:
         return gpu.rms_norm(x, weight, eps)
+    if x.dtype != torch.float32:
+        result, inverse = rms_norm(x.float(), weight.float(), eps)
+        return result.to(x.dtype), inverse
     if library() is None:
         inverse = norms.inverse_rms(x, eps)
         return (x * inverse).mul_(weight), inverse
@@ -79,6 +89,8 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tens
     """Gradient of x, added to that of a way beside the norm; all (rows, size), inverse (rows, 1)."""
     if x.is_cuda:
         return gpu.rms_norm_backward(gradient, x, weight, inverse, beside)
+    if x.dtype != torch.float32:
+        return rms_norm_backward(*_wide(gradient, x, weight, inverse, beside)).to(x.dtype)
     if library() is None:
         return norms.to_input(gradient, x, weight, inverse).add_(beside)
     gradient, x, beside = gradient.contiguous(), x.contiguous(), beside.contiguous()
@@ -91,6 +103,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``, all (rows, size)."""
     if gate.is_cuda:
         return gpu.gated(gate, up)
+    if gate.dtype != torch.float32:
+        return gated(*_wide(gate, up)).to(gate.dtype)
     if library() is None:
         return F.silu(gate).mul_(up)
     result = torch.empty_like(gate)
@@ -102,6 +116,9 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, 
     """Gradients of gate and up, all (rows, size)."""
     if gate.is_cuda:
         return gpu.gated_backward(gradient, gate, up)
+    if gate.dtype != torch.float32:
+        to_gate, to_up = gated_backward(*_wide(gradient, gate, up))
+        return to_gate.to(gate.dtype), to_up.to(gate.dtype)
     if library() is None:
         return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
     gradient = gradient.contiguous()
@@ -127,6 +144,10 @@ def attention(
     """
     if query.is_cuda:
         return gpu.attention(query, key, value, cos, sin, starts, scale, longest)
+    if query.dtype != torch.float32:
+        wide = query.float(), key.float(), value.float(), cos.float(), sin.float()
+        result, normalizer = attention(*wide, starts, scale)
+        return result.to(query.dtype), normalizer
     heads, groups, size = _heads(query, key, cos)
     result, normalizer = torch.empty_like(query), query.new_empty(heads, len(query))
     sizes = (len(starts) - 1, heads, groups, size)
@@ -151,6 +172,14 @@ def attention_backward(
     """
     if gradient.is_cuda:
         return gpu.attention_backward(gradient, inputs, angles, results, starts, scale, longest)
+    if gradient.dtype != torch.float32:
+        query, key, value = _wide(*inputs)
+        cos, sin = _wide(*angles)
+        attended, normalizer = _wide(*results)
+        wide = attention_backward(
+            gradient.float(), (query, key, value), (cos, sin), (attended, normalizer), starts, scale
+        )
+        return wide[0].to(gradient.dtype), wide[1].to(gradient.dtype), wide[2].to(gradient.dtype)
     heads, groups, size = _heads(inputs[0], inputs[1], angles[0])
     back = (torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2]))
     sizes = (len(starts) - 1, heads, groups, size)
