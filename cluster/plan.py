@@ -67,6 +67,7 @@ def main(rest: list[str]) -> int:
         num_rows=args.rows if args.rows is not None else _count_rows(config),
         reserve=args.reserve,
         separate_reward=SHAPES[args.reward_shape] if args.reward_shape else None,
+        critic=_critic_shape(config, args.critic_shape),
     )
     if args.json:
         get_console().print(json.dumps(as_json(report), indent=2), markup=False, soft_wrap=True)
@@ -85,14 +86,16 @@ def make_plan(
     num_rows: int | None = None,
     reserve: float = 0.08,
     separate_reward: ModelShape | None = None,
+    critic: ModelShape | None = None,
 ) -> Report:
     """Plans a run.
 
     Args:
         gpus: GPUs at hand; None: as many as the config asks for; 0: processes on CPUs.
         reserve: share of a GPU's memory left to fragmentation.
+        critic: shape of the critic's base, where it has one of its own; None: the policy's.
     """
-    setting = Setting(on_gpu=gpus != 0, separate_reward=separate_reward)
+    setting = Setting(on_gpu=gpus != 0, separate_reward=separate_reward, critic=critic)
 
     def planner(config: Section) -> list[RolePlan]:
         return plan_roles(config, shape, setting)
@@ -105,7 +108,7 @@ def make_plan(
     ranks = None if small_enough or changes is not None else ranks_that_fit(config, planner, budget)
     separate = reward_models(config, setting)[1] if isinstance(config, PpoConfig) else 0
     elsewhere = (separate_reward or shape,) * separate
-    cost = estimate(config, shape, speed, needed, num_rows, elsewhere) if setting.on_gpu else None
+    cost = estimate(config, shape, speed, needed, num_rows, elsewhere, critic) if setting.on_gpu else None
     fits = small_enough and needed <= budget.gpus
     notes = notes_on(config, setting)
     return Report(shape, roles, budget, needed, fits, changes, ranks, cost, price, notes)
@@ -123,6 +126,11 @@ def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
     if separate and setting.separate_reward is None:
         found.append(
             "Reward models in scorer workers are counted with the policy's shape; --reward-shape says otherwise."
+        )
+    if isinstance(config, PpoConfig) and config.critic_is_apart:
+        found.append(
+            f"The critic's base is counted with model.quantization={config.model.quantization}; one that starts from a "
+            "reward run is held as that run was trained."
         )
     if not setting.on_gpu and config.model.quantization == "none" and getattr(config, "lora", config) is not None:
         found.append(
@@ -177,9 +185,11 @@ def verdict(report: Report) -> list[str]:
     if report.changes:
         lines.append("It would fit with: " + " ".join(f"{k}={_plain(v)}" for k, v in report.changes.items()))
     elif report.ranks:
+        apart = any(role.role == "critic" for role in report.roles)
+        critics = f" placement.num_critic_ranks={report.ranks}" if apart else ""
         lines.append(
             "It would fit with engine.zero_stage=3 model.gradient_checkpointing=true "
-            f"placement.num_ranks={report.ranks} and micro-batches of 1 (the batch must divide evenly)."
+            f"placement.num_ranks={report.ranks}{critics} and micro-batches of 1 (the batch must divide evenly)."
         )
     else:
         lines.append("No setting makes it fit: take larger GPUs, shorter sequences or a smaller model.")
@@ -225,6 +235,14 @@ def _size(value: float) -> str:
     if value < 0.5:
         return "–"
     return f"{value / GIB:.2f} GiB" if value >= GIB / 100 else f"{value / 2**20:.2f} MiB"
+
+
+def _critic_shape(config: Section, named: str | None) -> ModelShape | None:
+    if not isinstance(config, PpoConfig) or config.roles.critic is None:
+        if named is not None:
+            raise ConfigError("--critic-shape needs roles.critic: without it the critic stands on the policy's base")
+        return None
+    return SHAPES[named] if named else find_shape(config.roles.critic, "--critic-shape")
 
 
 def _plain(value: object) -> str:
@@ -274,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"size of the model instead of reading model.name: {', '.join(SHAPES)}")  # fmt: skip
     parser.add_argument("--reward-shape", choices=sorted(SHAPES), metavar="NAME",
                         help="reward models stand on another base of this size, in scorer workers")  # fmt: skip
+    parser.add_argument("--critic-shape", choices=sorted(SHAPES), metavar="NAME",
+                        help="size of the critic's base instead of reading roles.critic")  # fmt: skip
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs at hand (default: what the config asks for; 0: CPUs)"
     )

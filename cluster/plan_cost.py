@@ -80,14 +80,16 @@ def estimate(
     gpus: float,
     num_rows: int | None,
     separate: tuple[ModelShape, ...] = (),
+    critic: ModelShape | None = None,
 ) -> Estimate | None:
     """The run's size, or None when the number of rows is needed and unknown.
 
     Args:
         separate: shapes of the reward models in scorer workers.
+        critic: shape of the critic's base, where it has one of its own; None: the policy's.
     """
     if isinstance(config, PpoConfig):
-        return _ppo(config, shape, speed, gpus, separate)
+        return _ppo(config, shape, speed, gpus, separate, critic or shape)
     if isinstance(config, SftConfig | RewardConfig):
         return _training(config, shape, speed, gpus, num_rows)
     if isinstance(config, SampleConfig | EvaluateConfig) and num_rows:
@@ -122,7 +124,14 @@ def decode_seconds(config: Any, shape: ModelShape, speed: Speed, *, rows: int, r
     return response * max(bound, shape.layers * speed.decode_ms_per_layer / 1e3)
 
 
-def _ppo(config: PpoConfig, shape: ModelShape, speed: Speed, gpus: float, separate: tuple[ModelShape, ...]) -> Estimate:
+def _ppo(
+    config: PpoConfig,
+    shape: ModelShape,
+    speed: Speed,
+    gpus: float,
+    separate: tuple[ModelShape, ...],
+    critic_shape: ModelShape,
+) -> Estimate:
     batch, rollout, placement = config.batch, config.rollout, config.placement
     sequences = batch.sequences_per_step
     length = rollout.max_prompt_tokens + rollout.max_response_tokens
@@ -130,22 +139,26 @@ def _ppo(config: PpoConfig, shape: ModelShape, speed: Speed, gpus: float, separa
     rate = speed.tflops * 1e12 * speed.utilization * placement.num_ranks
     forward = pass_flops(shape, tokens, length) / rate
     num_models = sum(s.kind == "reward_model" for s in config.scores)
-    passes = 2 + config.uses_critic + num_models - len(separate)
+    passes = 2 + config.critic_shares_base + num_models - len(separate)
     beside = sum(pass_flops(s, tokens, length) for s in separate) / (rate / placement.num_ranks)
     trained = 2 if config.uses_critic else 1
     checkpointing = config.model.gradient_checkpointing
     policy = backward_factor(full=config.policy_weights == "full", checkpointing=checkpointing)
-    critic = backward_factor(full=False, checkpointing=checkpointing) if config.uses_critic else 0.0
+    critic = backward_factor(full=False, checkpointing=checkpointing)
+    apart, shared = float(config.critic_is_apart), float(config.critic_shares_base)
+    critic_rate = rate / placement.num_ranks * placement.num_critic_ranks
+    critic_forward = pass_flops(critic_shape, tokens, length) / critic_rate
     per_worker = sequences // placement.num_rollout_workers
     rounds = -(-per_worker // rollout.microbatch_sequences)
     rows = min(per_worker, rollout.microbatch_sequences)
     seconds = {
         "act": rounds * decode_seconds(config, shape, speed, rows=rows, response=rollout.max_response_tokens),
-        "judge": max(passes * forward, beside / placement.num_scorer_workers),  # at the same time
-        "learn": batch.epochs * (policy + critic) * forward,
+        # at the same time
+        "judge": max(passes * forward, beside / placement.num_scorer_workers, apart * critic_forward),
+        "learn": batch.epochs * max((policy + shared * critic) * forward, apart * critic * critic_forward),
     }
     per_run = {act: value * config.num_steps for act, value in seconds.items()}
-    total = tokens * config.num_steps * (1 + passes + len(separate) + batch.epochs * trained)
+    total = tokens * config.num_steps * (1 + passes + apart + len(separate) + batch.epochs * trained)
     return Estimate(config.num_steps, config.num_steps * batch.epochs * config.minibatches, total, per_run, gpus)
 
 

@@ -61,6 +61,8 @@ def remedies(config: Section) -> Iterator[dict[str, Any]]:
     for name in ("microbatch_sequences_per_gpu", "microbatch_tokens_per_gpu", "microbatch_pairs_per_gpu"):
         yield from _halvings(tree, "batch", name)
     engine, ranks = tree.get("engine"), tree["placement"]["num_ranks"]
+    if tree.get("roles", {}).get("critic"):
+        ranks = max(ranks, tree["placement"]["num_critic_ranks"])
     if engine is not None and "optim" in tree:
         if ranks > 1:
             yield from ({"engine.zero_stage": stage} for stage in (2, 3) if stage > engine["zero_stage"])
@@ -110,15 +112,20 @@ def _without_superfluous(config: Section, changes: dict[str, Any], planner: Plan
 
 
 def ranks_that_fit(config: Section, planner: Planner, budget: Budget) -> int | None:
-    """The first doubling of the ranks, up to 256, at which everything fits under ZeRO-3; None without one."""
+    """The first doubling of the ranks, up to 256, at which everything fits under ZeRO-3; None without one.
+
+    A critic with ranks of its own gets as many.
+    """
     tree = config.model_dump(mode="json")
     if "optim" not in tree:
         return None
     ranks = tree["placement"]["num_ranks"]
     while (ranks := ranks * 2) <= 256:
-        batch = {f"batch.{k}": 1 for k in tree["batch"] if k.startswith("microbatch_")}
+        batch = {f"batch.{k}": 1 for k in tree["batch"] if k.startswith("microbatch_") and "_tokens_" not in k}
         size = {f"batch.{k}": max(v, ranks) for k, v in tree["batch"].items() if k.startswith("minibatch_")}
         changes = {"placement.num_ranks": ranks, "engine.zero_stage": 3, "model.gradient_checkpointing": True}
+        if tree.get("roles", {}).get("critic"):
+            changes["placement.num_critic_ranks"] = ranks
         left = _overrun(config, {**changes, **batch, **size, **_step_size(tree, ranks)}, planner, budget)
         if left is not None and left <= 0:
             return ranks

@@ -58,12 +58,14 @@ class Setting:
 
     Attributes:
         on_gpu: False plans main memory of CPU processes.
+        critic: shape of the critic's base, where it has one of its own; None: the policy's.
         separate_reward: reward models stand on bases of their own, of this shape, in scorer workers.
         runtime_bytes: what the driver and the communication library take on a GPU before the first tensor.
     """
 
     on_gpu: bool = True
     separate_reward: ModelShape | None = None
+    critic: ModelShape | None = None
     runtime_bytes: float = 1.0 * GIB
 
 
@@ -83,10 +85,10 @@ def plan_roles(config: Section, shape: ModelShape, setting: Setting) -> list[Rol
 
 def _trainer(
     config: SftConfig | RewardConfig | PpoConfig, base: list[Tensors], trained: list[Tensors], frozen: list[Tensors],
-    width: int, copied: list[Tensors] | None = None,
+    width: int, copied: list[Tensors] | None = None, ranks: int | None = None,
 ) -> Memory:  # fmt: skip
     """Weights, adapters and training state of one rank; ``copied`` is a whole model trained beside the frozen base."""
-    engine, ranks = config.engine, config.placement.num_ranks
+    engine, ranks = config.engine, ranks or config.placement.num_ranks
     full = config.lora is None
     models = base + (copied or [])
     weights = resident(models, engine, ranks)
@@ -133,7 +135,7 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
     one = adapter_tensors(shape, config.lora, width)
     head = [Tensors(shape.hidden, width, 1)]
     shared, separate = reward_models(config, setting)
-    critic = one + head + [Tensors(1, width, 1)] if config.uses_critic else []
+    critic = one + head + [Tensors(1, width, 1)] if config.critic_shares_base else []
     whole = config.policy_weights == "full"
     frozen = one + (one + head if shared else [])  # the reference, and the reward model on the same base
     memory = _trainer(config, base, critic if whole else one + critic, frozen, width, base if whole else None)
@@ -141,9 +143,33 @@ def _ppo(config: PpoConfig, shape: ModelShape, setting: Setting) -> list[RolePla
     memory += _ppo_activations(config, shape, width, halves=halves, on_gpu=setting.on_gpu)
     trainer = RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)
     roles = [trainer, _rollout(config, shape, setting, width)]
-    return (
-        roles if not separate else [*roles, _scorer(config, setting.separate_reward or shape, separate, setting, width)]
+    if config.critic_is_apart:
+        roles.append(_critic(config, setting.critic or shape, setting, width))
+    if separate:
+        roles.append(_scorer(config, setting.separate_reward or shape, separate, setting, width))
+    return roles
+
+
+def _critic(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) -> RolePlan:
+    """A rank of a critic with a base of its own: the whole base, an adapter and a value head; no logits."""
+    placement, batch, rollout = config.placement, config.batch, config.rollout
+    trained = [*adapter_tensors(shape, config.lora, width), Tensors(shape.hidden, width, 1), Tensors(1, width, 1)]
+    base = base_tensors(shape, config.model, width)
+    memory = _trainer(config, base, trained, [], width, ranks=placement.num_critic_ranks)
+    tokens, budget = rollout.max_prompt_tokens + rollout.max_response_tokens, batch.microbatch_tokens_per_gpu
+    kept, recomputed = pass_activations(
+        shape,
+        config.lora,
+        rows=batch.microbatch_sequences_per_gpu if budget is None else -(-budget // tokens),
+        tokens=tokens,
+        width=width,
+        checkpointing=config.model.gradient_checkpointing,
+        packed=packs(config.lora),
+        halves=_in_halves(config, shape, setting, width),
+        keeps_gates=not config.roles.recompute_feed_forward,
     )
+    gpus = _gpus(placement.gpus_per_critic_rank, setting)
+    return RolePlan("critic", placement.num_critic_ranks, gpus, memory + Memory(activations=kept + recomputed))
 
 
 def reward_models(config: PpoConfig, setting: Setting) -> tuple[int, int]:
@@ -195,7 +221,7 @@ def borrows_base(config: PpoConfig, setting: Setting) -> bool:
 def _ppo_activations(config: PpoConfig, shape: ModelShape, width: int, *, halves: bool, on_gpu: bool) -> Memory:
     """What the largest pass of learning holds; judging holds less. Demonstrations are read by the policy alone."""
     rows, budget, ptx = config.batch.microbatch_sequences_per_gpu, config.batch.microbatch_tokens_per_gpu, config.ptx
-    kinds = [(rows, config.rollout.max_prompt_tokens, config.rollout.max_response_tokens, config.uses_critic)]
+    kinds = [(rows, config.rollout.max_prompt_tokens, config.rollout.max_response_tokens, config.critic_shares_base)]
     if ptx is not None:
         of_rank = ptx.sequences_per_update // config.placement.num_ranks
         kinds.append((min(rows, of_rank), 1, ptx.max_sequence_tokens - 1, False))

@@ -120,8 +120,11 @@ def shape_from_config(tree: Mapping[str, Any], source: str) -> ModelShape:
         raise ConfigError(f"{source}: {error} is missing or no number, so its size is unknown") from None
 
 
-def find_shape(name: str) -> ModelShape:
+def find_shape(name: str, option: str = "--shape") -> ModelShape:
     """The shape behind a model name: a model or run directory, a shipped model, a hub id in the cache, or a known size.
+
+    Args:
+        option: of the command line, that tells the shape otherwise.
 
     Raises:
         ConfigError: nothing here tells the shape.
@@ -132,11 +135,11 @@ def find_shape(name: str) -> ModelShape:
         try:
             return shape_from_config(json.loads(path.read_text(encoding="utf-8")), name)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}); give --shape NAME instead") from None
+            raise ConfigError(f"{path} cannot be read ({error}); give {option} NAME instead") from None
     known = name.lower().rsplit("/", 1)[-1].removesuffix("-hf").removesuffix("-instruct")
     if known in SHAPES:
         return SHAPES[known]
-    raise ConfigError(f"the shape of {name!r} is not known here; give --shape, one of: {', '.join(SHAPES)}")
+    raise ConfigError(f"the shape of {name!r} is not known here; give {option}, one of: {', '.join(SHAPES)}")
 
 
 def _directory_of(name: str) -> Path | None:

@@ -33,11 +33,11 @@ class StageConfig(Section):
         return self
 
 
-def exact_division(minibatch: int, micro: int, num_ranks: int, key: str) -> int:
+def exact_division(minibatch: int, micro: int, num_ranks: int, key: str, ranks_key: str = "num_ranks") -> int:
     if minibatch % (micro * num_ranks):
         raise ValueError(
             f"batch.{key}={minibatch} must be a multiple of batch.micro{key.removeprefix('mini')}_per_gpu={micro} "
-            f"x placement.num_ranks={num_ranks} (= {micro * num_ranks}); try "
+            f"x placement.{ranks_key}={num_ranks} (= {micro * num_ranks}); try "
             f"batch.{key}={max(1, round(minibatch / (micro * num_ranks))) * micro * num_ranks}"
         )
     return minibatch // (micro * num_ranks)

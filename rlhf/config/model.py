@@ -108,12 +108,15 @@ class PlacementConfig(Section):
     num_scorer_workers: int = Field(1, ge=1)
     """Processes for reward models that do not stand on the policy's base; each holds all of these. None needed, none
     started."""
+    num_critic_ranks: int = Field(1, ge=1)
+    """Training processes of a critic with a base of its own (``roles.critic``); without one none is started."""
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_rank: float | None = Field(None, ge=0)
     """None: one GPU per rank where the cluster has GPUs, otherwise none."""
     gpus_per_rollout_worker: float | None = Field(None, ge=0)
     gpus_per_scorer_worker: float | None = Field(None, ge=0)
-    """None, here and for rollout workers: as for ranks. 0: on CPUs."""
+    gpus_per_critic_rank: float | None = Field(None, ge=0)
+    """None, here, for rollout and for scorer workers: as for ranks. 0: on CPUs."""
     threads_per_worker: int = Field(1, ge=1)
     """Intra-op CPU threads of every worker."""
     ray_address: str | None = None
@@ -121,14 +124,16 @@ class PlacementConfig(Section):
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How the workers of one role lie on nodes; the strict ones refuse what they cannot have."""
     layout: Literal["split", "colocated"] = "split"
-    """Every role has resources of its own, or rollout worker i and scorer worker i share a node (and GPU, by fractions)
-    with rank i."""
+    """Every role has resources of its own, or rollout worker i, scorer worker i and critic rank i share a node (and
+    GPU, by fractions) with rank i."""
     rank_labels: tuple[str, ...] = ()
     """Node labels that training ranks need, e.g. ``ray.io/accelerator-type=H100``."""
     rollout_labels: tuple[str, ...] = ()
     """Node labels that rollout workers need."""
     scorer_labels: tuple[str, ...] = ()
     """Node labels that scorer workers need."""
+    critic_labels: tuple[str, ...] = ()
+    """Node labels that ranks of a critic with a base of its own need."""
     wait_for_nodes: bool = False
     """Wait (at most ``start_timeout_seconds``) for nodes that an autoscaler may add, instead of refusing at once."""
     network_interface: str | None = None
@@ -139,7 +144,7 @@ class PlacementConfig(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> PlacementConfig:
-        for label in (*self.rank_labels, *self.rollout_labels, *self.scorer_labels):
+        for label in (*self.rank_labels, *self.rollout_labels, *self.scorer_labels, *self.critic_labels):
             if not all(label.partition("=")):
                 raise ValueError(f"label {label!r} must look like key=value")
         if self.layout == "colocated" and (self.gpus_per_rank is None) != (self.gpus_per_rollout_worker is None):

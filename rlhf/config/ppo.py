@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Files, Section
+from rlhf.config.base import Files, Name, Section
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
 from rlhf.config.scores import ScoreSource
@@ -143,12 +143,15 @@ class PtxConfig(Section):
 
 
 class RolesConfig(Section):
-    """Which roles stand on the policy's base; the critic always does (ADR 17)."""
+    """Which roles stand on the policy's base (ADR 17, ADR 19)."""
 
     layout: Literal["auto", "shared", "separate"] = "auto"
     """Reward models: ``auto`` lets the first that has the policy's base and chat format be an adapter on it and gives
     the others worker processes of their own; ``shared`` refuses a run that would need any; ``separate`` gives all their
     own."""
+    critic: Name | None = None
+    """A finished reward run or a base model on which the critic stands, in training ranks of its own
+    (``placement.num_critic_ranks``); it must read the policy's tokens. None: an adapter on the policy's base."""
     recompute_feed_forward: bool = False
     """Gate and up of every feed-forward are made again in backward instead of kept: a third of the activations for a
     quarter more arithmetic; whole layers (``model.gradient_checkpointing``) keep less and cost half as much again."""
@@ -197,6 +200,16 @@ class PpoConfig(StageConfig):
         return self.advantage.method == "gae"
 
     @property
+    def critic_shares_base(self) -> bool:
+        """The critic is an adapter on the policy's base."""
+        return self.uses_critic and self.roles.critic is None
+
+    @property
+    def critic_is_apart(self) -> bool:
+        """The critic has a base, and ranks, of its own."""
+        return self.uses_critic and self.roles.critic is not None
+
+    @property
     def minibatches(self) -> int:
         """Optimizer steps per epoch."""
         return self.batch.sequences_per_step // self.batch.minibatch_sequences
@@ -241,6 +254,7 @@ class PpoConfig(StageConfig):
                 f"loss.critic_warmup_steps={self.loss.critic_warmup_steps} needs advantage.method=gae: "
                 f"{self.advantage.method} has no critic"
             )
+        self._check_critic()
         if self.kl.mode == "loss" and self.kl.estimator == "k1":
             raise ValueError("kl.estimator=k1 has zero expected gradient as a loss: use k2 (reverse KL) or k3")
         if self.kl.target is not None and self.kl.mode == "none":
@@ -271,6 +285,30 @@ class PpoConfig(StageConfig):
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
         return self
+
+    def _check_critic(self) -> None:
+        if self.roles.critic is None:
+            return
+        if not self.uses_critic:
+            raise ValueError(
+                f"roles.critic={self.roles.critic!r} needs advantage.method=gae: {self.advantage.method} has no critic"
+            )
+        placement, batch = self.placement, self.batch
+        if placement.layout == "colocated" and placement.gpus_per_rank and placement.gpus_per_critic_rank is None:
+            raise ValueError(
+                "roles.critic needs ranks of its own, and placement.layout=colocated shares GPUs by fractions: set "
+                "placement.gpus_per_critic_rank beside gpus_per_rank and gpus_per_rollout_worker, e.g. 0.4, 0.3 and "
+                "0.3 (0: on CPUs)"
+            )
+        ranks = placement.num_critic_ranks
+        if batch.microbatch_tokens_per_gpu is None:
+            size = batch.microbatch_sequences_per_gpu
+            exact_division(batch.minibatch_sequences, size, ranks, "minibatch_sequences", "num_critic_ranks")
+        elif batch.minibatch_sequences % ranks:
+            raise ValueError(
+                f"batch.minibatch_sequences={batch.minibatch_sequences} must be a multiple of "
+                f"placement.num_critic_ranks={ranks}"
+            )
 
     def _check_microbatches(self) -> None:
         budget, ranks = self.batch.microbatch_tokens_per_gpu, self.placement.num_ranks

@@ -45,7 +45,7 @@ class RoleInit:
     """Where the adapters start.
 
     Attributes:
-        policy_config: shape of the policy and reference adapters.
+        policy_config: shape of the policy and reference adapters; None: the critic stands alone on this base.
         policy_state: the SFT adapter, or None for a fresh one (an exact no-op on the base).
         policy_copy: the whole model to train as the policy, equal to base and SFT adapter; None: an adapter is trained.
         reward: a reward model on the same base, if there is one; the critic starts from it.
@@ -53,7 +53,7 @@ class RoleInit:
         critic_config: shape of the critic, or None without a critic.
     """
 
-    policy_config: peft.LoraConfig
+    policy_config: peft.LoraConfig | None
     policy_state: dict[str, Tensor] | None = None
     policy_copy: PreTrainedModel | None = None
     reward: RewardStart | None = None
@@ -77,15 +77,17 @@ class RolesModel(nn.Module):
         """Whether the loss has an entropy term; without one its graph would only cost memory."""
         self._active = mixed.Mix()
         self.policy_copy = init.policy_copy
-        self.model: PeftModel = adapters.attach(base, init.policy_config, REFERENCE)
+        self.has_policy = init.policy_config is not None
+        first = REFERENCE if self.has_policy else CRITIC
+        self.model: PeftModel = adapters.attach(base, init.policy_config or _critic_shape(init), first)
         if init.policy_state is not None:
             adapters.write_adapter(self.model, REFERENCE, init.policy_state)
-        if self.policy_copy is None:
+        if self.has_policy and self.policy_copy is None:
             adapters.add(self.model, init.policy_config, POLICY)
             adapters.copy_adapter(self.model, REFERENCE, POLICY)
         embedding: Any = base.get_input_embeddings().weight
         hidden = int(embedding.shape[1])
-        like = next(p for _, p in adapters.adapter_parameters(self.model, REFERENCE))
+        like = next(p for _, p in adapters.adapter_parameters(self.model, first))
         self.has_critic = init.critic_config is not None
         if (reward := init.reward) is not None and init.holds_reward:
             self._normalization = reward.mean, reward.std
@@ -94,10 +96,12 @@ class RolesModel(nn.Module):
             self.score_head = nn.Linear(hidden, 1, bias=False, dtype=like.dtype)
             self.score_head.weight = nn.Parameter(reward.head.to(like), requires_grad=False)
         if init.critic_config is not None:
-            self._add_critic(init.critic_config, init.reward, hidden, like)
+            if self.has_policy:
+                adapters.add(self.model, _critic_shape(init), CRITIC)
+            self._start_critic(init.reward, hidden, like)
         self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
-        adapters.select(self.model, REFERENCE, self._trainable)
+        adapters.select(self.model, first, self._trainable)
         self.reads_hidden = all(map(reads_last_hidden, self._causal_models()))
         """Whether log-probs can be read from the last hidden states; otherwise the model makes all logits itself."""
         self.mixes = self._can_mix()
@@ -107,8 +111,7 @@ class RolesModel(nn.Module):
             if self.policy_copy is None:  # it starts at the reference, to the last bit: both go the same way
                 blocks.install(self.model, self._active)
 
-    def _add_critic(self, config: peft.LoraConfig, start: RewardStart | None, hidden: int, like: Tensor) -> None:
-        adapters.add(self.model, config if start is None else start.config, CRITIC)
+    def _start_critic(self, start: RewardStart | None, hidden: int, like: Tensor) -> None:
         self.value_head = nn.Linear(hidden, 1, dtype=like.dtype)
         with torch.no_grad():
             if start is not None:  # same affine as the normalized reward model, so first values live on its scale
@@ -121,12 +124,11 @@ class RolesModel(nn.Module):
 
     def named_trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trained tensors with role-prefixed names, policy first."""
-        own = (
-            adapters.adapter_parameters(self.model, POLICY)
-            if self.policy_copy is None
-            else (self.policy_copy.named_parameters())
-        )
-        named = [(f"{POLICY}.{k}", p) for k, p in own]
+        named: list[tuple[str, nn.Parameter]] = []
+        if self.has_policy:
+            copied = self.policy_copy
+            own = adapters.adapter_parameters(self.model, POLICY) if copied is None else copied.named_parameters()
+            named += [(f"{POLICY}.{k}", p) for k, p in own]
         if self.has_critic:
             named += [(f"{CRITIC}.{k}", p) for k, p in adapters.adapter_parameters(self.model, CRITIC)]
             named += [(f"{CRITIC}.value_head.{k}", p) for k, p in self.value_head.named_parameters()]
@@ -324,6 +326,11 @@ class RolesModel(nn.Module):
         if task not in ("read", "logprobs", "values", "scores"):
             raise ValueError(f"unknown task {task!r}")
         return getattr(self, task)(**inputs)
+
+
+def _critic_shape(init: RoleInit) -> Any:
+    """The critic's adapter: the reward model's where it starts from one."""
+    return init.critic_config if init.reward is None else init.reward.config
 
 
 def _back(values: Tensor, given: Tensor) -> Tensor:

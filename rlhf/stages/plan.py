@@ -33,6 +33,7 @@ from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
+from rlhf.stages.critic_ranks import critic_origin
 from rlhf.stages.reward_models import placement_rows, reward_models_of
 
 Plan = list[tuple[str, str]]
@@ -139,7 +140,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
     return [
         *_model_rows(source, config.model, None if whole else config.lora, config.model.chat_style, head=False),
-        ("critic", "an adapter of its own and a scalar head" if config.uses_critic else "none"),
+        ("critic", _critic_text(config, source)),
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),
         ("minibatch", minibatch),
@@ -152,6 +153,20 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         *_engine_rows(config),
         *_files(config.run_dir, "model/" if whole else "adapter/", "tokenizer/", "checkpoints/", "rollouts.jsonl"),
     ]  # fmt: skip
+
+
+def _critic_text(config: PpoConfig, source: ModelSource) -> str:
+    name = config.roles.critic
+    if not config.uses_critic or name is None:
+        return "an adapter of its own and a scalar head" if config.uses_critic else "none"
+    text = f"an adapter and a scalar head on {name}, on {config.placement.num_critic_ranks} ranks of its own"
+    if name.startswith((".", "/", "runs/")) and not Path(name).exists():
+        return text  # it is yet to be trained
+    origin = critic_origin(config, source)
+    if origin is None:
+        return text
+    trained, total = trained_parameters(origin.source, origin.model, config.lora, head=True)
+    return f"{text}, {trained + 1:,} of {total:,} parameters trained"
 
 
 def _reward_model_rows(config: PpoConfig, source: ModelSource) -> Plan:

@@ -21,8 +21,9 @@ from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.stages.judging import Judged, compute_advantages
-from rlhf.stages.passes import anchoring_passes, judging_passes, learning_passes
-from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, commit, finish, open_session, prompt_rows_of, start
+from rlhf.stages.passes import anchoring_passes, in_step_order, judging_passes, learning_passes
+from rlhf.stages.ppo_commit import commit, finish
+from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, open_session, prompt_rows_of, start
 from rlhf.stages.scoring import prompt_text
 from rlhf.workers.group import share
 from rlhf.workers.ppo_loss import Demonstrations
@@ -152,7 +153,12 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
         with run.spans.span("put"):
             ref = share(batch)
             anchor = _share_anchor(run)
+        asked = None if run.critic is None else run.critic.ask_to_learn(ref, batch.lengths, step, run.updates_done)
         learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy, anchor)[0]
+        if run.critic is not None and asked is not None:
+            with _timed(run, "critic"):  # what is left of it when the policy's ranks are done
+                learned = run.critic.join(learned, asked)
+        learned = {key: value for key, value in learned.items() if key != "norms"}
         run.updates_done += config.batch.epochs * config.minibatches
         if not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
             raise NumericsError(
@@ -168,7 +174,7 @@ def share_policy(run: PpoRun, learned: dict[str, Any]) -> dict[str, float]:
     with _timed(run, "share"):
         for _, _, batch in run.ahead:
             run.fleet.collect(batch)  # drawn by the version before; only then may the workers take the next
-        moved = learned["policy_trained"] > 0 and learned["grad_norm"] > 0
+        moved = learned["policy_trained"] > 0 and learned.get("grad_norm.policy", 0.0) > 0
         return run.channel.publish(must_differ=moved)
 
 
@@ -310,13 +316,13 @@ def _model_scores(run: PpoRun, found: dict[str, torch.Tensor], asked: Asked | No
 
 def _judge_on_ranks(run: PpoRun, batch: Experience) -> dict[str, torch.Tensor]:
     plan = judging_passes(run.config, batch.lengths)
-    rows_of = [plan.rows_of_rank(rank) for rank in range(len(plan.ranks))]
     with run.spans.span("put"):
         ref = share(batch)
-    parts = run.policy.scatter("judge", [(ref, passes) for passes in plan.ranks])
-    back = torch.empty(batch.num_sequences, dtype=torch.long)
-    back[torch.tensor([row for rows in rows_of for row in rows])] = torch.arange(batch.num_sequences)
-    return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
+    asked = None if run.critic is None else run.critic.ask_for_values(ref, batch.lengths)
+    found = in_step_order(plan, run.policy.scatter("judge", [(ref, passes) for passes in plan.ranks]))
+    if run.critic is not None and asked is not None:
+        found["values"] = run.critic.values(asked)
+    return found
 
 
 def _check_reference(config: PpoConfig, step: int, kl: torch.Tensor) -> None:

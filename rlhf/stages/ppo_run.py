@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
-from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.models.source import base_fingerprint, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.anchor import Anchor, load_anchor
+from rlhf.stages.critic_ranks import CriticRanks, critic_identity, critic_origin
 from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.passes import require_packing
 from rlhf.stages.profiling import Profiler
@@ -36,17 +36,16 @@ from rlhf.stages.resume import (
     stop_on_signals,
 )
 from rlhf.stages.reward_models import reward_models_of
-from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, rewind_samples, write_json
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, rewind_samples
 from rlhf.stages.scoring import Scorer, check_sources
 from rlhf.stages.share import AdapterChannel, store_bytes
-from rlhf.telemetry.environment import versions
 from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter
 from rlhf.telemetry.profile import STEP
 from rlhf.telemetry.spans import Recorder
 from rlhf.workers.fleet import Batch, RolloutFleet
 from rlhf.workers.group import WorkerGroup
-from rlhf.workers.placement import SCORER, Ask, Reservation, reserve
+from rlhf.workers.placement import CRITIC, SCORER, Ask, Reservation, reserve
 from rlhf.workers.policy_start import RewardModels
 from rlhf.workers.runtime import gpus_per_worker, ray_runtime
 from rlhf.workers.scorers import Scorers
@@ -80,9 +79,10 @@ class Session:
 
 @dataclass
 class PpoRun:
-    """One attempt: ranks, rollout workers, scorer workers if there are any, and where the run is.
+    """One attempt: ranks, rollout workers, scorer workers and ranks of the critic if there are any, and where it is.
 
     Attributes:
+        critic: ranks of a critic with a base of its own.
         step: steps done.
         ahead: rollouts under way, oldest first: (step, prompt rows, batch).
         next_draw: the first step whose rollouts have not been asked for.
@@ -93,6 +93,7 @@ class PpoRun:
     policy: WorkerGroup
     fleet: RolloutFleet
     scorers: Scorers | None
+    critic: CriticRanks | None
     channel: AdapterChannel
     kl: KLController
     description: dict[str, Any]
@@ -124,6 +125,7 @@ class PpoRun:
         if profiler.on:
             actors = {"policy": dict(enumerate(self.policy.actors)), "rollout": self.fleet.living}
             actors |= {} if self.scorers is None else {SCORER: self.scorers.actors}
+            actors |= {} if self.critic is None else {CRITIC: self.critic.actors}
             costs = profiler.costs or self.policy.call("counted_costs")[0]
             profiler.step_done(step, actors, costs, shared_reward=self.description["shared_reward"])
 
@@ -145,6 +147,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)
     check_sources(config.scores)
     models = reward_models_of(config, source, chat)
+    critic = critic_origin(config, source, chat)
     scorer = Scorer(config.scores, config.score)
     stack.callback(scorer.close)
     identity = identity_of(
@@ -156,9 +159,11 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
             *(("ptx", (*row["input_ids"], *row["labels"])) for row in (anchor.rows if anchor is not None else ())),
         ],
     )
+    identity |= critic_identity(config, critic)
     placement = config.placement
     num_workers = placement.num_ranks + placement.num_rollout_workers
     num_workers += placement.num_scorer_workers if models.separate else 0
+    num_workers += placement.num_critic_ranks if config.critic_is_apart else 0
     room = store_bytes(config, source)
     resources = stack.enter_context(ray_runtime(placement, num_workers=num_workers, store_bytes=room))
     stop = stack.enter_context(stop_on_signals())  # after Ray, which puts a handler of its own
@@ -167,7 +172,8 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     )
     store = open_store(config, run_dir)
     events = EventLog(run_dir)
-    restarts = RankRestarts("ppo", "policy", placement.num_ranks, config.recovery.max_restarts, events, run_dir)
+    ranks = {"policy": placement.num_ranks} | ({CRITIC: placement.num_critic_ranks} if config.critic_is_apart else {})
+    restarts = RankRestarts("ppo", ranks, config.recovery.max_restarts, events, run_dir)
     profiler = Profiler(run_dir, on=config.telemetry.profile)
     stack.callback(profiler.write)
     return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, anchor, scorer, models,
@@ -185,6 +191,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     policy = _launch_policy(session, places)
     stack.callback(policy.close)
     require_shared(policy, session.run_dir)
+    critic = _start_critic(session, places, stack)
     loans = policy.call("lend_base")
     fleet = RolloutFleet(
         _launch_rollout(session, places, loans, config.placement.num_rollout_workers, 0),
@@ -196,7 +203,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     scorers = _start_scorers(session, places)
     if scorers is not None:
         stack.callback(scorers.close)
-    description = _check_pairing(policy, fleet, session.chat)
+    description = _check_pairing(policy, fleet, critic, session.chat)
     require_packing(config, description["packs"])
     canary = list(session.prompt_ids[0])
     channel = AdapterChannel(
@@ -212,7 +219,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
         if config.kl.target is None
         else AdaptiveKLController(config.kl.coef, config.kl.target, config.kl.horizon)
     )
-    run = PpoRun(session, policy, fleet, scorers, channel, kl, description)
+    run = PpoRun(session, policy, fleet, scorers, critic, channel, kl, description)
     if resumed is None:
         channel.publish(must_differ=False)
     else:
@@ -221,86 +228,6 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     rewind_samples(session.run_dir / SAMPLES_FILE, run.step)
     session.restarts.resolved(run.step)
     return run
-
-
-def commit(run: PpoRun) -> Path:
-    """Writes everything that the run needs to go on exactly as one directory."""
-    session, store = run.session, run.session.store
-    if run.ahead:
-        run.ahead.clear()
-        run.next_draw = run.step  # only a stop that was asked for comes here: what was drawn ahead is drawn again
-    temporary = store.open()
-    tag = f"global_step{run.step}"
-    try:
-        names = run.policy.call("save_state", str(temporary), tag)[0]
-        run.policy.call("save", str(temporary / "policy"))
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return store.commit(
-        temporary,
-        run.step,
-        stage="ppo",
-        identity=session.identity,
-        metric=run.last.get("score_mean"),
-        versions=versions(),
-        state={
-            "tag": tag,
-            "trained": names,
-            "updates_done": run.updates_done,
-            "kl": run.kl.state_dict(),
-            "adapter_version": run.channel.version,
-            "adapter_sha256": run.channel.sha256,
-            "sync_history": run.channel.history,
-            "seconds": run.total_seconds,
-            "last": run.last,
-        },
-    )
-
-
-def finish(run: PpoRun) -> dict[str, Any]:
-    """Writes the policy, ``summary.json`` and, last of all, ``run.json``: its presence means that the run is whole."""
-    config, session = run.config, run.session
-    run.policy.call("save", str(session.run_dir))
-    source = resolve_model(config.model.name, config.model.revision)
-    history = run.channel.history
-    summary = {
-        "stage": "ppo",
-        "engine": run.description["engine"],
-        "zero_stage": run.description["zero_stage"],
-        "num_ranks": run.description["world_size"],
-        "trainable": run.description["trainable"],
-        "num_steps": run.step,
-        "seconds": run.total_seconds,
-        "seed": config.seed,
-        "kl": run.last["kl"],
-        "kl_limit": config.kl.limit,
-        "score_mean": run.last["score_mean"],
-        "sync": {
-            "max_logprob_diff": max(h["max_logprob_diff"] for h in history),
-            "bytes": history[-1]["bytes"],
-            "milliseconds": sorted(h["milliseconds"] for h in history)[len(history) // 2],
-        },
-        "adapter_version": run.channel.version,
-        "adapter_sha256": run.channel.sha256,
-        "restarts": {
-            "ranks": session.restarts.count,
-            "rollout_workers": run.fleet.num_restarts,
-            "scorer_workers": 0 if run.scorers is None else run.scorers.num_restarts,
-        },
-    }
-    write_json(session.run_dir / "summary.json", summary)
-    RunRecord(
-        stage="ppo",
-        base=source.base,
-        revision=source.revision,
-        adapter="adapter" if config.policy_weights == "adapter" else None,
-        quantization=config.model.quantization,
-        chat_style=config.model.chat_style,
-        chat_fingerprint=session.chat.fingerprint(),
-        base_sha256=base_fingerprint(source.base),
-    ).write(session.run_dir)
-    return summary
 
 
 def prompt_rows_of(config: PpoConfig, num_prompts: int, step: int) -> list[int]:
@@ -313,6 +240,8 @@ def _restore(run: PpoRun, resumed: Resumed) -> None:
     manifest = resumed.manifest
     state = manifest.state
     run.policy.call("load_state", str(resumed.path), state["tag"], state["trained"])
+    if run.critic is not None:
+        run.critic.load_state(resumed.path, state["tag"], state["trained_critic"])
     run.step = run.next_draw = manifest.step
     run.updates_done, run.last = state["updates_done"], state["last"]
     run.seconds_before = state["seconds"]
@@ -333,6 +262,9 @@ def reserve_places(session: Session) -> Reservation | None:
     if session.reward_models.separate:
         gpus = gpus_per_worker(placement.gpus_per_scorer_worker, resources)
         asks.append(Ask.of(SCORER, placement.num_scorer_workers, placement, gpus))
+    if session.config.critic_is_apart:
+        gpus = gpus_per_worker(placement.gpus_per_critic_rank, resources)
+        asks.append(Ask.of(CRITIC, placement.num_critic_ranks, placement, gpus))
     return reserve(placement, asks)
 
 
@@ -340,6 +272,16 @@ def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
     config, gpus = session.config, session.config.placement.gpus_per_rank
     worker = ("policy", "rlhf.workers.policy:PolicyWorker")
     return _launch(session, places, *worker, (config,), config.placement.num_ranks, gpus, collective=True)
+
+
+def _start_critic(session: Session, places: Reservation | None, stack: ExitStack) -> CriticRanks | None:
+    config, placement = session.config, session.config.placement
+    if not config.critic_is_apart:
+        return None
+    worker, size, gpus = "rlhf.workers.critic:CriticWorker", placement.num_critic_ranks, placement.gpus_per_critic_rank
+    group = _launch(session, places, CRITIC, worker, (config,), size, gpus, collective=True)
+    stack.callback(group.close)
+    return CriticRanks(group, config, session.run_dir)
 
 
 def _launch_rollout(
@@ -391,9 +333,12 @@ def _launch(
     return session.profiler.watch(group)
 
 
-def _check_pairing(policy: WorkerGroup, fleet: RolloutFleet, chat: ChatFormat) -> dict[str, Any]:
+def _check_pairing(
+    policy: WorkerGroup, fleet: RolloutFleet, critic: CriticRanks | None, chat: ChatFormat
+) -> dict[str, Any]:
     trainers, workers = policy.call("describe"), fleet.call("describe").values()
-    prints = {d["chat_fingerprint"] for d in [*trainers, *workers]} | {chat.fingerprint()}
+    critics = [] if critic is None else critic.descriptions
+    prints = {d["chat_fingerprint"] for d in [*trainers, *workers, *critics]} | {chat.fingerprint()}
     if len(prints) != 1:
         raise WeightSyncError("trainer, rollout workers and driver render text differently: the tokenizers differ")
     return trainers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,12 @@ class RankRestarts:
     """Counts restarts and puts each fault on record, with what became of it.
 
     Attributes:
-        role: of the ranks, as their ``WorkerGroup`` calls them.
+        ranks: how many there are of each role, as their ``WorkerGroup`` calls it; all are rebuilt together.
         limit: ``recovery.max_restarts``.
     """
 
     stage: str
-    role: str
-    num_ranks: int
+    ranks: Mapping[str, int]
     limit: int
     events: EventLog
     run_dir: Path
@@ -41,9 +41,11 @@ class RankRestarts:
             self.events.fault_fatal(fault, restarts=self.count)
             raise error
         self.count += 1
-        report_restart(self.role, stage=self.stage, run_dir=self.run_dir)
+        for role in self.ranks:
+            report_restart(role, stage=self.stage, run_dir=self.run_dir)
 
     def resolved(self, step: int) -> None:
         """All ranks are back, ``step`` steps being done."""
-        for rank in range(self.num_ranks):
-            self.events.fault_resolved(f"{self.role}-{rank}", step=step)
+        for role, count in self.ranks.items():
+            for rank in range(count):
+                self.events.fault_resolved(f"{role}-{rank}", step=step)

@@ -124,6 +124,11 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None
             f"{path} was written by {saved.get('num_ranks')} ranks, this run has {present['num_ranks']}: set "
             f"placement.num_ranks={saved.get('num_ranks')}, or start a new run from its adapter"
         )
+    if (critics := present.get("num_critic_ranks")) and saved.get("num_critic_ranks", critics) != critics:
+        raise CheckpointError(
+            f"{path} was written by {saved['num_critic_ranks']} critic ranks, this run has {critics}: set "
+            f"placement.num_critic_ranks={saved['num_critic_ranks']}"
+        )
     before, now = saved.get("config", {}), present["config"]
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
@@ -135,10 +140,11 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None
         )
     names = {
         "base_sha256": "the base model's weights have",
+        "critic_base_sha256": "the weights of the critic's base have",
         "chat_fingerprint": "the tokenizer or chat template has",
         "data_sha256": "the data has",
     }
-    what = next((text for key, text in names.items() if saved.get(key) != present[key]), "its description has")
+    what = next((text for key, text in names.items() if saved.get(key) != present.get(key)), "its description has")
     raise CheckpointError(
         f"{path}: {what} changed since the checkpoint was written: put the old files back to go on, set another "
         "run_dir, or set this one aside with --fresh"

@@ -82,9 +82,8 @@ def train_on_ranks(
         data=[digest_rows(part) for part in rows],
     )
     events = EventLog(run_dir)
-    restarts = RankRestarts(
-        config.stage, config.stage, placement.num_ranks, config.recovery.max_restarts, events, run_dir
-    )
+    ranks: dict[str, int] = {config.stage: placement.num_ranks}
+    restarts = RankRestarts(config.stage, ranks, config.recovery.max_restarts, events, run_dir)
     with (
         MetricsWriter(run_dir, tensorboard=telemetry.tensorboard, wandb_project=telemetry.wandb_project) as metrics,
         ray_runtime(placement, num_workers=placement.num_ranks) as resources,

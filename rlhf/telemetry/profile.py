@@ -37,8 +37,10 @@ WORKER_KINDS = {
 }
 DRIVER_KINDS = {"scores": "score.functions", "put": STORE, "checkpoint": "checkpoint"}
 KINDS = ("generate", "score.pass", "score.models", "score.functions", "score.rest", "learn.forward", "learn.loss",
-         "learn.backward", "learn.optimizer", "learn.rest", "sync.snapshot", "sync.install", "sync.canary",
-         "checkpoint", OTHER, DRIVER, STORE, OVERHEAD, IDLE)  # fmt: skip
+         "learn.backward", "learn.optimizer", "learn.rest", "critic.score", "critic.learn", "sync.snapshot",
+         "sync.install", "sync.canary", "checkpoint", OTHER, DRIVER, STORE, OVERHEAD, IDLE)  # fmt: skip
+APART = {"critic": {"score": "critic.score", "learn": "critic.learn"}}
+"""Roles in workers of their own whose work has the spans of another role: in the step it has kinds of its own."""
 ACTS = ("act", "judge", "learn", "share", "checkpoint")
 
 
@@ -122,7 +124,7 @@ def step_pieces(step: StepSpans, lanes: Mapping[str, list[Piece]]) -> list[Piece
         for one in max(inside, key=_busy, default=[]):
             if one.start > at:
                 found.append(Piece(at, one.start, OVERHEAD))
-            found.append(one)
+            found.append(one._replace(kind=APART.get(role, {}).get(one.kind.partition(".")[0], one.kind)))
             at = one.end
         if piece.end > at:
             found.append(Piece(at, piece.end, OVERHEAD))

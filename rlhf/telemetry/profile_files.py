@@ -25,6 +25,8 @@ LABELS = {
     "learn.backward": "learn: backward",
     "learn.optimizer": "learn: optimizer",
     "learn.rest": "learn: rest",
+    "critic.score": "critic of its own: score",
+    "critic.learn": "critic of its own: learn",
     "sync.snapshot": "sync: pack the adapter",
     "sync.install": "sync: install",
     "sync.canary": "sync: canary",

@@ -20,7 +20,7 @@ from rlhf.telemetry.svg import GRID, INK, MUTED, SERIES_COLORS, figure_to_svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GROUPS = {"generate": 0, "score": 1, "learn": 2, "sync": 3, "ray": 4, "driver": 5}
+GROUPS = {"generate": 0, "score": 1, "learn": 2, "sync": 3, "ray": 4, "driver": 5, "critic": 2}
 SHADES = {
     "learn.backward": 0.75,
     "learn.optimizer": 0.5,
@@ -29,6 +29,8 @@ SHADES = {
     "score.models": 0.75,
     "score.functions": 0.55,
     "score.rest": 0.4,
+    "critic.learn": 0.6,
+    "critic.score": 0.42,
     "sync.install": 0.75,
     "sync.canary": 0.5,
     "ray.store": 0.5,

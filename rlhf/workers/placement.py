@@ -24,7 +24,7 @@ SAY_SECONDS = 5.0
 """How often a wait says what is missing."""
 LOST_SECONDS = 15.0
 """How long the cluster may stay without the nodes that a group needs, when no autoscaler adds any."""
-ROLLOUT, SCORER = "rollout", "scorer"
+ROLLOUT, SCORER, CRITIC = "rollout", "scorer", "critic"
 """Roles with node labels of their own; all others are training ranks."""
 Resources = dict[str, float]
 
@@ -42,7 +42,11 @@ class Ask:
     def of(cls, role: str, size: int, placement: PlacementConfig, gpus: float) -> Ask:
         """The ask of a group as the config describes it."""
         wanted = {"CPU": placement.cpus_per_worker, "GPU": gpus}
-        own_labels = {ROLLOUT: placement.rollout_labels, SCORER: placement.scorer_labels}
+        own_labels = {
+            ROLLOUT: placement.rollout_labels,
+            SCORER: placement.scorer_labels,
+            CRITIC: placement.critic_labels,
+        }
         pairs = (label.partition("=") for label in own_labels.get(role, placement.rank_labels))
         return cls(role, size, {k: v for k, v in wanted.items() if v}, {key: value for key, _, value in pairs})
 
@@ -277,8 +281,8 @@ def _missing(plans: Sequence[Sequence[Bundle]]) -> str:
 def _remedy(placement: PlacementConfig) -> str:
     waiting = "" if placement.wait_for_nodes else "; placement.wait_for_nodes=true waits for an autoscaler"
     return (
-        "Lower placement.num_ranks, num_rollout_workers, num_scorer_workers, cpus_per_worker or gpus_per_rank, change "
-        f"placement.strategy={placement.strategy}, end other jobs, or add nodes{waiting}"
+        "Lower placement.num_ranks, num_rollout_workers, num_scorer_workers, num_critic_ranks, cpus_per_worker or "
+        f"gpus_per_rank, change placement.strategy={placement.strategy}, end other jobs, or add nodes{waiting}"
     )
 
 

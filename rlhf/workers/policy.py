@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,12 @@ from torch import Tensor
 
 from rlhf.algos.losses import sft_anchor_loss
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
-from rlhf.config import PpoConfig, derive_seed
+from rlhf.config import PpoConfig
 from rlhf.data.chat import chat_format
-from rlhf.engine.clipping import ParameterGroup
-from rlhf.engine.engine import TrainEngine, init_process_group, learning_rate_scale
-from rlhf.errors import CheckpointError, NumericsError
+from rlhf.engine.engine import learning_rate_scale
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, lend, lendable
-from rlhf.models.loading import load_causal_lm, to_device, torch_dtype
-from rlhf.models.operations import UpdateCosts, product_peak, update_costs
+from rlhf.models.loading import load_causal_lm, to_device
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
@@ -33,18 +28,17 @@ from rlhf.workers.context import WorkerContext
 from rlhf.workers.heap import give_back, shares_gpu
 from rlhf.workers.policy_start import place_reward_models, role_init, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
+from rlhf.workers.training_rank import TrainingRank, p_numel, pad_columns
 
-logger = logging.getLogger(__name__)
 
+class PolicyWorker(TrainingRank):
+    """One DeepSpeed rank that holds the base once, with policy, reference, critic and reward adapters on it.
 
-class PolicyWorker:
-    """One DeepSpeed rank that holds the base once, with policy, reference, critic and reward adapters on it."""
+    A critic with a base of its own is not here (``rlhf.workers.critic``).
+    """
 
     def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
-        self.context, self.config, self.spans = context, config, context.spans
-        torch.set_num_threads(config.placement.threads_per_worker)
-        torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
-        init_process_group(config.placement.collective_timeout_seconds)
+        super().__init__(context, config)
         source = resolve_model(config.model.name, config.model.revision)
         self.tokenizer = load_tokenizer(source, config.model)
         self.chat = chat_format(self.tokenizer, config.model.chat_style)
@@ -61,33 +55,20 @@ class PolicyWorker:
         self.shared_score = models.shared_index
         own = trained_copy(base, source) if config.policy_weights == "full" else None
         init = role_init(config, source, self.policy_config, models, own)
-        self.roles = RolesModel(base, init, suppress_ids=(self.tokenizer.pad_token_id,))
-        self.roles.trains_entropy = config.loss.entropy_coef > 0
-        self._set_dropout_off()
-        if config.model.gradient_checkpointing:
-            self.roles.enable_checkpointing(use_reentrant=config.engine.zero_stage == 3)
-        if config.roles.recompute_feed_forward:
-            self.roles.recompute_feed_forward()
-        context.beat_with(self.roles)
-        self.engine = self._build_engine()
+        roles = RolesModel(base, init, suppress_ids=(self.tokenizer.pad_token_id,))
+        roles.trains_entropy = config.loss.entropy_coef > 0
+        self.build(roles, base, whole_policy=own is not None)
         self.parts = self._snapshot_parts()
-        learning = {role: count for role, count in self.describe()["trainable"].items() if count}
-        self.costs = update_costs(base, learning, whole_policy=own is not None)
-        self.peak = product_peak(self.engine.device, torch_dtype(config.model))
-        self.policy_weight = 1.0
-        self.nonfinite_in_a_row = 0
         self._published: np.ndarray | None = None
-        self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
 
     def describe(self) -> dict[str, Any]:
         """What runs here, for the summary and for checks in the driver."""
-        trained = self.roles.named_trained()
         return {
             "engine": self.engine.type_name,
             "zero_stage": self.engine.zero_stage,
             "world_size": self.engine.world_size,
             "chat_fingerprint": self.chat.fingerprint(),
-            "trainable": {role: sum(p_numel(p) for n, p in trained if n.startswith(role)) for role in (POLICY, CRITIC)},
+            "trainable": self.trainable(),
             "shared_reward": self.shared_score is not None,
             "packs": self.roles.mixes,
             "snapshot_parts": len(self.parts),
@@ -96,10 +77,6 @@ class PolicyWorker:
     def lend_base(self) -> Loan | None:
         """The frozen base for the rollout worker on the same GPU; None where there is none to share."""
         return lend(self._lendable)
-
-    def counted_costs(self) -> UpdateCosts:
-        """What a token costs each trained role, for a profile."""
-        return self.costs
 
     @torch.no_grad()
     def judge(self, batch: Experience, passes: tuple[Microbatch, ...]) -> dict[str, Tensor]:
@@ -157,56 +134,20 @@ class PolicyWorker:
                 scale = learning_rate_scale(self.config.optim, update, self.total_updates)
                 with self.spans.span("learn.optimizer"):
                     norms = self.engine.step(scale, frozen=frozen)
-                self._count_nonfinite(norms, plan, epoch_totals)
+                self.count_update(norms, plan, epoch_totals)
                 update += 1
             epochs_run += 1
-            totals.grad_norms += epoch_totals.grad_norms
-            totals.num_skipped += epoch_totals.num_skipped
+            totals.norms += epoch_totals.norms
             totals.ratio_first = max(totals.ratio_first, epoch_totals.ratio_first)
             totals.add(**epoch_totals.sums)
             reduced = self.engine.all_reduce_sum({k: float(v) for k, v in epoch_totals.sums.items()})
             stop = self.config.loss.epoch_kl_stop
             if stop is not None and reduced["approx_kl"] / max(1.0, reduced["tokens"]) > stop:
                 break
-        metrics = self._read_out(totals, update - first_update, epochs_run, started)
+        metrics = self.read_out(totals, started)
+        metrics |= {"epochs_run": epochs_run, "policy_trained": self.policy_weight}
         give_back()
         return metrics
-
-    def _count_nonfinite(self, norms: dict[str, float], plan: MinibatchPlan, totals: LearnTotals) -> None:
-        """Every rank sees the same norms, so all ranks skip, count and stop alike."""
-        if all(map(math.isfinite, norms.values())):
-            self.nonfinite_in_a_row = 0
-            totals.grad_norms.append(norms)
-            return
-        self.nonfinite_in_a_row += 1
-        totals.num_skipped += 1
-        logger.warning("update skipped: its gradient is not finite; sequences %s", list(plan.rows))
-        if self.nonfinite_in_a_row > self.config.recovery.max_nonfinite_updates:
-            raise NumericsError(
-                f"{self.nonfinite_in_a_row} updates in a row had a gradient that is not finite "
-                f"(recovery.max_nonfinite_updates={self.config.recovery.max_nonfinite_updates}); the last one was over "
-                f"sequences {list(plan.rows)} of the step: lower optim.learning_rate, or look at these rows' scores"
-            )
-
-    def save_state(self, directory: str, tag: str) -> list[str]:
-        """Writes this rank's part of a checkpoint; the driver commits it. Returns the names of the trained tensors."""
-        own = {"policy_weight": self.policy_weight, "nonfinite_in_a_row": self.nonfinite_in_a_row}
-        self.engine.save_state(Path(directory), tag, own)
-        return [name for name, _ in self.roles.named_trained()]
-
-    def load_state(self, directory: str, tag: str, names: list[str]) -> None:
-        """Takes over this rank's part of a checkpoint that the driver has verified.
-
-        Raises:
-            CheckpointError: it holds other trained tensors than this model has.
-        """
-        here = [name for name, _ in self.roles.named_trained()]
-        if here != names:
-            odd = sorted(set(here) ^ set(names))[:3]
-            raise CheckpointError(f"{directory} was written for other trained tensors, e.g. {', '.join(odd)}")
-        own = self.engine.load_state(Path(directory), tag)
-        self.policy_weight = own["policy_weight"]
-        self.nonfinite_in_a_row = own["nonfinite_in_a_row"]
 
     def snapshot(self, version: int, part: int = 0) -> Snapshot | None:
         """A part of the policy's trained tensors as one flat buffer; only rank 0 returns it, all ranks take part."""
@@ -248,15 +189,6 @@ class PolicyWorker:
         self.tokenizer.save_pretrained(str(target / "tokenizer"))
         return str(target)
 
-    def _set_dropout_off(self) -> None:
-        """Old and new log-probs must come from the same function: dropout would make the first ratio differ from 1."""
-        for module in self.roles.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            for name, value in list(vars(module).items()):
-                if "dropout" in name and isinstance(value, float):
-                    setattr(module, name, 0.0)
-
     def _snapshot_parts(self) -> list[tuple[str, ...]]:
         """Names of the policy's tensors by message: an adapter is one, a whole policy as many as its size asks for."""
         named = [
@@ -272,26 +204,6 @@ class PolicyWorker:
         tied = {n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
         whole = {name: trained[own] for name, own in tied.items()}
         return whole | {n: b for n, b in model.state_dict().items() if n not in whole}
-
-    def _build_engine(self) -> TrainEngine:
-        trained = self.roles.named_trained()
-        optim, config = self.config.optim, self.config
-        settings = [(POLICY, optim.learning_rate, optim.max_grad_norm)]
-        if self.roles.has_critic:
-            rate, limit = config.critic_learning_rate, config.critic_max_grad_norm
-            settings.append((CRITIC, rate or optim.learning_rate, limit or optim.max_grad_norm))
-        groups = [
-            ParameterGroup(role, [p for n, p in trained if n.startswith(role)], rate, limit)
-            for role, rate, limit in settings
-        ]
-        return TrainEngine(
-            self.roles,
-            groups,
-            optim,
-            self.config.engine,
-            dtype=torch_dtype(self.config.model),
-            microbatch=self.config.batch.microbatch_sequences_per_gpu,
-        )
 
     def _judge_part(self, part: Experience) -> dict[str, Tensor]:
         roles = [POLICY, REFERENCE]
@@ -357,32 +269,3 @@ class PolicyWorker:
                 temperature=self.config.rollout.temperature if temperature is None else temperature,
                 want_values=want_values,
             )
-
-    def _read_out(self, totals: LearnTotals, updates: int, epochs_run: int, started: float) -> dict[str, Any]:
-        reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})
-        operations, whole_peak = reduced.pop("operations"), reduced.pop("peak")
-        tokens = max(1.0, reduced.pop("tokens"))
-        worst = torch.tensor([totals.ratio_first, time.perf_counter() - started], device=self.engine.device)
-        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        ratio_first, seconds = worst.tolist()
-        per_update = {"policy_loss", "value_loss", "kl_loss", "ptx_loss"}
-        metrics: dict[str, Any] = {k: v / (updates if k in per_update else tokens) for k, v in reduced.items()}
-        metrics["ratio_first"] = ratio_first
-        metrics |= totals.mean_norms()
-        metrics["updates"], metrics["epochs_run"] = updates, epochs_run
-        metrics["updates_skipped"] = totals.num_skipped
-        metrics["policy_trained"] = self.policy_weight
-        speed = operations / seconds
-        metrics["speed"] = {"learn_tflops": speed / 1e12, "learn_peak_share": speed / whole_peak}
-        return metrics
-
-
-def p_numel(parameter: torch.nn.Parameter) -> int:
-    """Elements of a parameter, also when ZeRO-3 has partitioned it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def pad_columns(tensor: Tensor, width: int) -> Tensor:
-    """Pads (rows, columns) with zeros on the right."""
-    missing = width - tensor.shape[1]
-    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor

@@ -127,14 +127,14 @@ def role_init(
     models: RewardModels,
     policy_copy: PreTrainedModel | None = None,
 ) -> RoleInit:
-    """First states of policy, critic and the reward model that shares the base, if one does."""
+    """First states of policy, reward model and critic, of the last two where they share the base."""
     return RoleInit(
         policy_config,
         adapters.read_adapter_file(source.adapter)[0] if source.adapter else None,
         policy_copy,
         _reward_start(models, policy_config),
         holds_reward=models.holds_fitting,
-        critic_config=adapters.peft_config(config.lora) if config.uses_critic else None,
+        critic_config=adapters.peft_config(config.lora) if config.critic_shares_base else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,20 +22,29 @@ class LearnTotals:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     ratio_first: float = 0.0
-    grad_norms: list[dict[str, float]] = field(default_factory=list)
-    """By role, one per update that was made."""
-    num_skipped: int = 0
+    norms: list[dict[str, float] | None] = field(default_factory=list)
+    """Per update, each role's before clipping; None for one that was skipped."""
 
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().cpu()
 
+    @property
+    def num_skipped(self) -> int:
+        """Updates whose gradient was not finite."""
+        return self.norms.count(None)
+
     def mean_norms(self) -> dict[str, float]:
         """Means over the updates before clipping: ``grad_norm`` of all roles together, ``grad_norm.ROLE`` of each."""
-        made = max(1, len(self.grad_norms))
-        roles = {role for norms in self.grad_norms for role in norms}
-        means = {f"grad_norm.{role}": sum(norms[role] for norms in self.grad_norms) / made for role in sorted(roles)}
-        return {"grad_norm": sum(math.hypot(*norms.values()) for norms in self.grad_norms) / made, **means}
+        return mean_norms([norms for norms in self.norms if norms is not None])
+
+
+def mean_norms(norms: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over updates of the roles' norms: ``grad_norm`` of all together, ``grad_norm.ROLE`` of each."""
+    made = max(1, len(norms))
+    roles = sorted({role for one in norms for role in one})
+    means = {f"grad_norm.{role}": sum(one[role] for one in norms) / made for role in roles}
+    return {"grad_norm": sum(math.hypot(*one.values()) for one in norms) / made, **means}
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def ppo_loss(
         policy = losses.ppo_dual_clip_loss(
             logprobs, part.old_logprobs, part.advantages, mask, dual_clip=cfg.dual_clip, **clip
         )
-    loss, value_term = policy.loss, torch.zeros((), device=mask.device)
+    loss = policy.loss
     totals.add(
         policy_loss=policy.loss,
         clip_fraction=policy.clip_fraction_sum,
@@ -93,19 +103,27 @@ def ppo_loss(
         approx_kl=kl_k3(part.old_logprobs, logprobs.detach(), mask).sum(),
         tokens=policy.num_tokens,
     )
-    if values is not None:
-        if cfg.value_clip is None:
-            value = losses.value_loss(values, part.returns, mask, denominator=denominator)
-        else:
-            value = losses.clipped_value_loss(
-                values, part.values, part.returns, mask, clip=cfg.value_clip, denominator=denominator
-            )
-        value_term = cfg.value_coef * value.loss
-        totals.add(value_loss=value.loss, value_clip_fraction=value.clip_fraction_sum)
     if config.kl.mode == "loss":
         term = losses.kl_loss_by_name(config.kl.estimator)(logprobs, part.ref_logprobs, mask, denominator=denominator)
         loss = loss + kl_coef * term
         totals.add(kl_loss=term)
     if cfg.entropy_coef > 0:
         loss = loss - cfg.entropy_coef * entropies.masked_fill(~mask, 0.0).sum() / denominator
-    return policy_weight * loss + value_term, policy
+    loss = policy_weight * loss
+    return loss if values is None else loss + value_term(config, part, values, denominator, totals), policy
+
+
+def value_term(config: PpoConfig, part: Experience, values: Tensor, denominator: float, totals: LearnTotals) -> Tensor:
+    """The critic's part of the loss, ``loss.value_coef`` in it; ``values`` are (batch, response).
+
+    Args:
+        totals: gets the terms of this micro-batch.
+    """
+    cfg, mask = config.loss, part.response_mask
+    if cfg.value_clip is None:
+        value = losses.value_loss(values, part.returns, mask, denominator=denominator)
+    else:
+        clip = cfg.value_clip
+        value = losses.clipped_value_loss(values, part.values, part.returns, mask, clip=clip, denominator=denominator)
+    totals.add(value_loss=value.loss, value_clip_fraction=value.clip_fraction_sum)
+    return cfg.value_coef * value.loss

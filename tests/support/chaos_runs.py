@@ -25,6 +25,7 @@ from tests.support.runtime import ActorPool, gone
 FRAGILE = {
     "rlhf.workers.rollout:RolloutWorker": "tests.support.chaos_workers:FragileRollout",
     "rlhf.workers.policy:PolicyWorker": "tests.support.chaos_workers:FragilePolicy",
+    "rlhf.workers.critic:CriticWorker": "tests.support.chaos_workers:FragileCritic",
     "rlhf.workers.scorer:ScorerWorker": "tests.support.chaos_workers:FragileScorer",
 }
 NOT_COMPARED = ("time", "seconds.", "speed.", "sync.milliseconds", "redispatched")

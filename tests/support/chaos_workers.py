@@ -15,6 +15,7 @@ from rlhf.errors import WorkerError
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.critic import CriticWorker
 from rlhf.workers.policy import PolicyWorker
 from rlhf.workers.rollout import RolloutWorker
 from rlhf.workers.scorer import ScorerWorker
@@ -100,6 +101,24 @@ class FragilePolicy(PolicyWorker):
     def _reach(self, name: str) -> None:
         if self._step >= 0:
             self.faults.reach(f"{name}-{self._step}-{self.context.rank}")
+
+
+class FragileCritic(CriticWorker):
+    """States ``critic-STEP-RANK``, before the first micro-batch of a step, and ``critic-save-STEP-RANK``."""
+
+    def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
+        self.faults, self._step = Faults(Path(context.run_dir)), -1
+        super().__init__(context, config)
+
+    def learn(self, batch: Any, epochs: list[Any], first_update: int) -> dict[str, float]:
+        self._step = first_update // (self.config.batch.epochs * self.config.minibatches)
+        self.faults.reach(f"critic-{self._step}-{self.context.rank}")
+        return super().learn(batch, epochs, first_update)
+
+    def save_state(self, directory: str, tag: str) -> list[str]:
+        found = super().save_state(directory, tag)
+        self.faults.reach(f"critic-save-{self._step}-{self.context.rank}")
+        return found
 
 
 class FragileScorer(ScorerWorker):

@@ -13,12 +13,14 @@ from torch import Tensor
 
 import rlhf.engine.engine as engine_module
 import rlhf.models.output as output_module
+import rlhf.workers.critic as critic_module
 import rlhf.workers.policy as policy_module
 from rlhf.config import PpoConfig, SamplingConfig
 from rlhf.engine.zero import deepspeed_config
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.critic import CriticWorker
 from rlhf.workers.policy import PolicyWorker
 from rlhf.workers.rollout import RolloutWorker
 
@@ -199,3 +201,32 @@ class NanPolicy(PolicyWorker):
             super()._minibatch(*args, **kwargs)
         finally:
             policy_module.ppo_loss = sound
+
+
+class NanCritic(CriticWorker):
+    """The last rank's value loss is not a number in the updates that a file in the run directory lists."""
+
+    def learn(self, batch: Any, epochs: list[Any], first_update: int) -> dict[str, float]:
+        self._nan = set(json.loads(Path(self.config.run_dir, NAN_UPDATES).read_text()))
+        self._update = first_update
+        return super().learn(batch, epochs, first_update)
+
+    def _minibatch(self, *args: Any, **kwargs: Any) -> None:
+        spoiled = self._update in self._nan and self.context.rank == self.context.num_ranks - 1
+        self._update += 1
+        sound = critic_module.value_term
+        critic_module.value_term = (lambda *inputs: sound(*inputs) * float("nan")) if spoiled else sound
+        try:
+            super()._minibatch(*args, **kwargs)
+        finally:
+            critic_module.value_term = sound
+
+
+class ForgetsCritic(CriticWorker):
+    """Resumes with the weights alone; the moments start at zero."""
+
+    def load_state(self, directory: str, tag: str, names: list[str]) -> None:
+        engine = self.engine._engine
+        load = engine.load_checkpoint
+        engine.load_checkpoint = lambda *a, **k: load(*a, **{**k, "load_optimizer_states": False})
+        super().load_state(directory, tag, names)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
+from rlhf.workers.critic import CriticWorker
 from rlhf.workers.policy import PolicyWorker
 from tests.support.pages import file_pages
 
@@ -84,22 +85,40 @@ class DigestedPolicy(PolicyWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.start = self._frozen()
+        self.start = frozen_digests(self.roles)
 
     def learn(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        figures, now = super().learn(*args, **kwargs), self._frozen()
-        changed = [name for name in self.start | now if self.start.get(name) != now.get(name)]
-        told = {"frozen": len(now), "frozen_changed": len(changed), "shares_reward": self.shared_score == 0}
-        return {**figures, **told}
+        figures = super().learn(*args, **kwargs)
+        return {**figures, **told(self.start, self.roles), "shares_reward": self.shared_score == 0}
 
-    def _frozen(self) -> dict[str, str]:
-        """sha256 by name; of this rank's piece under ZeRO-3, with the scales of quantized weights."""
-        trained, found = {id(p) for _, p in self.roles.named_trained()}, {}
-        for name, parameter in self.roles.named_parameters():
-            if id(parameter) in trained:
-                continue
-            scales: Any = getattr(parameter, "quant_state", None)
-            tensors = [getattr(parameter, "ds_tensor", parameter), *([scales.absmax] if scales is not None else [])]
-            raw = [t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
-            found[name] = hashlib.sha256(b"".join(raw)).hexdigest()
-        return found
+
+class DigestedCritic(CriticWorker):
+    """The same of a critic on a base of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.start = frozen_digests(self.roles)
+
+    def learn(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        figures = super().learn(*args, **kwargs)
+        return {**figures, **told(self.start, self.roles)}
+
+
+def told(start: dict[str, str], roles: RolesModel) -> dict[str, int]:
+    """How many frozen tensors there are, and how many have changed since ``start``."""
+    now = frozen_digests(roles)
+    changed = [name for name in start | now if start.get(name) != now.get(name)]
+    return {"frozen": len(now), "frozen_changed": len(changed)}
+
+
+def frozen_digests(roles: RolesModel) -> dict[str, str]:
+    """sha256 by name; of this rank's piece under ZeRO-3, with the scales of quantized weights."""
+    trained, found = {id(p) for _, p in roles.named_trained()}, {}
+    for name, parameter in roles.named_parameters():
+        if id(parameter) in trained:
+            continue
+        scales: Any = getattr(parameter, "quant_state", None)
+        tensors = [getattr(parameter, "ds_tensor", parameter), *([scales.absmax] if scales is not None else [])]
+        raw = [t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
+        found[name] = hashlib.sha256(b"".join(raw)).hexdigest()
+    return found

@@ -76,10 +76,12 @@ def run(config: PpoConfig, pool: ActorPool, **substitutes: str) -> Finished:
     """Runs the recipe on the pool's actors.
 
     Args:
-        substitutes: ``PolicyWorker``, ``RolloutWorker`` or ``ScorerWorker`` = another class as "module:Class".
+        substitutes: ``PolicyWorker``, ``CriticWorker``, ``RolloutWorker`` or ``ScorerWorker`` = another class as
+            "module:Class".
     """
     homes = {
         "PolicyWorker": "rlhf.workers.policy:PolicyWorker",
+        "CriticWorker": "rlhf.workers.critic:CriticWorker",
         "RolloutWorker": "rlhf.workers.rollout:RolloutWorker",
         "ScorerWorker": "rlhf.workers.scorer:ScorerWorker",
     }

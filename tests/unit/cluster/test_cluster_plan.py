@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,36 @@ def test_reward_models_of_their_own_have_workers_of_their_own(capsys: pytest.Cap
     assert same["gpus"] == 8.5 and any("policy's shape" in note for note in same["notes"])
     with pytest.raises(ConfigError, match=r"roles\.layout=shared has room for one"):
         roles("--reward-shape", "llama-3.2-1b", "roles.layout=shared")
+
+
+def test_a_critic_on_a_base_of_its_own_has_ranks_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def found(*rest: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        plain = plan(capsys, "--config", PPO, "--shape", "llama-3.2-1b", *rest)[1]
+        return {role["role"]: role for role in plain["roles"]}, plain
+
+    shared, before = found("engine.zero_stage=2")
+    apart = ("--critic-shape", "llama-7b", "roles.critic=runs/reward-7b", "placement.num_critic_ranks=2")
+    roles, after = found(*apart, "engine.zero_stage=2")
+    assert "critic" not in shared and roles["critic"]["processes"] == 2
+    assert after["gpus_needed"] == before["gpus_needed"] + 2
+    assert roles["critic"]["weights"] == pytest.approx(2 * SHAPES["llama-7b"].parameters)
+    assert roles["trainer"]["optimizer"] < 0.6 * shared["trainer"]["optimizer"], "the ranks hold no critic"
+    assert roles["trainer"]["activations"] < shared["trainer"]["activations"]
+    four, _ = found(*apart, "engine.zero_stage=2", "placement.num_critic_ranks=4")
+    assert four["critic"]["optimizer"] == pytest.approx(roles["critic"]["optimizer"] / 2, rel=1e-3)
+    cut, _ = found(*apart, "engine.zero_stage=3")
+    assert cut["critic"]["weights"] == pytest.approx(roles["critic"]["weights"] / 2, rel=0.01)
+    seconds = after["estimate"]["seconds"]
+    assert seconds["learn"] > 2 * before["estimate"]["seconds"]["learn"], "the larger critic is waited for"
+    large = ("--gpu", "l4", "--critic-shape", "llama-3-70b", "roles.critic=runs/reward-70b")
+    assert main(["--config", PPO, "--shape", "llama-3.2-1b", *large]) == 1
+    answer = capsys.readouterr().out
+    assert re.search(r"would fit with engine.zero_stage=3 .*num_ranks=(\d+) placement.num_critic_ranks=\1 and", answer)
+    assert "held as that run was trained" in answer
+    with pytest.raises(ConfigError, match=r"'runs/reward-7b' is not known here; give --critic-shape"):
+        found("roles.critic=runs/reward-7b")
+    with pytest.raises(ConfigError, match=r"--critic-shape needs roles\.critic"):
+        found("--critic-shape", "llama-7b")
 
 
 def test_too_few_gpus_are_told(capsys: pytest.CaptureFixture[str]) -> None:

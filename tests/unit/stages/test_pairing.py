@@ -122,3 +122,72 @@ def test_a_dry_run_tells_where_reward_models_are(base: Path, tmp_path: Path) -> 
     assert told("separate")["scorer workers"] == "1, each with 2 of them"
     with pytest.raises(ConfigError, match="another base"):
         told("shared")
+
+
+def test_a_critic_that_cannot_be_this_policys_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    other = build_model(tmp_path / "other", seed=1, num_hidden_layers=1)
+    foreign = copy_with(other, tmp_path / "foreign", build_tokenizer(vocab_size=280))
+    chatty = write_run(tmp_path / "chatty", other, "reward", chat_style="auto")
+    whole = write_run(tmp_path / "whole", other, "reward")
+    record = json.loads((whole / "run.json").read_text())
+    (whole / "run.json").write_text(json.dumps({**record, "adapter": None}))
+    copy_with(other, whole / "model", build_tokenizer())
+    headless = write_run(tmp_path / "headless", other, "reward")
+    without_head(headless)
+    for critic, error, reason in (
+        (
+            foreign,
+            ConfigError,
+            r"roles\.critic='.*foreign' reads text otherwise than the policy .* leave roles.critic out",
+        ),
+        (
+            chatty,
+            ConfigError,
+            "a value for every token that was drawn, so tokenizer and, for a reward run, chat format",
+        ),
+        (write_run(tmp_path / "sft", other), ConfigError, "is no reward run: a critic starts from"),
+        (whole, ConfigError, "a reward model that was trained whole"),
+        (headless, CheckpointError, r"reward\.json is not readable"),
+        (tmp_path / "nowhere", ConfigError, "is not a model directory or a finished run"),
+    ):
+        refused({"roles.critic": str(critic)}, base, tmp_path, error, reason)
+
+
+CRITIC_RULES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"advantage.method": "rloo", "kl.mode": "none"},
+        r"roles\.critic='m' needs advantage\.method=gae: rloo has no critic",
+    ),
+    ({"placement.num_critic_ranks": 3}, r"placement\.num_critic_ranks=3"),
+    (
+        {"placement.num_critic_ranks": 3, "batch.microbatch_tokens_per_gpu": 64},
+        r"a multiple of placement\.num_critic_r",
+    ),
+    (
+        {"placement.layout": "colocated", "placement.gpus_per_rank": 0.5, "placement.gpus_per_rollout_worker": 0.5},
+        r"set placement\.gpus_per_critic_rank",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), CRITIC_RULES)
+def test_settings_of_a_critic_with_ranks_of_its_own(
+    changes: dict[str, Any], reason: str, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        tiny_config(base, tmp_path / "ppo", **{"roles.critic": "m", **changes})
+
+
+def test_a_dry_run_tells_the_critics_base(base: Path, tmp_path: Path) -> None:
+    other = build_model(tmp_path / "other", seed=1, num_hidden_layers=1, hidden_size=96)
+
+    def told(critic: Path | None) -> str:
+        config = tiny_config(base, tmp_path / "ppo", **{"roles.critic": None if critic is None else str(critic)})
+        return dict(plan_stage(config))["critic"]
+
+    assert told(None) == "an adapter of its own and a scalar head"
+    # rank 4 on seven matrices of a layer 96 wide with half as many keys and values, and the head with its bias
+    sizes = [(96, 96), (96, 48), (96, 48), (96, 96), (96, 128), (96, 128), (128, 96)]
+    trained = 4 * sum(map(sum, sizes)) + 97
+    assert told(other).startswith(f"an adapter and a scalar head on {other}, on 1 ranks of its own, {trained:,} of ")
+    assert told(tmp_path / "later").endswith("on 1 ranks of its own"), "a reward run that is yet to be trained"

@@ -89,6 +89,20 @@ def test_a_step_is_divided_as_it_was_spent() -> None:
     assert sum(found["roles"]["learn"].values()) == pytest.approx(2.8)
 
 
+def test_a_critic_on_a_base_of_its_own_is_waited_for_after_the_policy() -> None:
+    """What is left of its work has kinds of its own, and is no part of what the roles on one base share."""
+    step = a_step()
+    step.workers["critic-0"] = [span("learn.backward", 105.1, 108.6), span("learn", 105.1, 108.7)]
+    driver = [s for s in step.driver if s.name not in ("learn", "share") and s.start < 108 * SECOND]
+    step.driver[:] = [*driver, span("learn", 105, 108.8), span("ray.critic", 108, 108.8)]
+    found = summarise(step)
+    assert found["kinds"]["critic.learn"] == pytest.approx(0.7)
+    assert found["kinds"]["learn.backward"] == pytest.approx(1.0)
+    assert found["lanes"]["critic-0"] == pytest.approx({"learn.backward": 3.5, "learn.rest": 0.1, "idle": 6.4})
+    assert sum(found["roles"]["learn"].values()) == pytest.approx(2.8)
+    assert sum(found["kinds"].values()) == pytest.approx(10)
+
+
 def test_work_that_goes_on_beside_the_step_is_nobodys_wait() -> None:
     """Rollouts drawn ahead: the learn phase stays the trainer's, the lane shows what the rollout worker did."""
     step = a_step()

@@ -103,6 +103,14 @@ def test_scorer_workers_have_places_like_any_role() -> None:
     assert together[0].sitters == (("policy", 0), ("scorer", 0)) and together[0].resources["GPU"] == 0.75
 
 
+def test_ranks_of_a_critic_on_a_base_of_its_own_have_places_like_any_role() -> None:
+    placement = PlacementConfig(critic_labels=("gpu=big",), rank_labels=("gpu=small",))
+    critics = Ask.of("critic", 2, placement, 1.0)
+    assert critics.labels == {"gpu": "big"} and critics.resources == {"CPU": 1.0, "GPU": 1.0}
+    (together,) = plan_bundles([RANKS, Ask("critic", 1, {"GPU": 0.25})], "colocated")
+    assert together[0].sitters == (("policy", 0), ("critic", 0))
+
+
 def test_config_rules() -> None:
     with pytest.raises(ConfigError, match="must look like key=value"):
         build_config(PlacementConfig, {"rank_labels": ("H100",)}, source="t")
