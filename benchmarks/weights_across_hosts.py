@@ -82,7 +82,6 @@ class End:
             while at < len(view):
                 at += line.recv_into(view[at : at + CHUNK])
 
-
     def _connect(self) -> socket.socket:
         deadline = time.monotonic() + 30
         while True:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -223,13 +223,19 @@ class TrainEngine:
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
             yield
 
-    def state(self, names: Callable[[str], bool], named: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-        """Whole CPU copies of the named parameters that ``names`` accepts."""
+    @contextmanager
+    def live(self, names: Callable[[str], bool], named: list[tuple[str, nn.Parameter]]) -> Iterator[dict[str, Tensor]]:
+        """The named parameters that ``names`` accepts, whole, where they are; only while the context is open."""
         chosen = [(name, p) for name, p in named if names(name)]
         if not chosen:
             raise ConfigError("no trained tensor matches: the adapter is empty")
         with self.gathered([p for _, p in chosen]):
-            return {name: p.detach().to("cpu", copy=True) for name, p in chosen}
+            yield {name: p.detach() for name, p in chosen}
+
+    def state(self, names: Callable[[str], bool], named: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+        """Whole CPU copies of the named parameters that ``names`` accepts."""
+        with self.live(names, named) as found:
+            return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
 
 
 def _own_elements(parameter: nn.Parameter) -> Tensor:

@@ -151,10 +151,10 @@ class PolicyWorker(TrainingRank):
 
     def snapshot(self, version: int, part: int = 0) -> Snapshot | None:
         """A part of the policy's trained tensors as one flat buffer; only rank 0 returns it, all ranks take part."""
-        state = self.engine.state(self.parts[part].__contains__, self.roles.named_trained())
-        if self.context.rank != 0:
-            return None
-        found = pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version, self._published)
+        with self.engine.live(self.parts[part].__contains__, self.roles.named_trained()) as state:
+            if self.context.rank != 0:
+                return None
+            found = pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version, self._published)
         self._published = found.buffer  # Ray has copied the last one when the next is asked for
         return found
 
