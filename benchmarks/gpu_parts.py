@@ -14,6 +14,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -114,7 +115,8 @@ def ways(model: Any) -> dict[str, Callable[[], None]]:
 
     def set_all(forward: Any, *, keeps_gates: bool = True) -> None:
         for layer in layers:
-            layer.forward, layer.keeps_gates = MethodType(forward or type(layer).forward, layer), keeps_gates
+            layer.forward = MethodType(forward or type(layer).forward, layer)
+            layer.halves = replace(layer.halves, keeps_gates=keeps_gates)
 
     return {
         "halves": lambda: set_all(blocks._forward),

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.memory_model import parts
 from cluster.plan_cost import GPUS, Estimate, Speed, estimate
 from cluster.plan_fit import Budget, advise, gpus_needed, ranks_that_fit
-from cluster.plan_roles import GIB, RolePlan, Setting, plan_roles, reward_models
+from cluster.plan_roles import GIB, RolePlan, Setting, borrows_base, plan_roles, reward_models
 from cluster.shapes import SHAPES, ModelShape, find_shape
 from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
@@ -137,6 +137,8 @@ def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
             "On CPUs a frozen base whose files have the compute precision stands in memory once per host, whatever the "
             "number of processes."
         )
+    if isinstance(config, PpoConfig) and borrows_base(config, setting):
+        found.append("Rollout workers use the base of the rank on their GPU: theirs is counted there.")
     engine = getattr(getattr(config, "rollout", None), "engine", "transformers")
     if engine != "transformers":
         found.append(

@@ -9,7 +9,7 @@ CPU one token per slot of a cache, and needs the compiled kernels there; all oth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -60,10 +60,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Halves:
-    """A decoder layer; ``attention`` is None where the model's own has to be asked."""
+    """A decoder layer; ``attention`` is None where the model's own has to be asked.
+
+    Attributes:
+        keeps_gates: gate and up are kept for the way back, not made again there.
+    """
 
     attention: Parts | None
     feed_forward: Parts
+    keeps_gates: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,9 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
 
 def recompute(model: nn.Module) -> int:
     """Feed-forwards that go the shorter way keep neither gate nor up for the way back; returns how many these are."""
-    layers = [module for module in model.modules() if hasattr(module, "halves")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "halves")]
     for layer in layers:
-        layer.keeps_gates = False  # type: ignore[assignment]
+        layer.halves = replace(layer.halves, keeps_gates=False)
     return len(layers)
 
 
@@ -189,8 +194,7 @@ def _forward(
         attended = (hidden_states + states).flatten(0, -2)
     half, matrices = halves.feed_forward.half(slices)
     if learns:
-        keeps = getattr(layer, "keeps_gates", True)
-        return _FeedForward.apply(attended, half, keeps, *matrices).view_as(hidden_states)
+        return _FeedForward.apply(attended, half, halves.keeps_gates, *matrices).view_as(hidden_states)
     return _feed_forward(attended, half, matrices)[0].view_as(hidden_states)
 
 

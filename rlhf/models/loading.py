@@ -90,7 +90,7 @@ def build_empty(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """The model on this process's GPU, if it has one; quantized ones were loaded there."""
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
-        return model.to("cuda")  # type: ignore[arg-type]
+        return torch.nn.Module.to(model, "cuda")  # transformers' own, whose signature is no use, refuses quantized ones
     return model
 
 

@@ -15,7 +15,7 @@ from rlhf.config import PpoConfig
 from rlhf.data.chat import chat_format
 from rlhf.engine.engine import learning_rate_scale
 from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm, to_device
+from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, RolesModel
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
@@ -36,9 +36,8 @@ class CriticWorker(TrainingRank):
         tokenizer = load_tokenizer(source, config.model)
         self.chat = chat_format(tokenizer, config.model.chat_style)
         origin = open_critic(config, tokenizer, self.chat)
-        base = load_causal_lm(origin.source, origin.model, load_tokenizer(origin.source, origin.model))
-        if config.engine.zero_stage < 3:  # otherwise a piece of it may be all that fits
-            base = to_device(base)
+        own = load_tokenizer(origin.source, origin.model)
+        base = self.on_device(load_causal_lm(origin.source, origin.model, own))
         self.base_name = origin.source.base
         self.build(RolesModel(base, critic_init(config, origin.source)), base)
 

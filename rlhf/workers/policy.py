@@ -17,7 +17,7 @@ from rlhf.data.chat import chat_format
 from rlhf.engine.engine import learning_rate_scale
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, lend, lendable
-from rlhf.models.loading import load_causal_lm, to_device
+from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
@@ -42,9 +42,7 @@ class PolicyWorker(TrainingRank):
         source = resolve_model(config.model.name, config.model.revision)
         self.tokenizer = load_tokenizer(source, config.model)
         self.chat = chat_format(self.tokenizer, config.model.chat_style)
-        base = load_causal_lm(source, config.model, self.tokenizer)
-        if config.engine.zero_stage < 3:  # otherwise a piece of it may be all that fits
-            base = to_device(base)
+        base = self.on_device(load_causal_lm(source, config.model, self.tokenizer))
         lends = shares_gpu() and config.engine.zero_stage < 3 and config.policy_weights == "adapter"
         self._lendable = lendable(base) if lends else {}
         self.base_name = source.base

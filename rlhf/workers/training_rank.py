@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.engine.clipping import ParameterGroup
 from rlhf.engine.engine import TrainEngine, init_process_group
 from rlhf.errors import CheckpointError, NumericsError
-from rlhf.models.loading import torch_dtype
+from rlhf.models.loading import to_device, torch_dtype
 from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, RolesModel
 from rlhf.workers.context import WorkerContext
@@ -48,6 +49,10 @@ class TrainingRank:
         torch.set_num_threads(config.placement.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
         init_process_group(config.placement.collective_timeout_seconds)
+
+    def on_device(self, base: PreTrainedModel) -> PreTrainedModel:
+        """The base on this rank's GPU, if it has one; under ZeRO-3 a piece of it may be all that fits there."""
+        return base if self.config.engine.zero_stage == 3 else to_device(base)
 
     def build(self, roles: RolesModel, base: Any, *, whole_policy: bool = False) -> None:
         """Puts the model under the engine."""

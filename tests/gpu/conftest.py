@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.tiny import tiny_base  # noqa: F401
+from tests.support.tiny import tiny_base  # noqa: F401 - a fixture
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 

@@ -23,6 +23,7 @@ from rlhf.workers.context import WorkerContext
 from rlhf.workers.critic import CriticWorker
 from rlhf.workers.policy import PolicyWorker
 from rlhf.workers.rollout import RolloutWorker
+from rlhf.workers.training_rank import TrainingRank
 
 NAN_UPDATES = "nan_updates.json"
 
@@ -168,7 +169,7 @@ class MovedReference(PolicyWorker):
         return found
 
 
-class ForgetsOptimizer(PolicyWorker):
+class WithoutMoments(TrainingRank):
     """Resumes with the weights alone; the moments start at zero."""
 
     def load_state(self, directory: str, tag: str, names: list[str]) -> None:
@@ -176,6 +177,10 @@ class ForgetsOptimizer(PolicyWorker):
         load = engine.load_checkpoint
         engine.load_checkpoint = lambda *a, **k: load(*a, **{**k, "load_optimizer_states": False})
         super().load_state(directory, tag, names)
+
+
+class ForgetsOptimizer(WithoutMoments, PolicyWorker):
+    """The policy's ranks."""
 
 
 class NanPolicy(PolicyWorker):
@@ -222,11 +227,5 @@ class NanCritic(CriticWorker):
             critic_module.value_term = sound
 
 
-class ForgetsCritic(CriticWorker):
-    """Resumes with the weights alone; the moments start at zero."""
-
-    def load_state(self, directory: str, tag: str, names: list[str]) -> None:
-        engine = self.engine._engine
-        load = engine.load_checkpoint
-        engine.load_checkpoint = lambda *a, **k: load(*a, **{**k, "load_optimizer_states": False})
-        super().load_state(directory, tag, names)
+class ForgetsCritic(WithoutMoments, CriticWorker):
+    """The critic's ranks."""

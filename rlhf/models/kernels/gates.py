@@ -1,6 +1,6 @@
 """What is one pass over memory each on a GPU: a feed-forward's gate and its way back, and rotary positions.
 
-Importing it needs Triton.
+Importing it needs Triton, which reads annotations of kernels as types of its own: theirs have none but constants'.
 """
 
 from __future__ import annotations

@@ -146,6 +146,13 @@ def test_a_rollout_worker_on_a_ranks_gpu_needs_no_base_of_its_own() -> None:
     assert weights("placement.gpus_per_rank=1", "placement.gpus_per_rollout_worker=1") > 3 * 2**30
 
 
+def test_a_borrowed_base_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("--config", "configs/ppo/qlora_7b_1gpu.yaml", "--shape", "llama-7b")
+    told = [any("base of the rank on their GPU" in n for n in plan(capsys, *one, *words)[1]["notes"])
+            for words in ((), ("placement.layout=split",))]  # fmt: skip
+    assert told == [True, False]
+
+
 def test_gates_that_are_made_again_are_not_kept() -> None:
     def activations(*words: str) -> float:
         plain = ["model.gradient_checkpointing=false", "engine.zero_stage=1", "model.quantization=none", *words]
