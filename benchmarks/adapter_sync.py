@@ -23,16 +23,16 @@ import tempfile
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from common import save
 from torch import Tensor
 
 from rlhf.config import PlacementConfig
 from rlhf.weights.parts import write_parts
-from rlhf.weights.snapshot import Snapshot, pack
+from rlhf.weights.snapshot import Header, Snapshot, pack
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.runtime import ray_runtime
+from rlhf.workers.shipped import Shipped
 
 LAYERS, RANK, HIDDEN, KV, INTER, VOCABULARY = 32, 16, 4096, 1024, 14336, 32000
 LINEARS = {
@@ -73,16 +73,15 @@ class Trainer:
     def __init__(self, context: Any) -> None:
         torch.set_num_threads(1)
         self.state, self.weights = adapter(0), weights()
-        self.published: np.ndarray | None = None
-        self.shipped: np.ndarray | None = None
+        self.published: Snapshot | None = None
+        self.shipped: Snapshot | None = None
 
     def snapshot(self, version: int) -> Snapshot:
         """The adapter, changed a little since the last version."""
         for tensor in list(self.state.values())[:2]:
             tensor.add_(0.125)
-        found = pack(self.state, version, self.published)
-        self.published = found.buffer
-        return found
+        self.published = pack(self.state, version, self.published)
+        return self.published
 
     def merged(self, version: int) -> Snapshot:
         """A copy of the weights with B A added."""
@@ -96,9 +95,8 @@ class Trainer:
     def piece(self, version: int) -> Snapshot:
         """Trained weights as they are."""
         self.weights[ATTENTION[0]].add_(0.125)
-        found = pack(self.weights, version, self.shipped)
-        self.shipped = found.buffer
-        return found
+        self.shipped = pack(self.weights, version, self.shipped)
+        return self.shipped
 
 
 class Holder:
@@ -116,14 +114,14 @@ class Holder:
 def ship(trainer: WorkerGroup, holders: WorkerGroup, method: str, which: str, version: int) -> tuple[float, float, int]:
     """(milliseconds in all, milliseconds after the trainer's answer, bytes); the snapshot is put once."""
     started = time.perf_counter()
-    refs = trainer.submit(method, [(version,)])
-    snapshot: Snapshot = trainer.wait(refs)[0]
+    answer, buffer = trainer.submit_apart(0, method, (version,))
+    header: Header = trainer.wait([answer])[0]
     ready = time.perf_counter()
-    taken = holders.call("install", refs[0], which)
+    taken = holders.call("install", Shipped(header, buffer), which)
     done = time.perf_counter()
-    if set(taken) != {snapshot.sha256}:
+    if set(taken) != {header.sha256}:
         raise SystemExit("a worker holds other tensors than were published")
-    return (done - started) * 1e3, (done - ready) * 1e3, snapshot.num_bytes
+    return (done - started) * 1e3, (done - ready) * 1e3, header.num_bytes
 
 
 def main() -> None:

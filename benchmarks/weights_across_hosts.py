@@ -1,11 +1,12 @@
-"""A piece of whole weights from one host to another: Ray's object store, a gloo broadcast, and a bare connection.
+"""Whole weights from one host to another: Ray's object store, our broadcast group, bare gloo, and a bare connection.
 
-    python benchmarks/weights_across_hosts.py [--rounds 9] [--bytes 268435456]
+    python benchmarks/weights_across_hosts.py [--rounds 9] [--pieces 3] [--bytes 134217728]
 
-Two hosts are network namespaces of this computer, with a Ray node each. Every way starts with the piece in an array of
-the sending process and ends when the receiving process holds it. ``store``: put, asked for and mapped (ADR 14's way);
-``gloo``: one broadcast in a process group of both; ``bare``: one TCP connection, which is as fast as bytes go. In turn,
-medians. Needs the right to make network namespaces.
+Two hosts are network namespaces of this computer, with a Ray node each. Every way starts with a version of ``--pieces``
+pieces in arrays of the sending process and ends when the receiving process holds them. ``store``: put and asked for
+(``sync_between_hosts: store``); ``group``: put, carried by the group, and mapped from the other host's store
+(``sync_between_hosts: gloo``); ``gloo``: bare broadcasts from array to array in a process group of both ends; ``bare``:
+one TCP connection, which is as fast as bytes go. In turn, medians. Needs the right to make network namespaces.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -47,18 +49,16 @@ class End:
 
         torch.distributed.init_process_group("gloo", rank=self.rank, world_size=2)
 
-    def put(self) -> list[Any]:
-        """A reference to a copy in this host's store."""
-        import ray
-
+    def put(self) -> np.ndarray:
+        """A piece, which the caller gets a reference to: it is copied to this host's store."""
         self.piece[:8] += 1
-        return [ray.put(self.piece)]
+        return self.piece
 
-    def take(self, refs: list[Any]) -> int:
-        """Maps what the reference stands for."""
+    def take(self, refs: list[Any]) -> list[int]:
+        """Maps what the references stand for."""
         import ray
 
-        return int(ray.get(refs[0])[0])
+        return [int(piece[0]) for piece in ray.get(refs)]
 
     def broadcast(self) -> None:
         """One piece from rank 0."""
@@ -93,39 +93,49 @@ class End:
                 time.sleep(0.002)
 
 
-def measure(rounds: int, size: int) -> dict[str, list[float]]:
+def measure(rounds: int, pieces: int, size: int, folder: Path) -> dict[str, list[float]]:
     """Seconds of every round, by way; runs on the first host."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from rlhf.config import PlacementConfig, RecoveryConfig
+    from rlhf.telemetry.events import EventLog, read_events
+    from rlhf.weights.snapshot import Header
+    from rlhf.workers.between_hosts import BetweenHosts
+    from rlhf.workers.placement import Beside
 
     ray.init(address="auto", log_to_driver=False)
     here = ray.util.get_node_ip_address()
     nodes = {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
     there = next(address for address in nodes if address != here)
     end: Any = ray.remote(num_cpus=0.5)(End)
-    ends = [
-        end.options(scheduling_strategy=NodeAffinitySchedulingStrategy(nodes[address], soft=False)).remote(
-            rank, here, size
-        )
-        for rank, address in enumerate((here, there))
-    ]
+    seats = Beside((nodes[here], nodes[there])).seats("end")
+    ends = [end.options(**seat).remote(rank, here, size) for rank, seat in enumerate(seats)]
     ray.get([one.join.remote() for one in ends], timeout=LIMIT_SECONDS)
-    found: dict[str, list[float]] = {"store": [], "gloo": [], "bare": []}
+    between = BetweenHosts(PlacementConfig(), RecoveryConfig(), str(folder), EventLog(folder))
+    headers = [Header(0, (), size, "") for _ in range(pieces)]
+    found: dict[str, list[float]] = {"store": [], "group": [], "gloo": [], "bare": []}
     for number in range(rounds + 1):
         for way, seconds in found.items():
             began = time.perf_counter()
-            if way == "store":
-                refs = ray.get(ends[0].put.remote(), timeout=LIMIT_SECONDS)
+            refs: list[Any] = []
+            if way in ("store", "group"):
+                refs = [ends[0].put.remote() for _ in range(pieces)]
+                if way == "group":
+                    between.send(nodes[here], nodes.values(), refs)
+                    refs = [part.buffer for part in between.receive(headers)[nodes[there]]]
                 ray.get(ends[1].take.remote(refs), timeout=LIMIT_SECONDS)
-            elif way == "gloo":
-                ray.get([one.broadcast.remote() for one in ends], timeout=LIMIT_SECONDS)
-            else:
-                ray.get([ends[0].send.remote(), ends[1].receive.remote()], timeout=LIMIT_SECONDS)
+            for _ in range(0 if refs else pieces):
+                if way == "gloo":
+                    ray.get([one.broadcast.remote() for one in ends], timeout=LIMIT_SECONDS)
+                else:
+                    ray.get([ends[0].send.remote(), ends[1].receive.remote()], timeout=LIMIT_SECONDS)
             print(way, number, file=sys.stderr)
             if number:
                 seconds.append(time.perf_counter() - began)
-            if way == "store":
-                del refs
+            del refs
+    between.close()
+    if read_events(folder):
+        raise SystemExit(f"the group failed: {read_events(folder)}")
     return found
 
 
@@ -133,20 +143,22 @@ def main() -> None:
     """Builds the hosts, measures on the first, writes one dated file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--bytes", type=int, default=1 << 28)
+    parser.add_argument("--pieces", type=int, default=3)
+    parser.add_argument("--bytes", type=int, default=1 << 27, help="of a piece")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
-        print("FOUND " + json.dumps(measure(args.rounds, args.bytes)))
+        with tempfile.TemporaryDirectory() as folder:
+            print("FOUND " + json.dumps(measure(args.rounds, args.pieces, args.bytes, Path(folder))))
         return
     from tests.support.hosts import TwoHosts, why_not
 
     if reason := why_not():
         sys.exit(reason)
-    hosts = TwoHosts()
+    hosts = TwoHosts(store_bytes=4 * args.pieces * args.bytes)  # none of it is to go to the disk
     try:
         hosts.start()
-        words = ["--inside", "--rounds", str(args.rounds), "--bytes", str(args.bytes)]
+        words = ["--inside", "--rounds", str(args.rounds), "--pieces", str(args.pieces), "--bytes", str(args.bytes)]
         done = hosts.run(
             "first", [sys.executable, str(Path(__file__).resolve()), *words], cwd=Path(__file__).parents[1]
         )
@@ -157,13 +169,19 @@ def main() -> None:
         sys.exit(f"the measurement failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     seconds = json.loads(line.removeprefix("FOUND "))
     medians = {way: statistics.median(values) for way, values in seconds.items()}
-    ratios = [a / b for a, b in zip(seconds["store"], seconds["gloo"], strict=True)]
+    whole = args.pieces * args.bytes
+
+    def ratio(slow: str, fast: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)), 3)
+
     save("weights-across-hosts", {
-        "bytes": args.bytes,
+        "bytes": whole,
+        "pieces": args.pieces,
         "rounds": args.rounds,
         "milliseconds": {way: round(value * 1e3, 1) for way, value in medians.items()},
-        "megabytes_per_second": {way: round(args.bytes / 1e6 / value) for way, value in medians.items()},
-        "store_over_gloo": round(statistics.median(ratios), 3),
+        "megabytes_per_second": {way: round(whole / 1e6 / value) for way, value in medians.items()},
+        "store_over_group": ratio("store", "group"),
+        "group_over_bare": ratio("group", "bare"),
     })  # fmt: skip
 
 

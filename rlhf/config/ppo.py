@@ -186,6 +186,9 @@ class PpoConfig(StageConfig):
     num_steps: int = Field(100, ge=1)
     sync_chunk_bytes: int = Field(2**28, ge=1)
     """Largest piece in which a fully trained policy travels to the rollout workers; one tensor is never cut."""
+    sync_between_hosts: Literal["gloo", "store"] = "gloo"
+    """How the pieces get to other hosts: broadcast in a process group with one member per host, or asked for from
+    Ray's object store by every host. A group that fails is replaced; the version goes by the store meanwhile."""
     sync_tolerance: float = Field(1e-4, gt=0)
     """Largest |log-prob difference| of the canary prompt between trainer and rollout (fp32; 5e-2 suits bf16)."""
     ratio_tolerance: float = Field(1e-4, gt=0)

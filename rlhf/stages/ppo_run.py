@@ -43,6 +43,7 @@ from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter
 from rlhf.telemetry.profile import STEP
 from rlhf.telemetry.spans import Recorder
+from rlhf.workers.between_hosts import BetweenHosts
 from rlhf.workers.fleet import Batch, RolloutFleet
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.placement import CRITIC, SCORER, Ask, Reservation, reserve
@@ -213,6 +214,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
         config.rollout.temperature,
         (canary[:1], canary[1:] or canary[:1]),
         description["snapshot_parts"],
+        _between_hosts(session, stack),
     )
     kl: KLController = (
         FixedKLController(config.kl.coef)
@@ -228,6 +230,16 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     rewind_samples(session.run_dir / SAMPLES_FILE, run.step)
     session.restarts.resolved(run.step)
     return run
+
+
+def _between_hosts(session: Session, stack: ExitStack) -> BetweenHosts | None:
+    config = session.config
+    if config.policy_weights == "adapter" or config.sync_between_hosts == "store":
+        return None
+    found = BetweenHosts(config.placement, config.recovery, str(session.run_dir), session.events,
+                         config.telemetry.log_level, session.profiler.spans)  # fmt: skip
+    stack.callback(found.close)
+    return found
 
 
 def prompt_rows_of(config: PpoConfig, num_prompts: int, step: int) -> list[int]:

@@ -10,9 +10,12 @@ from rlhf.errors import WeightSyncError
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.source import ModelSource
 from rlhf.weights.parts import sha_of
+from rlhf.weights.snapshot import Header
+from rlhf.workers.between_hosts import BetweenHosts
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.runtime import STORE_BYTES
+from rlhf.workers.shipped import Shipped
 
 KEPT_HASHES = 16
 
@@ -23,6 +26,7 @@ class AdapterChannel:
 
     Attributes:
         num_parts: messages that a version takes.
+        between_hosts: brings them to other hosts; None: those ask the object store.
         tolerance: largest |log-prob difference| of the canary tokens between trainer and rollout workers.
         canary: (prompt tokens, scored tokens), fixed for the run.
         version / sha256: what all rollout workers hold now; version -1 before the first publish.
@@ -35,6 +39,7 @@ class AdapterChannel:
     temperature: float
     canary: tuple[list[int], list[int]]
     num_parts: int = 1
+    between_hosts: BetweenHosts | None = None
     version: int = -1
     sha256: str = ""
     hashes: dict[int, str] = field(default_factory=dict)
@@ -48,22 +53,30 @@ class AdapterChannel:
                 nothing was learned, or the wrong tensors were gathered.
 
         Returns:
-            ``{max_logprob_diff, bytes, milliseconds}``; the time is from gathering to the last worker's answer.
+            ``{max_logprob_diff, bytes, broadcast_hosts, milliseconds}``: hosts that the bytes were brought to
+            (others ask the store); the time is from gathering to the last worker's answer.
 
         Raises:
             WeightSyncError: unchanged, stale, mixed or disagreeing adapters.
         """
         started = time.perf_counter()
         version, ranks = self.version + 1, len(self.policy.actors)
-        asked = [self.policy.submit("snapshot", [(version, part)] * ranks) for part in range(self.num_parts)]
-        parts = [self.policy.wait(refs)[0] for refs in asked]
-        sha256 = sha_of(parts)
+        asked = [
+            [self.policy.submit_apart(rank, "snapshot", (version, part)) for rank in range(ranks)]
+            for part in range(self.num_parts)
+        ]
+        buffers = [of_ranks[0][1] for of_ranks in asked]
+        if self.between_hosts is not None:
+            self.between_hosts.send(self.policy.nodes[0], self.rollout.hosts, buffers)
+        headers: list[Header] = [self.policy.wait([done for done, _ in of_ranks])[0] for of_ranks in asked]
+        sha256 = sha_of(headers)
         if must_differ and sha256 == self.sha256:
             raise WeightSyncError(
                 f"adapter version {version} has the bytes of version {self.version} after a real optimizer "
                 "step: the trained tensors are not the published ones"
             )
-        self.rollout.install(parts, [refs[0] for refs in asked])
+        nearer = self.between_hosts.receive(headers) if self.between_hosts is not None else {}
+        self.rollout.install(list(map(Shipped, headers, buffers)), nearer)
         milliseconds = (time.perf_counter() - started) * 1e3
         difference = self._canary_difference()
         if not difference <= self.tolerance:
@@ -77,7 +90,8 @@ class AdapterChannel:
         self.hashes.pop(self.version - KEPT_HASHES, None)
         result = {
             "max_logprob_diff": difference,
-            "bytes": float(sum(part.num_bytes for part in parts)),
+            "bytes": float(sum(header.num_bytes for header in headers)),
+            "broadcast_hosts": float(len(nearer)),
             "milliseconds": milliseconds,
         }
         self.history.append(result)

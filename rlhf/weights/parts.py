@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from rlhf.errors import WeightSyncError
-from rlhf.weights.snapshot import Snapshot, verify, write
+from rlhf.weights.snapshot import Header, Snapshot, verify, write
 
 
 def split_names(sizes: Iterable[tuple[str, int]], limit: int) -> list[tuple[str, ...]]:
@@ -28,7 +28,7 @@ def split_names(sizes: Iterable[tuple[str, int]], limit: int) -> list[tuple[str,
     return [tuple(part) for part in parts]
 
 
-def sha_of(parts: Sequence[Snapshot]) -> str:
+def sha_of(parts: Sequence[Snapshot | Header]) -> str:
     """Identity of a version: of one part its own sha256, of several the sha256 over theirs in order."""
     if len(parts) == 1:
         return parts[0].sha256

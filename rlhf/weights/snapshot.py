@@ -23,30 +23,33 @@ import xxhash
 from torch import Tensor
 
 from rlhf.errors import WeightSyncError
+from rlhf.weights.layout import Layout, TensorEntry, layout_of, text_of
 
 BLOCK = 1 << 22
 """Bytes under one fingerprint."""
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies in the flat buffer (offset and length in bytes)."""
+class Header:
+    """What is known of a version without its bytes.
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
+    Attributes:
+        num_bytes: size of the flat buffer.
+    """
+
+    version: int
+    entries: tuple[TensorEntry, ...]
     num_bytes: int
+    sha256: str
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it."""
-        return getattr(torch, self.dtype)
+    def with_buffer(self, buffer: np.ndarray) -> Snapshot:
+        """The snapshot; its bytes are checked where it is written or unpacked."""
+        return Snapshot(self.version, self.entries, buffer, self.sha256)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of an adapter, ready for one ``ray.put``.
+    """One version of an adapter, or of a part of whole weights.
 
     Attributes:
         version: 0 is the adapter before any step; every publish adds 1.
@@ -65,30 +68,30 @@ class Snapshot:
         """Size of the flat buffer."""
         return int(self.buffer.nbytes)
 
+    def apart(self) -> tuple[Header, np.ndarray]:
+        """What is small, and what only those need who take the version."""
+        return Header(self.version, self.entries, self.num_bytes, self.sha256), self.buffer
 
-def pack(state: Mapping[str, Tensor], version: int, memory: np.ndarray | None = None) -> Snapshot:
+
+def pack(state: Mapping[str, Tensor], version: int, last: Snapshot | None = None) -> Snapshot:
     """Flattens tensors into one buffer.
 
     Args:
-        memory: the buffer of an earlier snapshot that nobody reads any more, written over where its size fits: memory
-            that was touched before takes half the time of fresh memory.
+        last: an earlier snapshot that nobody reads any more. Where it was of the same tensors its layout is taken, and
+            its buffer is written over: memory that was touched before takes half the time of fresh memory.
 
     Raises:
         WeightSyncError: for no tensors, or a tensor with a non-finite value.
     """
     if not state:
         raise WeightSyncError("the adapter to publish holds no tensors: check lora.target_modules")
-    names = sorted(state, key=lambda name: (-state[name].element_size(), str(state[name].dtype), name))
-    entries, offset = [], 0
-    for name in names:
-        tensor = state[name]
-        size = tensor.numel() * tensor.element_size()
-        entries.append(TensorEntry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), offset, size))
-        offset += size
-    fits = memory is not None and memory.nbytes == offset and memory.flags.writeable
-    buffer = memory if memory is not None and fits else np.empty(offset, dtype=np.uint8)
+    known = last is not None and isinstance(last.entries, Layout) and last.entries.holds(state)
+    layout: Layout = last.entries if last is not None and known else layout_of(state)  # type: ignore[assignment]
+    size = layout[-1].offset + layout[-1].num_bytes
+    fits = last is not None and last.num_bytes == size and last.buffer.flags.writeable
+    buffer = last.buffer if last is not None and fits else np.empty(size, dtype=np.uint8)
     flat = torch.from_numpy(buffer)
-    fingerprint = _Fingerprint(entries, buffer)
+    fingerprint = _Fingerprint(layout, buffer)
 
     def check(own: list[TensorEntry], part: Tensor) -> None:
         _refuse_non_finite(own, part, version)
@@ -96,12 +99,12 @@ def pack(state: Mapping[str, Tensor], version: int, memory: np.ndarray | None = 
 
     with ThreadPoolExecutor(1) as beside:  # what has been copied is read twice while the next is copied
         checks = []
-        for own, part in _stretches(flat, entries):
+        for own, part in _stretches(flat, layout):
             _flatten([state[entry.name].detach() for entry in own], part)
             checks.append(beside.submit(check, own, part))
         for each in checks:
             each.result()
-    return Snapshot(version, tuple(entries), buffer, fingerprint.close())
+    return Snapshot(version, layout, buffer, fingerprint.close())
 
 
 def unpack(snapshot: Snapshot) -> dict[str, Tensor]:
@@ -111,7 +114,7 @@ def unpack(snapshot: Snapshot) -> dict[str, Tensor]:
         WeightSyncError: when the bytes are not those that were published.
     """
     _check(snapshot)
-    flat = _as_tensor(snapshot.buffer)
+    flat = as_tensor(snapshot.buffer)
     return {e.name: view.clone() for e, view in zip(snapshot.entries, _views(flat, snapshot.entries), strict=True)}
 
 
@@ -153,7 +156,7 @@ def write(snapshot: Snapshot, parameters: Mapping[str, Tensor], *, verified: boo
     live = [parameters[entry.name] for entry in snapshot.entries]
     device = live[0].device
     shared = device.type == "cpu" and not snapshot.buffer.flags.writeable
-    flat = _as_tensor(snapshot.buffer)
+    flat = as_tensor(snapshot.buffer)
     flat = flat if shared else flat.to(device, copy=True)
     same_type = True
     for view, tensor in zip(_views(flat, snapshot.entries), live, strict=True):
@@ -229,7 +232,8 @@ def _views(flat: Tensor, entries: Sequence[TensorEntry]) -> Iterator[Tensor]:
         yield from (piece.view(entry.shape) for entry, piece in zip(own, parts, strict=True))
 
 
-def _as_tensor(buffer: np.ndarray) -> Tensor:
+def as_tensor(buffer: np.ndarray) -> Tensor:
+    """A buffer as a tensor over the same memory, which is only read where the buffer is read-only."""
     with warnings.catch_warnings():  # torch has no read-only tensors and says so
         warnings.simplefilter("ignore")
         return torch.from_numpy(buffer)
@@ -248,9 +252,8 @@ class _Fingerprint:
     """The sha256 over layout and blocks of a buffer that may still be filling up, front to back."""
 
     def __init__(self, entries: Iterable[TensorEntry], buffer: np.ndarray) -> None:
-        layout = [(e.name, e.shape, e.dtype, e.offset, e.num_bytes) for e in entries]
         self._buffer, self._start = buffer, 0
-        self._digest = hashlib.sha256(repr(layout).encode())
+        self._digest = hashlib.sha256(entries.text if isinstance(entries, Layout) else text_of(entries))
 
     def read(self, stop: int) -> None:
         """Takes the blocks that end at or before byte ``stop``."""

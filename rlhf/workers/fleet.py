@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +18,11 @@ from rlhf.errors import AbandonedError, RolloutFleetExhausted, WeightSyncError, 
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.telemetry.events import EventLog
 from rlhf.weights.parts import sha_of
-from rlhf.weights.snapshot import Snapshot
 from rlhf.workers.answers import result_of
-from rlhf.workers.group import WorkerGroup, end_process, share
+from rlhf.workers.group import WorkerGroup, end_process
 from rlhf.workers.health import Health, HealthRecord
 from rlhf.workers.ray_metrics import report_restart
+from rlhf.workers.shipped import Shipped
 from rlhf.workers.stalls import abandon, silence_of
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ class RolloutFleet:
     def __init__(self, group: WorkerGroup, launch: Launch, recovery: RecoveryConfig, events: EventLog) -> None:
         self._group, self._launch, self._recovery, self._events = group, launch, recovery, events
         self.health = [HealthRecord(rank) for rank in range(len(group.actors))]
-        self._published: tuple[tuple[Any, ...], str] | None = None
+        self._published: tuple[Sequence[Shipped], Mapping[str, Sequence[Shipped]], str] | None = None
+        """Parts, the same by node id, and their hash."""
         self.num_restarts = 0
 
     @property
@@ -117,12 +118,17 @@ class RolloutFleet:
         """Actors by rank, those left out that are known to be dead."""
         return {r.rank: self._group.actors[r.rank] for r in self.health if r.is_alive}
 
-    def install(self, parts: Sequence[Snapshot], refs: Sequence[ray.ObjectRef] | None = None) -> None:
+    @property
+    def hosts(self) -> set[str]:
+        """Node ids of the living workers."""
+        return {self._group.nodes[rank] for rank in self.living}
+
+    def install(self, parts: Sequence[Shipped], nearer: Mapping[str, Sequence[Shipped]] | None = None) -> None:
         """Gives every worker a version and reads its hash back; dead workers are replaced first.
 
         Args:
             parts: an adapter is one, a whole policy may be several.
-            refs: where the parts lie in the object store already; None puts them there.
+            nearer: the same parts by node id, for workers on nodes that have them already.
 
         Raises:
             WeightSyncError: a worker holds something else afterwards.
@@ -131,7 +137,7 @@ class RolloutFleet:
         for record in self.health:
             if record.now is Health.HEALTHY:
                 record.move(Health.STALE)
-        self._published = (tuple(refs if refs is not None else map(share, parts)), sha_of(parts))
+        self._published = (tuple(parts), dict(nearer or {}), sha_of([part.header for part in parts]))
         with self._group.spans.span(WAIT):
             self._restart_dead()
             self._give([r.rank for r in self.health if r.now is Health.STALE])
@@ -199,7 +205,7 @@ class RolloutFleet:
         found: dict[int, Any] = {}
         while missing := [r.rank for r in self.health if r.is_alive and r.rank not in found]:
             with self._group.spans.span(WAIT):
-                found.update(self._ask(missing, method, args))
+                found.update(self._ask(method, dict.fromkeys(missing, args)))
             self.heal()
         return found
 
@@ -339,17 +345,18 @@ class RolloutFleet:
     def _give(self, ranks: Sequence[int]) -> None:
         if self._published is None:
             return
-        refs, wanted = self._published
-        for rank, (sha, _) in self._ask(ranks, "install", refs).items():
+        parts, nearer, wanted = self._published
+        given = {rank: tuple(nearer.get(self._group.nodes[rank], parts)) for rank in ranks}
+        for rank, (sha, _) in self._ask("install", given).items():
             if sha != wanted:
                 raise WeightSyncError(f"rollout worker {rank} holds {sha[:12]}, published was {wanted[:12]}")
             self.health[rank].move(Health.HEALTHY)
             self._events.fault_resolved(f"rollout-{rank}", restarts=self.health[rank].restarts)
 
-    def _ask(self, ranks: Sequence[int], method: str, args: tuple) -> dict[int, Any]:
-        """Answers of the given workers; those that die or stay silent are marked dead and missing."""
+    def _ask(self, method: str, args: Mapping[int, tuple]) -> dict[int, Any]:
+        """Answers of the workers that have arguments; those that die or stay silent are marked dead and missing."""
         began, limit = time.monotonic(), self._recovery.sync_timeout_seconds
-        refs: dict[Any, int] = {self._group.actors[rank].call.remote(method, args, {}): rank for rank in ranks}
+        refs: dict[Any, int] = {self._group.actors[rank].call.remote(method, a, {}): rank for rank, a in args.items()}
         found: dict[int, Any] = {}
         while refs:
             left = began + limit - time.monotonic()

@@ -26,7 +26,7 @@ from rlhf.telemetry.spans import Recorded, Recorder
 from rlhf.workers.answers import RemoteFailure, result_of
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
-from rlhf.workers.placement import Ask, Reservation, reserve
+from rlhf.workers.placement import Ask, Beside, Reservation, reserve
 from rlhf.workers.runtime import base_environment, free_port, node_address, node_interface, worker_environment
 from rlhf.workers.stalls import STACK_SECONDS, silence_of, write_stacks
 
@@ -74,6 +74,12 @@ class _Host:
             self._context.abandoned = False
         with self._spans.span(method):
             return self._guard(lambda: getattr(self._worker, method)(*_fetch(args, self._spans), **kwargs))
+
+    @ray.method(num_returns=2)
+    def call_apart(self, method: str, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+        """As ``call``; an answer that comes ``apart`` is two objects, and who needs the small one gets that alone."""
+        found = self.call(method, args, kwargs)
+        return found.apart() if hasattr(found, "apart") else (found, None)
 
     @ray.method(concurrency_group="control")
     def sees(self, path: str) -> bool:
@@ -149,10 +155,16 @@ def _resolve(cls: type | str) -> type:
 
 def _fetch(args: tuple, spans: Recorder) -> tuple:
     """Arguments with shared ones taken out of the object store."""
-    if not any(isinstance(a, ray.ObjectRef) for a in args):
+    if not any(isinstance(a, ray.ObjectRef) or hasattr(a, "fetch") for a in args):
         return args
     with spans.span("fetch"):
-        return tuple(ray.get(a, timeout=FETCH_SECONDS) if isinstance(a, ray.ObjectRef) else a for a in args)
+        return tuple(map(_fetched, args))
+
+
+def _fetched(argument: Any) -> Any:
+    if isinstance(argument, ray.ObjectRef):
+        return ray.get(argument, timeout=FETCH_SECONDS)
+    return argument.fetch(FETCH_SECONDS) if hasattr(argument, "fetch") else argument
 
 
 def share(value: Any) -> Any:
@@ -206,7 +218,7 @@ class WorkerGroup:
         collective: bool = False,
         first_rank: int = 0,
         log_level: str = "INFO",
-        reservation: Reservation | None = None,
+        reservation: Reservation | Beside | None = None,
     ) -> WorkerGroup:
         """Starts ``size`` actors and builds ``worker(context, *args, **kwargs)`` in each.
 
@@ -285,6 +297,16 @@ class WorkerGroup:
         """Starts a call on every rank without waiting; hand the result to ``wait``."""
         with self.spans.span(f"ray.{self.role}"):
             return [a.call.remote(method, args, kwargs) for a, args in zip(self.actors, args_by_rank, strict=True)]
+
+    def submit_apart(self, rank: int, method: str, args: tuple) -> tuple[Any, Any]:
+        """Starts a call on one rank, without waiting, whose answer comes ``apart`` in two objects.
+
+        Returns:
+            A reference to hand to ``wait``, and a reference to the other object.
+        """
+        with self.spans.span(f"ray.{self.role}"):
+            both: Any = self.actors[rank].call_apart.remote(method, args, {})
+        return both[0], both[1]
 
     def wait(self, refs: list[Any], *, on_event: EventHandler | None = None) -> list[Any]:
         """Results of ``submit`` in rank order, or the first failure."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import ConfigError, WorkerError
@@ -96,6 +96,17 @@ class Reservation:
         for group in self.groups:
             remove_placement_group(group)
         self.groups = []
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Places on given nodes for processes that need no resources of their own, beside whatever sits there."""
+
+    node_ids: tuple[str, ...]
+
+    def seats(self, role: str) -> list[dict[str, Any]]:
+        """Actor options, in the order of the nodes."""
+        return [{"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} for node in self.node_ids]
 
 
 def reserve(placement: PlacementConfig, asks: Sequence[Ask]) -> Reservation:

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +56,7 @@ class PolicyWorker(TrainingRank):
         roles.trains_entropy = config.loss.entropy_coef > 0
         self.build(roles, base, whole_policy=own is not None)
         self.parts = self._snapshot_parts()
-        self._published: np.ndarray | None = None
+        self._published: Snapshot | None = None
 
     def describe(self) -> dict[str, Any]:
         """What runs here, for the summary and for checks in the driver."""
@@ -152,9 +151,9 @@ class PolicyWorker(TrainingRank):
         with self.engine.live(self.parts[part].__contains__, self.roles.named_trained()) as state:
             if self.context.rank != 0:
                 return None
-            found = pack({k.removeprefix(f"{POLICY}."): v for k, v in state.items()}, version, self._published)
-        self._published = found.buffer  # Ray has copied the last one when the next is asked for
-        return found
+            tensors = {k.removeprefix(f"{POLICY}."): v for k, v in state.items()}
+            self._published = pack(tensors, version, self._published)  # Ray has copied the last one by now
+        return self._published
 
     def canary(self, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
         """Log-probabilities of fixed tokens under the live policy, to compare with the rollout workers'."""

@@ -17,7 +17,7 @@ from rlhf.stages import ppo
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
-from tests.support.chaos_faults import Faults, light_snapshot
+from tests.support.chaos_faults import Faults, light_version
 from tests.support.chaos_runs import Outcome, chaos_config, differences, require_victims, run
 from tests.support.runtime import ActorPool, gone
 
@@ -113,7 +113,7 @@ def fleet_of(
 def test_when_every_replacement_dies_the_run_ends(ray_session: dict[str, float], tmp_path: Path) -> None:
     faults = Faults(tmp_path / "run")
     with fleet_of(tmp_path / "run", 1, RecoveryConfig(max_rollout_restarts=3)) as fleet:
-        fleet.install([light_snapshot("a")])
+        fleet.install([light_version("a")])
         faults.arm("generate-0")
         faults.arm("build", times=3)
         began = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_replacement_draws_nothing_before_the_current_adapter(ray_session: dic
         for version, (sha, killed) in enumerate([("a", 1), ("b", 2), ("c", 1)]):
             if version == 2:
                 faults.arm("install", times=2)
-            fleet.install([light_snapshot(sha)])
+            fleet.install([light_version(sha)])
             faults.arm(f"generate-{version}", times=killed)
             answers: list[Any] = fleet.collect(fleet.submit(tasks, SamplingConfig(), version))
             assert [task for task, _, _ in answers] == tasks, "all, once, in order"
@@ -150,7 +150,7 @@ def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], t
     """Nobody asks for longer than the bound; then one draws two pieces in a row, together longer than the bound."""
     faults = Faults(tmp_path / "run")
     with fleet_of(tmp_path / "run", 2, RecoveryConfig(generate_timeout_seconds=6), draw_seconds=4) as fleet:
-        fleet.install([light_snapshot("a")])
+        fleet.install([light_version("a")])
         faults.arm("generate-0")
         tasks: list[Any] = [0, 1, 2, 3]
         batch = fleet.submit(tasks, SamplingConfig(), 0)
@@ -171,7 +171,7 @@ def test_a_slow_worker_s_piece_is_drawn_by_one_with_nothing_to_do(
     with fleet_of(tmp_path / "run", 2, recovery, draw_seconds=60, slow_ranks=(1,)) as fleet:
         began, pids = time.monotonic(), []
         for version, sha in enumerate("ab"):
-            fleet.install([light_snapshot(sha)])
+            fleet.install([light_version(sha)])
             batch = fleet.submit(tasks, SamplingConfig(), version)
             answers: list[Any] = fleet.collect(batch)
             assert [task for task, _, _ in answers] == tasks, "all, once, in order"
@@ -189,7 +189,7 @@ def test_a_worker_slow_for_twice_the_deadline_is_replaced(ray_session: dict[str,
     recovery = RecoveryConfig(rollout_deadline_seconds=1)
     with fleet_of(tmp_path / "run", 2, recovery, draw_seconds=60, slow_ranks=(0, 1)) as fleet:
         began = time.monotonic()
-        fleet.install([light_snapshot("a")])
+        fleet.install([light_version("a")])
         batch = fleet.submit(tasks, SamplingConfig(), 0)
         answers: list[Any] = fleet.collect(batch)
         assert [task for task, _, _ in answers] == tasks

@@ -8,12 +8,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf.workers.context import WorkerContext
-
-if TYPE_CHECKING:
-    from rlhf.weights.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class LightRollout:
         self.faults.reach("build")
         self.held = ""
 
-    def install(self, snapshot: Snapshot) -> tuple[str, float]:
+    def install(self, snapshot: LightHeader) -> tuple[str, float]:
         self.faults.reach("install")
         self.held = snapshot.sha256
         return self.held, 0.0
@@ -103,10 +100,23 @@ class SlowRollout(LightRollout):
         return [(task, self.held, os.getpid()) for task in tasks]
 
 
-def light_snapshot(sha256: str) -> Snapshot:
-    """An adapter of no tensors: a fleet looks at its hash alone."""
-    import numpy as np
+@dataclass(frozen=True)
+class LightHeader:
+    """What a fleet looks at."""
 
-    from rlhf.weights.snapshot import Snapshot  # torch with it: in the driver alone
+    sha256: str
 
-    return Snapshot(0, (), np.empty(0, dtype=np.uint8), sha256)
+
+@dataclass(frozen=True)
+class LightVersion:
+    """Stands where a shipped adapter stands, without tensors: neither side has to import torch for it."""
+
+    header: LightHeader
+
+    def fetch(self, timeout: float) -> LightHeader:
+        return self.header
+
+
+def light_version(sha256: str) -> Any:
+    """An adapter of no tensors."""
+    return LightVersion(LightHeader(sha256))

@@ -45,6 +45,7 @@ class TwoHosts:
     """A running cluster of two hosts; ``close`` leaves nothing behind."""
 
     num_cpus: int = 4
+    store_bytes: int = 150_000_000
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp")))
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class TwoHosts:
         self.temporary.mkdir()
         common = ["--block", "--node-address"]
         private = ["--dashboard-host", self.address("first"), "--i-am-on-a-private-network"]
-        extra = ["--", f"--num-cpus={self.num_cpus}", "--object-store-memory=150000000"]
+        extra = ["--", f"--num-cpus={self.num_cpus}", f"--object-store-memory={self.store_bytes}"]
         self._node(
             "first",
             [

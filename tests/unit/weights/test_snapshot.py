@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -43,12 +44,12 @@ def test_unpacked_tensors_are_copies() -> None:
 def test_memory_of_an_earlier_snapshot_is_used_again_where_it_fits() -> None:
     first = pack(state(), 0)
     changed = {name: tensor + 1 for name, tensor in state().items()}
-    second = pack(changed, 1, first.buffer)
+    second = pack(changed, 1, first)
     assert second.buffer is first.buffer
     assert second.sha256 == pack(changed, 1).sha256
-    assert pack({"a": torch.zeros(3)}, 2, first.buffer).buffer is not first.buffer
+    assert pack({"a": torch.zeros(3)}, 2, first).buffer is not first.buffer
     first.buffer.flags.writeable = False  # it came out of an object store
-    assert pack(changed, 3, first.buffer).buffer is not first.buffer
+    assert pack(changed, 3, first).buffer is not first.buffer
 
 
 def test_hash_knows_content_not_version_nor_order() -> None:
@@ -161,3 +162,27 @@ def test_a_refused_snapshot_changes_nothing(fault: str) -> None:
     with pytest.raises(WeightSyncError, match="other bytes" if fault == "byte" else "does not fit"):
         write(snapshot, tensors)
     assert all(not tensor.any() for tensor in tensors.values())
+
+
+def test_a_header_travels_small_and_its_layout_is_read_once() -> None:
+    snapshot = pack(state(), 7)
+    header, buffer = snapshot.apart()
+    sent = pickle.dumps(header)
+    first, second = pickle.loads(sent), pickle.loads(sent)
+    assert first == header and first.entries is second.entries
+    taken = first.with_buffer(buffer)
+    assert all(torch.equal(found, state()[name]) for name, found in unpack(taken).items())
+    assert pack(state(), 8).sha256 == taken.sha256
+
+
+def test_a_known_layout_is_taken_again_only_for_the_same_tensors() -> None:
+    first = pack(state(), 0)
+    assert pack(state(1), 1, first).entries is first.entries
+    for other in (
+        {**state(), "scalar": torch.zeros(1)},
+        {**state(), "scalar": torch.zeros((), dtype=torch.float64)},
+        {name: tensor for name, tensor in state().items() if name != "half"},
+        {**{name: tensor for name, tensor in state().items() if name != "half"}, "other": torch.zeros(3).half()},
+    ):
+        found = pack(other, 1, pack(state(), 0))
+        assert found.entries == pack(other, 1).entries and found.sha256 == pack(other, 1).sha256
