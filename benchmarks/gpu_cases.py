@@ -16,6 +16,8 @@ from cluster.plan_roles import GIB, RolePlan, Setting
 from cluster.shapes import SHAPES, ModelShape
 from rlhf.config import ModelConfig, PpoConfig, build_config
 from rlhf.models.operations import UpdateCosts
+from rlhf.models.role_shares import pass_operations
+from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD
 
 TINY = ModelShape(
     vocab=2048, hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, head_dim=16, tied=True, qkv_bias=True,
@@ -160,13 +162,15 @@ def operations(work: Work, shape: ModelShape, response: float) -> dict[str, floa
     """
     adapter = elements(adapter_tensors(shape, lora_of(work), 2))
     width, head = shape.heads * shape.head_dim * shape.layers, shape.vocab * shape.hidden
-    costs = UpdateCosts(shape.matrices, (adapter, adapter + shape.hidden + 1), head, width)
+    tail = shape.hidden * (shape.heads * shape.head_dim + 3 * shape.intermediate)
+    tails = (adapter * tail * shape.layers // shape.matrices,) * 2
+    costs = UpdateCosts(shape.matrices, (adapter, adapter + shape.hidden + 1), head, width, False, tail, tails)
     lengths = [round(work.prompt_tokens + response)] * work.prompts
     tokens, pairs, drawn = sum(lengths), sum(n**2 for n in lengths), round(work.prompts * response)
-    role = 2 * (shape.matrices + adapter) * tokens + 2 * width * pairs
+    judging = pass_operations(costs, (POLICY, REFERENCE, CRITIC, REWARD), lengths, drawn, trained=False)
     return {
-        "generate": float(role + 2 * head * drawn),
-        "judge": float(4 * role + 2 * 2 * head * drawn),
+        "generate": float(2 * ((shape.matrices + adapter) * tokens + width * pairs + head * drawn)),
+        "judge": sum(judging.values()),
         "learn": work.epochs * costs.update(lengths, drawn),
     }
 

@@ -20,7 +20,7 @@ from transformers.activations import SiLUActivation
 from rlhf.models.fans import Bundle, Fan, bundle, is_plain
 from rlhf.models.kernels import calls, decoding
 from rlhf.models.mixed import Mix
-from rlhf.models.packing import Packing
+from rlhf.models.packing import Kept, Packing
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -52,9 +52,9 @@ class Parts:
     enters: Bundle
     leaves: Bundle
 
-    def half(self, slices: Slices) -> tuple[Half, list[Tensor]]:
-        """For the tokens of a pass; also all trained matrices that take part."""
-        (enters, first), (leaves, last) = self.enters.fan(slices), self.leaves.fan(slices)
+    def half(self, slices: Slices, leaving: Slices | None = None) -> tuple[Half, list[Tensor]]:
+        """For the tokens of a pass, and those ``leaving`` if fewer; also all trained matrices that take part."""
+        (enters, first), (leaves, last) = self.enters.fan(slices), self.leaves.fan(leaving or slices)
         return Half(self.weight, self.eps, enters, leaves, len(first)), [*first, *last]
 
 
@@ -64,22 +64,29 @@ class Halves:
 
     Attributes:
         keeps_gates: gate and up are kept for the way back, not made again there.
+        is_last: no layer follows: tokens that nobody reads end at its attention, where others look at them.
     """
 
     attention: Parts | None
     feed_forward: Parts
     keeps_gates: bool = True
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Rotary positions of a packed row and its sequences: cos and sin (tokens, size), starts (sequences + 1,)."""
+    """Rotary positions of a packed row and its sequences: cos and sin (tokens, size), starts (sequences + 1,).
+
+    Attributes:
+        kept: (kept,) the tokens that go on from here; None: all.
+    """
 
     cos: Tensor
     sin: Tensor
     starts: Tensor
     scale: float
     longest: int
+    kept: Tensor | None = None
 
 
 def install(model: nn.Module, mix: Mix) -> int:
@@ -87,17 +94,18 @@ def install(model: nn.Module, mix: Mix) -> int:
 
     All adapters must be there already.
     """
+    layers: list[Any] = [module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")]
     found = 0
-    for module in model.modules():
+    for module in layers:
         halves = _halves(module)
-        if halves is not None and _answers_alike(module, halves, mix):
+        if halves is not None and _answers_alike(module, replace(halves, is_last=module is layers[-1]), mix):
             found += 1
     return found
 
 
 def _halves(layer: Any) -> Halves | None:
     """By the names of all parts, so that none is left out."""
-    if not type(layer).__name__.endswith("DecoderLayer") or _children(layer) != LAYER or _children(layer.mlp) != GATED:
+    if _children(layer) != LAYER or _children(layer.mlp) != GATED:
         return None
     if not isinstance(layer.mlp.act_fn, nn.SiLU | SiLUActivation):
         return None
@@ -159,6 +167,16 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
     return float(away) < 4 * torch.finfo(found.dtype).eps
 
 
+def tail_of(model: nn.Module) -> list[nn.Module]:
+    """Modules that only those tokens of a packed row meet whose last hidden states are read; none where all do."""
+    for layer in model.modules():
+        halves: Any = getattr(layer, "halves", None)
+        if halves is not None and halves.is_last and is_plain(halves.feed_forward.weight):
+            found: Any = layer
+            return [found.mlp] if halves.attention is None else [found.self_attn.o_proj, found.mlp]
+    return []
+
+
 def recompute(model: nn.Module) -> int:
     """Feed-forwards that go the shorter way keep neither gate nor up for the way back; returns how many these are."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "halves")]
@@ -187,15 +205,24 @@ def _forward(
         found = _decode(layer, x, slices, position_embeddings, past_key_values)
         if found is not None:
             return found.view_as(hidden_states)
-    attended = _attend(layer, x, slices, position_embeddings, words.get("packing"))
+    packing: Packing | None = words.get("packing")
+    kept = packing.kept if packing is not None and halves.is_last else None
+    leaving = slices if kept is None else layer.mix.slices_of(kept.counts)
+    attended = _attend(layer, x, (slices, leaving), position_embeddings, packing, kept)
     if attended is None:
         words |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
         states, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **words)
         attended = (hidden_states + states).flatten(0, -2)
-    half, matrices = halves.feed_forward.half(slices)
+        attended = attended if kept is None else attended[kept.rows]
+    half, matrices = halves.feed_forward.half(leaving)
     if learns:
-        return _FeedForward.apply(attended, half, halves.keeps_gates, *matrices).view_as(hidden_states)
-    return _feed_forward(attended, half, matrices)[0].view_as(hidden_states)
+        result = _FeedForward.apply(attended, half, halves.keeps_gates, *matrices)
+    else:
+        result, _ = _feed_forward(attended, half, matrices)
+    if kept is None:
+        return result.view_as(hidden_states)
+    kept.done = True
+    return result[None]
 
 
 def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> Tensor | None:
@@ -215,17 +242,23 @@ def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> T
     return decoding.decode(known, x.contiguous(), cos, sin, *step)
 
 
-def _attend(layer: Any, x: Tensor, slices: Slices, angles: Any, packing: Packing | None) -> Tensor | None:
-    """The first half for a packed row; None: it has to go the model's own way."""
+def _attend(
+    layer: Any, x: Tensor, slices: tuple[Slices, Slices], angles: Any, packing: Packing | None, kept: Kept | None
+) -> Tensor | None:
+    """The first half for a packed row, of which some tokens may be ``kept``; None: it has to go the model's own way.
+
+    Args:
+        slices: of all tokens, and of those that are left afterwards.
+    """
     attention, parts = layer.self_attn, layer.halves.attention
     if parts is None or packing is None or (attention.training and attention.attention_dropout):
         return None
     cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
     if cos.shape != (len(x), attention.head_dim):
         return None
-    half, matrices = parts.half(slices)
+    half, matrices = parts.half(*slices)
     starts = packing.starts if x.device.type == "cpu" else packing.starts_there
-    turns = Turns(cos, sin, starts, attention.scaling, packing.width)
+    turns = Turns(cos, sin, starts, attention.scaling, packing.width, None if kept is None else kept.rows)
     if torch.is_grad_enabled():
         return _Attention.apply(x, half, turns, *matrices)
     return _attention(x, half, turns, matrices)[0]
@@ -238,7 +271,8 @@ def _attention(x: Tensor, half: Half, turns: Turns, matrices: Any) -> tuple[Tens
     query, key, value = projected
     where = turns.starts, turns.scale, turns.longest
     attended, normalizer = calls.attention(query, key, value, turns.cos, turns.sin, *where)
-    (result,), last = half.leaves.forward(attended, matrices[count:], onto=x)
+    goes, beside = (attended, x) if turns.kept is None else (attended[turns.kept], x[turns.kept])
+    (result,), last = half.leaves.forward(goes, matrices[count:], onto=beside)
     return result, [query, key, value, attended, normalizer, *inner, *last]
 
 
@@ -248,6 +282,11 @@ def _feed_forward(x: Tensor, half: Half, matrices: Any) -> tuple[Tensor, list[Te
     (gate, up), inner = half.enters.forward(calls.rms_norm(x, half.weight, half.eps)[0], matrices[:count])
     (result,), last = half.leaves.forward(calls.gated(gate, up), matrices[count:], onto=x)
     return result, [gate, up, *inner, *last]
+
+
+def _spread(rows: Any, kept: Tensor, num_tokens: int) -> Tensor:
+    """Gradients of kept tokens among those of all, which are zero."""
+    return rows.new_zeros(num_tokens, rows.shape[1]).index_add_(0, kept, rows)
 
 
 class _Attention(torch.autograd.Function):
@@ -268,7 +307,10 @@ class _Attention(torch.autograd.Function):
         matrices, kept = rest[: len(wants)], rest[len(wants) :]
         query, key, value, attended, normalizer, *inner = kept
         split = len(half.enters.parts)
-        back, last = half.leaves.backward([gradient], attended, matrices[count:], inner[split:], wants[count:])
+        gone = attended if turns.kept is None else attended[turns.kept]
+        back, last = half.leaves.backward([gradient], gone, matrices[count:], inner[split:], wants[count:])
+        if turns.kept is not None:
+            back, gradient = (_spread(each, turns.kept, len(x)) for each in (back, gradient))
         to_projections = calls.attention_backward(
             back, (query, key, value), (turns.cos, turns.sin), (attended, normalizer), turns.starts, turns.scale,
             turns.longest,

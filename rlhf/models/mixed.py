@@ -40,14 +40,22 @@ class Mix:
         Raises:
             ValueError: the parts do not add up to the tokens of the input.
         """
-        found, start = [], 0
-        for name, count in self.parts:
-            stop = num_tokens if count is None else start + count
-            found.append((name, slice(start, stop)))
-            start = stop
-        if start != num_tokens:
-            raise ValueError(f"the pass has {num_tokens} tokens, its parts {self.parts} have {start}")
-        return found
+        return _slices(self.parts, num_tokens)
+
+    def slices_of(self, counts: Sequence[int]) -> list[tuple[str, slice]]:
+        """The same where only some tokens of each part are left."""
+        return _slices([(name, count) for (name, _), count in zip(self.parts, counts, strict=True)], sum(counts))
+
+
+def _slices(parts: Sequence[tuple[str, int | None]], num_tokens: int) -> list[tuple[str, slice]]:
+    found, start = [], 0
+    for name, count in parts:
+        stop = num_tokens if count is None else start + count
+        found.append((name, slice(start, stop)))
+        start = stop
+    if start != num_tokens:
+        raise ValueError(f"the pass has {num_tokens} tokens, its parts {parts} have {start}")
+    return found
 
 
 def can_mix(model: nn.Module, names: Sequence[str]) -> bool:

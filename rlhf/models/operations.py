@@ -13,9 +13,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models import products
+from rlhf.models import blocks, products
 
 CPU_SIZE, GPU_SIZE = 1024, 8192
 
@@ -30,6 +31,8 @@ class UpdateCosts:
         head: weights of the output layer.
         attention: heads x head size, summed over layers.
         whole_policy: the policy trains body and head themselves, not an adapter on them.
+        tail: of ``body``, what only those tokens meet whose last hidden states are read (``blocks``).
+        adapter_tails: the same of ``adapters``.
     """
 
     body: int
@@ -37,9 +40,18 @@ class UpdateCosts:
     head: int
     attention: int
     whole_policy: bool = False
+    tail: int = 0
+    adapter_tails: tuple[int, ...] = ()
 
     def role(
-        self, adapter: int, lengths: Sequence[int], num_logits: int, *, trained: bool, whole: bool = False
+        self,
+        number: int,
+        lengths: Sequence[int],
+        num_read: int,
+        *,
+        trained: bool,
+        logits: bool = False,
+        whole: bool = False,
     ) -> float:
         """Operations of one role's pass over sequences of these lengths, forward alone or with backward.
 
@@ -47,38 +59,63 @@ class UpdateCosts:
         of tokens and unit of width under the causal mask, and twice that backward.
 
         Args:
-            adapter: the role's trained weights.
-            num_logits: tokens that get logits.
+            number: of the trained role whose adapter it has, or one of that size.
+            num_read: tokens whose last hidden states are read.
+            logits: each of these gets logits.
             whole: body and head are what it trains; there is no adapter.
         """
         tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
+        unread = tokens - num_read
         frozen, own = (4, 6) if trained else (2, 2)
+        body, head = self.body * tokens, self.head * num_read * logits
         if whole:
-            frozen, adapter = own, 0
-        return float(
-            frozen * (self.body * tokens + self.head * num_logits) + own * (self.attention * pairs + adapter * tokens)
-        )
+            return float(own * (body + head + self.attention * pairs))
+        adapter = self.adapters[number] * tokens
+        if self.adapter_tails:
+            body, adapter = body - self.tail * unread, adapter - self.adapter_tails[number] * unread
+        return float(frozen * (body + head) + own * (self.attention * pairs + adapter))
 
     def update(self, lengths: Sequence[int], num_response_tokens: int, *, policy_alone: bool = False) -> float:
         """Operations of forward and backward pass of all trained roles; the policy, the first, alone needs logits."""
-        learning = self.adapters[:1] if policy_alone else self.adapters
-        policy = self.role(learning[0], lengths, num_response_tokens, trained=True, whole=self.whole_policy)
-        return policy + sum(self.role(own, lengths, 0, trained=True) for own in learning[1:])
+        read, others = num_response_tokens, range(1, 1 if policy_alone else len(self.adapters))
+        policy = self.role(0, lengths, read, trained=True, logits=True, whole=self.whole_policy)
+        return policy + sum(self.role(number, lengths, read, trained=True) for number in others)
 
 
 def update_costs(model: PreTrainedModel, trained: dict[str, int], *, whole_policy: bool = False) -> UpdateCosts:
     """Counts a causal model with adapters on it; ``trained`` holds the trained weights of each role."""
     head: Any = model.get_output_embeddings()
-    inner = [
-        module
-        for name, module in model.named_modules()
-        if hasattr(module, "in_features") and "lora_" not in name and not hasattr(module, "base_layer")
-    ]
-    body = sum(m.in_features * m.out_features for m in inner if m is not head)
+    body = sum(map(_weights, (module for module in _matrices(model) if module is not head)))
     config: Any = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = size * config.num_attention_heads * config.num_hidden_layers
-    return UpdateCosts(body, tuple(trained.values()), head.in_features * head.out_features, width, whole_policy)
+    tail = blocks.tail_of(model)
+    return UpdateCosts(
+        body,
+        tuple(trained.values()),
+        head.in_features * head.out_features,
+        width,
+        whole_policy,
+        sum(_weights(module) for part in tail for module in _matrices(part)),
+        tuple(sum(_adapter_weights(part, role) for part in tail) for role in trained) if tail else (),
+    )
+
+
+def _matrices(module: nn.Module) -> list[Any]:
+    """Linear layers, adapters' own left out."""
+    return [
+        part
+        for name, part in module.named_modules()
+        if hasattr(part, "in_features") and "lora_" not in name and not hasattr(part, "base_layer")
+    ]
+
+
+def _weights(module: Any) -> int:
+    return int(module.in_features * module.out_features)
+
+
+def _adapter_weights(module: nn.Module, adapter: str) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if "lora_" in name and f".{adapter}." in name)
 
 
 @cache

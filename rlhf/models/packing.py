@@ -7,6 +7,7 @@ reaches what stands behind it, so no mask is needed. On a CPU, where lengths dif
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,30 @@ ONE_BY_ONE = 0.8
 """Share of the filled-up attention below which sequences go one by one: a call costs some of what it saves."""
 
 
+@dataclass
+class Kept:
+    """Tokens whose last hidden states are read: only these need all of the last layer.
+
+    Attributes:
+        rows: (kept,) index into the packed row, repetition after repetition; then filler up to a multiple of 16.
+        counts: tokens of each repetition, of the last with the filler.
+        done: whether the last layer has left the others out; some layers cannot.
+    """
+
+    rows: Tensor
+    counts: tuple[int, ...]
+    done: bool = False
+
+    @classmethod
+    def of(cls, reads: Sequence[Tensor], num_tokens: int) -> Kept:
+        """From what is read of each repetition, indices into its ``num_tokens`` tokens."""
+        rows = torch.cat([read + number * num_tokens for number, read in enumerate(reads)])
+        filler = rows.new_full((-len(rows) % MULTIPLE,), len(reads) * num_tokens - 1)
+        counts = [len(read) for read in reads]
+        counts[-1] += len(filler)
+        return cls(torch.cat([rows, filler]), tuple(counts))
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where the tokens of a packed row stand in (sequences, width).
@@ -36,11 +61,13 @@ class Packing:
         places: (tokens,) index into the flattened (sequences, width).
         lengths: tokens of each sequence of one repetition.
         times: how often the same sequences stand in the row.
+        kept: what is read of the result; None: all.
     """
 
     places: Tensor
     lengths: tuple[int, ...]
     times: int
+    kept: Kept | None = None
 
     @cached_property
     def starts(self) -> Tensor:

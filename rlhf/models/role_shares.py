@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf.models.operations import UpdateCosts
-from rlhf.models.roles import POLICY, REFERENCE
+from rlhf.models.roles import POLICY, REFERENCE, REWARD
 
 Shares = dict[str, float]
 
@@ -23,20 +23,20 @@ def pass_shares(
 def pass_operations(
     costs: UpdateCosts, roles: Sequence[str], lengths: Sequence[int], num_response_tokens: int, *, trained: bool
 ) -> dict[str, float]:
-    """Operations of each role: policy and reference alone need logits.
+    """Operations of each role: policy and reference alone need logits, the reward model reads one token per sequence.
 
     In a forward pass alone all adapters count as large as the first.
     """
-    adapters = costs.adapters if trained else costs.adapters[:1] * len(roles)
     return {
         role: costs.role(
-            own,
+            number if trained else 0,
             lengths,
-            num_response_tokens if role in (POLICY, REFERENCE) else 0,
+            len(lengths) if role == REWARD else num_response_tokens,
             trained=trained,
+            logits=role in (POLICY, REFERENCE),
             whole=costs.whole_policy and role == POLICY,
         )
-        for role, own in zip(roles, adapters, strict=True)
+        for number, role in enumerate(roles)
     }
 
 

@@ -6,7 +6,7 @@ A policy that is trained whole is a copy of the base beside it; the other three 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peft
@@ -211,26 +211,33 @@ class RolesModel(nn.Module):
         self, roles: Sequence[str], input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
     ) -> dict[str, Any]:
         """One pass of each model over the real tokens of all its roles; zeros are put back where the padding was."""
-        hidden: dict[str, Tensor] = {}
-        for causal in self._causal_models():
-            own = [role for role in roles if self._model_of(role) is causal]
-            if own:
-                words, num_tokens = packing.pack(input_ids, attention_mask, len(own))
-                self._select(tuple((role, num_tokens) for role in own))
-                states = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0]
-                hidden |= zip(own, states.split(num_tokens), strict=True)
         keep = attention_mask.bool()
         given = keep[:, -response_ids.shape[1] :]
         number = keep.flatten().cumsum(0).view_as(keep) - 1  # of each token in the packed row
-        before = number[:, -response_ids.shape[1] - 1 : -1][given]
+        before, last = number[:, -response_ids.shape[1] - 1 : -1][given], number.max(dim=1).values
+        hidden: dict[str, Tensor] = {}  # states that are read
+        for causal in self._causal_models():
+            own = [role for role in roles if self._model_of(role) is causal]
+            if own:
+                reads = [last if role == REWARD else before for role in own]
+                words, num_tokens = packing.pack(input_ids, attention_mask, len(own))
+                kept = packing.Kept.of(reads, num_tokens)
+                words["packing"] = replace(words["packing"], kept=kept)
+                self._select(tuple((role, num_tokens) for role in own))
+                states = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0]
+                parts = states.split(kept.counts if kept.done else num_tokens)
+                hidden |= {
+                    role: part[: len(read)] if kept.done else part[read]
+                    for role, part, read in zip(own, parts, reads, strict=True)
+                }
         found: dict[str, Any] = {}
         for role, states in hidden.items():
             if role == CRITIC:
-                found[role] = _back(self.value_head(states[before]).squeeze(-1).float(), given)
+                found[role] = _back(self.value_head(states).squeeze(-1).float(), given)
             elif role == REWARD:
-                found[role] = self._normalized(states[number.max(dim=1).values])
+                found[role] = self._normalized(states)
             else:
-                found[role] = self._read_logprobs(role, states[before], response_ids, given, temperature)
+                found[role] = self._read_logprobs(role, states, response_ids, given, temperature)
         return found
 
     def _read_apart(

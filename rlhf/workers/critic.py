@@ -107,8 +107,8 @@ class CriticWorker(TrainingRank):
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
             part = batch.select(rows).to(self.engine.device)
-            operations = self.costs.role(self.costs.adapters[0], part.lengths, 0, trained=True)
-            totals.add(operations=operations, tokens=float(part.response_mask.sum()))
+            tokens = int(part.response_mask.sum())
+            totals.add(operations=self.costs.role(0, part.lengths, tokens, trained=True), tokens=float(tokens))
             with self.spans.span("learn.forward"):
                 values = self.engine("read", **self._words(part))[CRITIC]
             with self.spans.span("learn.loss"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,45 @@ def test_states_and_gradients_are_the_layers_own(kind: str, tiny_base: Path) -> 
     assert expected.keys() == mine.keys() and len(mine) == 2 * (14 + 6)
     for name, gradient in expected.items():
         torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.usefixtures("_either")
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_tokens_that_nobody_reads_end_at_the_last_attention(kind: str, tiny_base: Path) -> None:
+    model, mix = make(two_adapters(tiny_base, causal(kind, tiny_base), r=3), shorter=True)
+    wanted = run(model, mix)
+    _, num_tokens = packing.pack(*ragged(), 2)
+    reads = [torch.tensor([1, 5, 6, 11]), torch.tensor([4, num_tokens - 1])]
+    rows = torch.cat([reads[0], reads[1] + num_tokens])
+    expected = gradients(model, wanted[rows])
+    model.zero_grad()
+    words, _ = packing.pack(*ragged(), 2)
+    kept = packing.Kept.of(reads, num_tokens)
+    assert len(kept.rows) == 16 and kept.counts == (4, 12)
+    entered: list[int] = []
+    last = model.get_base_model().model.layers[-1]
+    feed_forward = last.halves.feed_forward
+    counted = feed_forward.enters.fan
+    object.__setattr__(feed_forward, "enters", Counted(counted, entered))
+    states = model.get_base_model().model(**{**words, "packing": replace(words["packing"], kept=kept)})
+    found = states.last_hidden_state[0]
+    assert kept.done and entered == [16]
+    torch.testing.assert_close(found[: len(rows)], wanted[rows], rtol=1e-5, atol=1e-5)
+    mine = gradients(model, found[: len(rows)])
+    assert mine.keys() == expected.keys() and len(mine) == 2 * 2 * 14
+    for name, gradient in expected.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()), msg=name)
+
+
+class Counted:
+    """A layer's bundle that tells how many tokens it is asked about."""
+
+    def __init__(self, fan: Any, entered: list[int]) -> None:
+        self._fan, self._entered = fan, entered
+
+    def fan(self, slices: Any) -> Any:
+        self._entered.append(slices[-1][1].stop)
+        return self._fan(slices)
 
 
 @pytest.mark.usefixtures("_either")

@@ -48,5 +48,25 @@ def test_costs_grow_with_tokens_and_roles() -> None:
     assert two.update([5], 0) == 2 * (4 * 1000 * 5 + 6 * 2 * 25) + 6 * 21 * 5
 
 
+def test_unread_tokens_end_at_the_last_attention() -> None:
+    costs = UpdateCosts(body=1000, adapters=(10, 20), head=100, attention=0, tail=300, adapter_tails=(3, 6))
+    forward = costs.role(1, [5, 7], 2, trained=False)
+    assert forward == 2 * (1000 * 12 - 300 * 10 + 20 * 12 - 6 * 10)
+    assert costs.update([5, 7], 4) == sum(
+        4 * (1000 * 12 - 300 * 8) + 6 * (own * 12 - tail * 8) for own, tail in ((10, 3), (20, 6))
+    ) + 4 * 100 * 4  # fmt: skip
+
+
+def test_the_tail_is_what_lies_behind_the_last_attention() -> None:
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+                                        num_attention_heads=2, num_key_value_heads=1))  # fmt: skip
+    roles = RolesModel(base, RoleInit(adapters.peft_config(LoraConfig(r=8)), critic_config=None))
+    count = sum(p.numel() for _, p in roles.named_trained())
+    costs = update_costs(roles.model.get_base_model(), {POLICY: count})
+    assert costs.tail == 32 * 32 + 3 * 32 * 48
+    assert costs.adapter_tails == (8 * (2 * 32 + 3 * (32 + 48)),)
+    assert costs.adapters[0] == 3 * (costs.adapter_tails[0] + 8 * ((32 + 32) + 2 * (32 + 16)))
+
+
 def test_a_peak_is_a_speed() -> None:
     assert 1e8 < product_peak(torch.device("cpu"), torch.float32) < 1e14
