@@ -67,8 +67,12 @@ def causal(kind: str, base: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(base)
     if kind == "mistral":
         return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None))
-    if kind == "qwen2":  # with biases
-        return Qwen2ForCausalLM(Qwen2Config(**SMALL))
+    if kind == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**SMALL))
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                torch.nn.init.normal_(projection.bias)  # which begin at zero
+        return model
     return Qwen3ForCausalLM(Qwen3Config(**SMALL))  # norms queries and keys: its attention stays its own
 
 
