@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,14 @@ HEADS, GROUPS, SIZE = 6, 2, 16
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
+def _compiled() -> Iterator[None]:
     build.build()  # needs g++, as the project does
     calls.library.cache_clear()
     assert calls.library() is not None
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are tiny
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["compiled", "plain"])
