@@ -200,7 +200,7 @@ def _forward(
         return type(layer).forward(layer, hidden_states, **words)
     x, learns = hidden_states.flatten(0, -2), torch.is_grad_enabled()  # (tokens, hidden)
     slices = layer.mix.slices(len(x))
-    decodes = x.dtype == torch.float32 and halves.attention is not None and hasattr(past_key_values, "step_of")
+    decodes = not x.is_cuda and halves.attention is not None and hasattr(past_key_values, "step_of")
     if decodes and not learns:
         found = _decode(layer, x, slices, position_embeddings, past_key_values)
         if found is not None:
@@ -231,7 +231,7 @@ def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> T
     if step is None or len(slices) != 1:
         return None
     cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
-    if cos.shape != (len(x), layer.self_attn.head_dim):
+    if cos.shape != (len(x), layer.self_attn.head_dim) or {cos.dtype, step[0].dtype} != {x.dtype}:
         return None
     known = cache.notes.get(layer)
     if known is None:

@@ -1,6 +1,7 @@
 """The kernels as functions of tensors, one layer's step each: float32 on a CPU, bfloat16 on a GPU (``gpu``).
 
-On a CPU bfloat16 is widened on the way in and rounded on the way out; factors and normalizers stay float32.
+On a CPU bfloat16 is widened on the way in and rounded on the way out; factors and normalizers stay float32. Only a step
+of decoding (``decoding``) has a kernel that reads it.
 
 On a CPU norms and gates work without them. Calls go through ctypes: nothing depends on torch's binary interface, and a
 call costs 3 microseconds.
@@ -32,6 +33,7 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "attention": (*[c_void_p] * 8, *[c_int64] * 4, c_float, c_int),
     "attention_backward": (*[c_void_p] * 12, *[c_int64] * 4, c_float, c_int),
     "decode": (*[c_void_p] * 6, c_int64, c_int),
+    "decode_bfloat16": (*[c_void_p] * 6, c_int64, c_int),
 }
 HEAD_MULTIPLE = 16
 """Head sizes that the attention kernels take are multiples of this."""

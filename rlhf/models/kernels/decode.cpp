@@ -1,40 +1,40 @@
 // One token per slot through a whole decoder layer: what takes a model forty operations, each for a few numbers.
+#include "rows.h"
 #include "thin.h"
-#include "vectors.h"
-
-extern "C" void rms_norm(const float* x, const float* weight, float* y, float* inverse, int64_t rows, int64_t size,
-                         float eps, int threads);
-extern "C" void gated(const float* gate, const float* up, float* result, int64_t rows, int64_t size, int threads);
 
 // A decoder layer's weights and form; query, key and value read the first norm, gate and up the second.
+template <class T>
 struct Layer {
-    const float *first_norm, *second_norm;
+    const T *first_norm, *second_norm;
     float first_eps, second_eps, scale;
     int64_t hidden, heads, groups, size;
-    Thin query, key, value, out, gate, up, down;
+    Thin<T> query, key, value, out, gate, up, down;
 };
 
 // What stands in the slots: keys and values (slots, groups, columns, size); row r in slot r, its token at column[r].
+template <class T>
 struct Slots {
-    float *keys, *values;
+    T *keys, *values;
     const int64_t* column;
     int64_t columns;
 };
 
 namespace {
 
-float dot(const float* a, const float* b, int64_t size) {
+template <class T>
+float dot(const float* a, const T* b, int64_t size) {
     Floats total{};
     for (int64_t i = 0; i < size; i += WIDTH) total += load(a + i) * load(b + i);
     return sum(total);
 }
 
 // One group of heads of one row: writes its key and value, then looks at all up to its own.
-void attend(const Layer& layer, const Slots& slots, const float* query, const float* key, const float* value,
-            const float* cos, const float* sin, float* result, int64_t task) {
+template <class T>
+void attend(const Layer<T>& layer, const Slots<T>& slots, const T* query, const T* key, const T* value, const T* cos,
+            const T* sin, T* result, int64_t task) {
     const int64_t size = layer.size, r = task / layer.groups, own = slots.column[r], seen = own + 1;
     const int64_t shared = layer.heads / layer.groups, angle = r * size;
-    float *keys = slots.keys + task * slots.columns * size, *values = slots.values + task * slots.columns * size;
+    T *keys = slots.keys + task * slots.columns * size, *values = slots.values + task * slots.columns * size;
     rotate(keys + own * size, key + task * size, cos + angle, sin + angle, size, 1.0f, 1.0f);
     std::copy_n(value + task * size, size, values + own * size);
     std::vector<float> turned(size), weights(seen);
@@ -53,27 +53,45 @@ void attend(const Layer& layer, const Slots& slots, const float* query, const fl
     }
 }
 
+template <class T>
+void norm(const T* x, const T* weight, T* y, int64_t rows, int64_t size, float eps) {
+    for (int64_t row = 0; row < rows; row++) norm_row(x + row * size, weight, y + row * size, size, eps);
+}
+
+template <class T>
+void step(const Layer<T>& layer, const Slots<T>& slots, const T* x, const T* cos, const T* sin, T* result, int64_t rows,
+          int threads) {
+    const int64_t wide = layer.heads * layer.size, narrow = layer.groups * layer.size, inner = layer.gate.out;
+    std::vector<T> space(rows * (2 * layer.hidden + 2 * wide + 2 * narrow + 2 * inner));
+    T *read = space.data(), *middle = read + rows * layer.hidden;
+    T *query = middle + rows * layer.hidden, *key = query + rows * wide, *value = key + rows * narrow;
+    T *attended = value + rows * narrow, *gate = attended + rows * wide, *up = gate + rows * inner;
+    norm(x, layer.first_norm, read, rows, layer.hidden, layer.first_eps);
+    thin_product(layer.query, read, nullptr, query, rows, threads);
+    thin_product(layer.key, read, nullptr, key, rows, threads);
+    thin_product(layer.value, read, nullptr, value, rows, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t task = 0; task < rows * layer.groups; task++)
+        attend<T>(layer, slots, query, key, value, cos, sin, attended, task);
+    thin_product(layer.out, attended, x, middle, rows, threads);
+    norm<T>(middle, layer.second_norm, read, rows, layer.hidden, layer.second_eps);
+    thin_product(layer.gate, read, nullptr, gate, rows, threads);
+    thin_product(layer.up, read, nullptr, up, rows, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < rows; row++)
+        gate_row<T>(gate + row * inner, up + row * inner, gate + row * inner, inner);
+    thin_product(layer.down, gate, middle, result, rows, threads);
+}
+
 }  // namespace
 
 // x and result: (rows, hidden), not the same; cos and sin: (rows, size).
-extern "C" void decode(const Layer* layer, const Slots* slots, const float* x, const float* cos, const float* sin,
-                       float* result, int64_t rows, int threads) {
-    const int64_t wide = layer->heads * layer->size, narrow = layer->groups * layer->size, inner = layer->gate.out;
-    std::vector<float> space(rows * (2 * layer->hidden + 2 * wide + 2 * narrow + 2 * inner + 1));
-    float *inverse = space.data(), *read = inverse + rows, *middle = read + rows * layer->hidden;
-    float *query = middle + rows * layer->hidden, *key = query + rows * wide, *value = key + rows * narrow;
-    float *attended = value + rows * narrow, *gate = attended + rows * wide, *up = gate + rows * inner;
-    rms_norm(x, layer->first_norm, read, inverse, rows, layer->hidden, layer->first_eps, 1);
-    thin_product(layer->query, read, nullptr, query, rows, threads);
-    thin_product(layer->key, read, nullptr, key, rows, threads);
-    thin_product(layer->value, read, nullptr, value, rows, threads);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t task = 0; task < rows * layer->groups; task++)
-        attend(*layer, *slots, query, key, value, cos, sin, attended, task);
-    thin_product(layer->out, attended, x, middle, rows, threads);
-    rms_norm(middle, layer->second_norm, read, inverse, rows, layer->hidden, layer->second_eps, 1);
-    thin_product(layer->gate, read, nullptr, gate, rows, threads);
-    thin_product(layer->up, read, nullptr, up, rows, threads);
-    gated(gate, up, gate, rows, inner, threads);
-    thin_product(layer->down, gate, middle, result, rows, threads);
+extern "C" void decode(const Layer<float>* layer, const Slots<float>* slots, const float* x, const float* cos,
+                       const float* sin, float* result, int64_t rows, int threads) {
+    step(*layer, *slots, x, cos, sin, result, rows, threads);
+}
+
+extern "C" void decode_bfloat16(const Layer<BFloat16>* layer, const Slots<BFloat16>* slots, const BFloat16* x,
+                                const BFloat16* cos, const BFloat16* sin, BFloat16* result, int64_t rows, int threads) {
+    step(*layer, *slots, x, cos, sin, result, rows, threads);
 }

@@ -1,14 +1,10 @@
 // silu(gate) * up, the middle of a gated feed-forward layer (arXiv:2002.05202). All matrices: (rows, size).
-#include "vectors.h"
+#include "rows.h"
 
 extern "C" void gated(const float* gate, const float* up, float* result, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < rows; row++) {
-        const float *g = gate + row * size, *u = up + row * size;
-        float* out = result + row * size;
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++) out[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
-    }
+    for (int64_t row = 0; row < rows; row++)
+        gate_row(gate + row * size, up + row * size, result + row * size, size);
 }
 
 // Given the gradient of the result: the gradients of gate and up; to_up may be gradient itself.

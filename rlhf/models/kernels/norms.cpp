@@ -1,21 +1,12 @@
 // RMS norms (arXiv:1910.07467) with frozen weights, a row at a time.
-#include "vectors.h"
+#include "rows.h"
 
 // y = x * inverse * weight with inverse = 1 / sqrt(mean(x^2) + eps). x, y: (rows, size); inverse: (rows,).
 extern "C" void rms_norm(const float* x, const float* weight, float* y, float* inverse, int64_t rows, int64_t size,
                          float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < rows; row++) {
-        const float* in = x + row * size;
-        float* out = y + row * size;
-        float squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < size; i++) squares += in[i] * in[i];
-        const float factor = 1.0f / std::sqrt(squares / size + eps);
-        inverse[row] = factor;
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++) out[i] = in[i] * factor * weight[i];
-    }
+    for (int64_t row = 0; row < rows; row++)
+        inverse[row] = norm_row(x + row * size, weight, y + row * size, size, eps);
 }
 
 // back = beside + the gradient of x, given the gradient of y; back may be gradient or beside.

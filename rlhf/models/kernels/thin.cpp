@@ -64,7 +64,8 @@ void rows_of(const float* found[SIDE], const float* matrix, int64_t first, int64
 
 }  // namespace
 
-void thin_product(const Thin& layer, const float* x, const float* onto, float* result, int64_t rows, int threads) {
+void thin_product(const Thin<float>& layer, const float* x, const float* onto, float* result, int64_t rows,
+                  int threads) {
     const int64_t in = layer.in, out = layer.out, rank = layer.rank;
     std::vector<float> low(rows * rank);
     if (rank) {

@@ -7,11 +7,24 @@
 #include <cstring>
 #include <vector>
 
+#include "bfloat16.h"
+
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));  // compilers split it where it is too wide
 constexpr int64_t WIDTH = 16;
 
 static inline Floats load(const float* at) { return *reinterpret_cast<const Floats*>(at); }
 static inline void store(float* at, Floats value) { *reinterpret_cast<Floats*>(at) = value; }
+
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+static inline Floats load(const BFloat16* at) {
+    return (Floats)(__builtin_convertvector(*reinterpret_cast<const Halves*>(at), Words) << 16);
+}
+static inline void store(BFloat16* at, Floats value) {
+    const Words found = value == value ? nearest((Words)value) : Words{} + NOT_A_NUMBER;
+    *reinterpret_cast<Halves*>(at) = __builtin_convertvector(found, Halves);
+}
+
 static inline int64_t rounded(int64_t count) { return (count + WIDTH - 1) / WIDTH * WIDTH; }
 
 static inline float sum(Floats v) {
@@ -44,7 +57,8 @@ static inline float exponential(float x) {
 
 // Rotary positions of one head, the halves side by side (arXiv:2104.09864); turn = -1 turns back (gradients).
 // cos and sin hold each angle twice. to and from may be the same.
-static inline void rotate(float* to, const float* from, const float* cos, const float* sin, int64_t size, float turn,
+template <class To, class From>
+static inline void rotate(To* to, const From* from, const From* cos, const From* sin, int64_t size, float turn,
                           float scale) {
     const int64_t half = size / 2;
 #pragma omp simd

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from transformers import (
 )
 
 from rlhf.models import adapters, blocks, mixed, packing
-from rlhf.models.kernels import calls
+from rlhf.models.kernels import calls, decoding
+from rlhf.rollout.slots import SlotCache, slot_attention
 from tests.unit.models.test_mixed import NAMES, ragged, two_adapters
 
 SMALL: dict[str, Any] = {
@@ -66,8 +68,12 @@ def causal(kind: str, base: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(base)
     if kind == "mistral":
         return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None))
-    if kind == "qwen2":  # with biases
-        return Qwen2ForCausalLM(Qwen2Config(**SMALL))
+    if kind == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**SMALL))
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                torch.nn.init.normal_(projection.bias)  # which begin at zero
+        return model
     return Qwen3ForCausalLM(Qwen3Config(**SMALL))  # norms queries and keys: its attention stays its own
 
 
@@ -86,6 +92,79 @@ def test_bfloat16_is_as_near_to_float32_as_the_layers_own(kind: str, tiny_base: 
     for name, gradient in expected.items():
         along = torch.nn.functional.cosine_similarity(mine[name].float().flatten(), gradient.float().flatten(), dim=0)
         assert float(along) > 0.99, name
+
+
+@torch.no_grad()
+def decode(model: Any, mix: mixed.Mix, adapter: str, num_steps: int = 4) -> list[Tensor]:
+    """Hidden states of some tokens each, after prompts of several lengths."""
+    mix.parts = ((adapter, None),)
+    causal, prompts = model.get_base_model(), torch.arange(3, 24).view(3, 7)
+    column, slots, found = torch.tensor([7, 3, 5]), torch.arange(3), []
+    cache = SlotCache(3, 8)
+    with slot_attention(causal):
+        causal.model(input_ids=prompts, past_key_values=cache, use_cache=True)
+        cache.place(slots, slots)
+        for step in range(num_steps):
+            width = int(column.max()) + 1
+            cache.begin_step(column, width)
+            seen = (torch.arange(width) <= column[:, None])[:, None, None]
+            words = {"attention_mask": seen, "position_ids": column[:, None], "past_key_values": cache}
+            ids = torch.tensor([[9], [4], [7]]) + step
+            found.append(causal.model(input_ids=ids, use_cache=True, **words).last_hidden_state[:, 0])
+            column = column + 1
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("adapter", ["a", "none"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_decoding_is_the_layer_s_own(
+    dtype: torch.dtype, kind: str, adapter: str, threads: int, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer by layer, each from the same hidden states, keys and values."""
+    model, mix = make(two_adapters(tiny_base, causal(kind, tiny_base), r=3).to(dtype), shorter=True)
+    steps: list[torch.dtype] = []
+    one_call = decoding.decode
+
+    def decode_one(layer: Any, x: Tensor, *rest: Tensor) -> Tensor:
+        steps.append(x.dtype)
+        return one_call(layer, x, *rest)
+
+    def both(layer: Any, hidden_states: Tensor, **words: Any) -> Tensor:
+        before = len(steps)
+        found = blocks._forward(layer, hidden_states, **words)
+        if len(steps) > before:
+            keys, values, column = (t.clone() for t in words["past_key_values"].step_of(layer.self_attn.layer_idx))
+            wanted = type(layer).forward(layer, hidden_states, **words)
+            own = words["past_key_values"].step_of(layer.self_attn.layer_idx)
+            rows = torch.arange(len(column))
+            for mine, other in ((keys, own[0]), (values, own[1]), (found, wanted)):
+                assert mine.dtype == dtype and blocks._near(mine, other)
+            assert blocks._near(keys[rows, :, column], own[0][rows, :, column]), "the new column's"
+        return found
+
+    monkeypatch.setattr(decoding, "decode", decode_one)
+    for layer in model.get_base_model().model.layers:
+        layer.forward = MethodType(both, layer)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        decode(model, mix, adapter)
+    finally:
+        torch.set_num_threads(before)
+    assert steps == [dtype] * 4 * 2, "every step of every layer is one call"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_bfloat16_decodes_as_near_to_float32_as_the_layers_own(kind: str, tiny_base: Path) -> None:
+    whole = two_adapters(tiny_base, causal(kind, tiny_base), r=3).bfloat16()
+    exact = decode(*make(copy.deepcopy(whole).float(), shorter=False), "a")
+    off = []
+    for shorter in (False, True):
+        found = decode(*make(copy.deepcopy(whole), shorter=shorter), "a")
+        off.append(float((torch.cat(found).float() - torch.cat(exact)).norm() / torch.cat(exact).norm()))
+    assert 0 < off[1] < 1.2 * off[0] < 0.05, off
 
 
 @pytest.mark.usefixtures("_either")

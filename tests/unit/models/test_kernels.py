@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +20,14 @@ HEADS, GROUPS, SIZE = 6, 2, 16
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
+def _compiled() -> Iterator[None]:
     build.build()  # needs g++, as the project does
     calls.library.cache_clear()
     assert calls.library() is not None
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are tiny
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -138,61 +145,126 @@ def test_threads_share_the_work_without_changing_it() -> None:
     assert torch.equal(*found)
 
 
-def bundle(inputs: int, outputs: tuple[int, ...], rank: int, *, bias: bool) -> Any:
+def bundle(inputs: int, outputs: tuple[int, ...], rank: int, *, bias: bool, dtype: torch.dtype) -> Any:
     """Linear layers with an adapter ``x``, as the description reads them."""
-    frozen = [(random(o, inputs, seed=o) / 8, random(o, seed=1) if bias else None) for o in outputs]
-    pairs = [(random(rank, inputs, seed=2) / 8, random(o, rank, seed=3) / 4) for o in outputs]
+    frozen = [
+        ((random(o, inputs, seed=o) / 8).to(dtype), random(o, seed=1).to(dtype) if bias else None) for o in outputs
+    ]
+    pairs = [((random(rank, inputs, seed=2) / 8).to(dtype), (random(o, rank, seed=3) / 4).to(dtype)) for o in outputs]
     members = tuple((i, 1.5, None) for i in range(len(outputs)))
     return SimpleNamespace(frozen=frozen, adapters={"x": (members, [m for pair in pairs for m in pair])})
 
 
-def product(of: Any, index: int, x: Tensor, adapter: str) -> Tensor:
+def product(of: Any, index: int, x: Tensor, adapter: str, beside: Tensor | float = 0.0) -> Tensor:
+    """In float64, rounded where the kernels round: behind the adapter's first matrix, and at the end."""
     weight, bias = of.frozen[index]
-    found = x @ weight.double().T + (0 if bias is None else bias.double())
+    found = x @ weight.double().T + (0 if bias is None else bias.double()) + beside
     if adapter in of.adapters:
         down, up = of.adapters[adapter][1][2 * index : 2 * index + 2]
-        found = found + 1.5 * (x @ down.double().T @ up.double().T)
-    return found
+        found = found + 1.5 * (stored(x @ down.double().T, down) @ up.double().T)
+    return stored(found, weight)
+
+
+def stored(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.dtype).double()
+
+
+def halves(dtype: torch.dtype, rank: int) -> tuple[Any, Any]:
+    """Attention and feed-forward of a layer, of sizes that divide by nothing."""
+    hidden, inner, wide, narrow = 50, 75, HEADS * SIZE, GROUPS * SIZE
+    first = SimpleNamespace(weight=random(hidden, seed=5).to(dtype), eps=1e-6)
+    first.enters = bundle(hidden, (wide, narrow, narrow), rank, bias=True, dtype=dtype)
+    first.leaves = bundle(wide, (hidden,), rank, bias=False, dtype=dtype)
+    second = SimpleNamespace(weight=random(hidden, seed=6).to(dtype), eps=1e-5)
+    second.enters = bundle(hidden, (inner, inner), rank, bias=False, dtype=dtype)
+    second.leaves = bundle(inner, (hidden,), rank, bias=True, dtype=dtype)
+    return first, second
+
+
+def decode(first: Any, second: Any, adapter: str, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All tokens one by one: (rows, tokens, hidden), and the cached keys and values, (rows + 1, groups, 8, size)."""
+    rows, tokens, _ = x.shape
+    layer = decoding.describe(first, second, adapter, SIZE, SIZE**-0.5)
+    keys, values = torch.zeros(2, rows + 1, GROUPS, 8, SIZE, dtype=x.dtype)
+    found = []
+    for t in range(tokens):
+        cos, sin = (angle[t : t + 1].repeat(rows, 1).to(x.dtype) for angle in both(angles))
+        column = torch.full((rows,), t)
+        found.append(decoding.decode(layer, x[:, t].contiguous(), cos, sin, keys, values, column))
+    return torch.stack(found, dim=1), keys, values
 
 
 @pytest.mark.parametrize("adapter", ["x", "none"])
-@pytest.mark.parametrize("rows", [1, 4, 6])
-def test_a_step_of_decoding(rows: int, adapter: str) -> None:
-    """Five tokens one by one through a layer, against attention over all of them; sizes that divide by nothing."""
-    hidden, inner, rank, tokens = 50, 75, 3, 5
-    wide, narrow = HEADS * SIZE, GROUPS * SIZE
-    first = SimpleNamespace(weight=random(hidden, seed=5), eps=1e-6)
-    first.enters, first.leaves = (
-        bundle(hidden, (wide, narrow, narrow), rank, bias=True),
-        bundle(wide, (hidden,), rank, bias=False),
-    )
-    second = SimpleNamespace(weight=random(hidden, seed=6), eps=1e-5)
-    second.enters, second.leaves = (
-        bundle(hidden, (inner, inner), rank, bias=False),
-        bundle(inner, (hidden,), rank, bias=False),
-    )
-    layer = decoding.describe(first, second, adapter, SIZE, SIZE**-0.5)
-    x, angles = random(rows, tokens, hidden), random(tokens, SIZE // 2) * 3
-    keys, values = torch.zeros(2, rows + 1, GROUPS, 8, SIZE)
-    found = []
-    for t in range(tokens):
-        cos, sin = (angle[t : t + 1].repeat(rows, 1) for angle in both(angles))
-        column = torch.full((rows,), t)
-        found.append(decoding.decode(layer, x[:, t].contiguous(), cos, sin, keys, values, column))
+@pytest.mark.parametrize("rank", [3, 40])
+@pytest.mark.parametrize("rows", [1, 4, 6, 9, 19])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_decoding(dtype: torch.dtype, rows: int, rank: int, adapter: str) -> None:
+    """Five tokens one by one through a layer, against attention over all of them."""
+    first, second = halves(dtype, rank)
+    x, angles = random(rows, 5, 50).to(dtype), random(5, SIZE // 2) * 3
+    if dtype == torch.bfloat16:
+        angles = angles.round() * math.pi / 2  # whose cos and sin are the same in bfloat16
+    found, keys, values = decode(first, second, adapter, x, angles)
+    assert found.dtype == dtype
+    for cached in (keys, values):
+        assert cached[:rows, :, :5].abs().sum(-1).all(), "every token's"
+        assert not cached[rows].any() and not cached[:, :, 5:].any(), "no other place is touched"
 
     def norm(x: Tensor, of: Any) -> Tensor:
-        return x * (x.square().mean(-1, keepdim=True) + of.eps).rsqrt() * of.weight.double()
+        return stored(x * (x.square().mean(-1, keepdim=True) + of.eps).rsqrt() * of.weight.double(), of.weight)
 
     for row in range(rows):
         states = x[row].double()
         read = norm(states, first)
         projected = [product(first.enters, i, read, adapter) for i in range(3)]
-        attended = attention(*projected, angles.double(), (tokens,))
-        states = states + product(first.leaves, 0, attended, adapter)
+        attended = stored(attention(*projected, angles.double(), (5,)), x)
+        states = product(first.leaves, 0, attended, adapter, beside=states)
         gate, up = (product(second.enters, i, norm(states, second), adapter) for i in range(2))
-        states = states + product(second.leaves, 0, torch.nn.functional.silu(gate) * up, adapter)
-        mine = torch.stack([step[row] for step in found])
-        torch.testing.assert_close(mine, states.float(), rtol=1e-4, atol=1e-4)
+        states = product(second.leaves, 0, stored(torch.nn.functional.silu(gate) * up, x), adapter, beside=states)
+        if dtype == torch.float32:
+            torch.testing.assert_close(found[row], states.float(), rtol=1e-4, atol=1e-4)
+        else:  # the same bits, but where a sum lies between two numbers
+            assert float((found[row] == states).double().mean()) > 0.97
+            assert float((found[row].double() - states).norm() / states.norm()) < torch.finfo(dtype).eps / 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_share_a_step_of_decoding_without_changing_it(dtype: torch.dtype) -> None:
+    x, angles = random(6, 5, 50).to(dtype), random(5, SIZE // 2) * 3
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(decode(*halves(dtype, 3), "x", x, angles))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_is_not_a_number_does_not_reach_the_others(dtype: torch.dtype) -> None:
+    x, angles = random(6, 1, 50).to(dtype), random(1, SIZE // 2)
+    wanted, _, _ = decode(*halves(dtype, 3), "x", x, angles)
+    x[2, 0, 7] = math.nan
+    found, _, _ = decode(*halves(dtype, 3), "x", x, angles)
+    assert found[2].isnan().all()
+    assert torch.equal(found[[0, 1, 3, 4, 5]], wanted[[0, 1, 3, 4, 5]])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the option names an x86 processor's instructions")
+def test_a_step_in_bfloat16_without_the_processor_s_help(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    x, angles = random(9, 5, 50).bfloat16(), random(5, SIZE // 2) * 3
+    wanted = decode(*halves(torch.bfloat16, 3), "x", x, angles)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-mno-avx512bf16"))
+        patch.setattr(build, "library_path", lambda: tmp_path / "kernels.so")
+        patch.setattr(calls, "library_path", build.build)
+        plain = calls.library.__wrapped__()
+        patch.setattr(decoding, "library", lambda: plain)
+        found = decode(*halves(torch.bfloat16, 3), "x", x, angles)
+    for mine, other in zip(found, wanted, strict=True):
+        assert float((mine == other).double().mean()) > 0.97
+        torch.testing.assert_close(mine, other, rtol=0.02, atol=0.02)
 
 
 def test_a_library_for_another_processor_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
