@@ -1,8 +1,11 @@
-// Causal attention within each sequence of a packed row, rotary positions included; short sequences, fp32.
+// Causal attention within each sequence of a packed row, rotary positions included; short sequences. All numbers are
+// floats, or BFloat16 but for the normalizer; it computes with floats.
 //
 // Shapes: query, its gradient and the result (tokens, heads, size); key and value (tokens, groups, size); cos and sin
 // (tokens, size); normalizer (heads, tokens): the log of each softmax's denominator. Sequence s has tokens starts[s] to
 // starts[s + 1]. Heads of a group share its key and value. size is a multiple of 16.
+#include <type_traits>
+
 #include "vectors.h"
 
 namespace {
@@ -19,10 +22,10 @@ struct Span {
 };
 
 // (length, size) of one head, rows filled with zeros up to a multiple of 16, turned or as they are.
-void gather(float* to, const float* from, Span span, int64_t row, int64_t size, const float* cos, const float* sin,
-            float scale) {
+template <class T>
+void gather(float* to, const T* from, Span span, int64_t row, int64_t size, const T* cos, const T* sin, float scale) {
     for (int64_t t = 0; t < span.length; t++) {
-        const float* in = from + (span.start + t) * row;
+        const T* in = from + (span.start + t) * row;
         const int64_t at = (span.start + t) * size;
         if (cos)
             rotate(to + t * size, in, cos + at, sin + at, size, 1.0f, scale);
@@ -30,6 +33,26 @@ void gather(float* to, const float* from, Span span, int64_t row, int64_t size, 
             std::copy(in, in + size, to + t * size);
     }
     std::fill(to + span.length * size, to + rounded(span.length) * size, 0.0f);
+}
+
+// Rows of one head as floats: where they are, or copied to space; row becomes the distance from one to the next.
+inline const float* widened(const float* from, int64_t, int64_t, int64_t&, float*) { return from; }
+inline const float* widened(const BFloat16* from, int64_t rows, int64_t size, int64_t& row, float* space) {
+    for (int64_t i = 0; i < rows; i++) std::copy_n(from + i * row, size, space + i * size);
+    row = size;
+    return space;
+}
+
+// Where a product of rows is to go: to its place, or to space, from where rounded_to takes it.
+inline float* goal(float* result, int64_t, int64_t&, float*) { return result; }
+inline float* goal(BFloat16*, int64_t size, int64_t& row, float* space) {
+    row = size;
+    return space;
+}
+inline void rounded_to(float*, const float*, int64_t, int64_t, int64_t) {}
+inline void rounded_to(BFloat16* result, const float* space, int64_t rows, int64_t size, int64_t row) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < size; j += WIDTH) store(result + i * row + j, load(space + i * size + j));
 }
 
 // (length, size) -> (size, rounded length)
@@ -54,13 +77,16 @@ float softmax(float* row, int64_t seen, int64_t width) {
     return top + std::log(total);
 }
 
-void forward_group(const float* query, const float* key, const float* value, const float* cos, const float* sin,
-                   float* result, float* normalizer, Span span, int64_t group, int64_t tokens, Shape shape) {
+template <class T>
+void forward_group(const T* query, const T* key, const T* value, const T* cos, const T* sin, T* result,
+                   float* normalizer, Span span, int64_t group, int64_t tokens, Shape shape) {
     const int64_t size = shape.size, length = span.length, width = rounded(length), shared = shape.heads / shape.groups;
     std::vector<float> keys(width * size), turned(width * size), queries(width * size), scores(WIDTH * width);
+    std::vector<float> wide(std::is_same_v<T, float> ? 0 : width * size), drawn(WIDTH * size);
     gather(keys.data(), key + group * size, span, shape.groups * size, size, cos, sin, 1.0f);
     transpose(turned.data(), keys.data(), length, size);
-    const float* values = value + (span.start * shape.groups + group) * size;
+    int64_t narrow = shape.groups * size;
+    const float* values = widened(value + (span.start * shape.groups + group) * size, length, size, narrow, wide.data());
     for (int64_t head = group * shared; head < (group + 1) * shared; head++) {
         gather(queries.data(), query + head * size, span, shape.heads * size, size, cos, sin, shape.scale);
         for (int64_t first = 0; first < length; first += WIDTH) {
@@ -70,23 +96,28 @@ void forward_group(const float* query, const float* key, const float* value, con
             for (int64_t i = 0; i < rows; i++)
                 normalizer[head * tokens + span.start + first + i] =
                     softmax(scores.data() + i * width, first + i + 1, near);
-            multiply({scores.data(), width, 1}, values, shape.groups * size,
-                     result + ((span.start + first) * shape.heads + head) * size, shape.heads * size, rows, size, seen,
-                     false);
+            T* own = result + ((span.start + first) * shape.heads + head) * size;
+            int64_t row = shape.heads * size;
+            float* to = goal(own, size, row, drawn.data());
+            multiply({scores.data(), width, 1}, values, narrow, to, row, rows, size, seen, false);
+            rounded_to(own, drawn.data(), rows, size, shape.heads * size);
         }
     }
 }
 
+template <class T>
 struct Gradients {
-    float *query, *key, *value;
+    T *query, *key, *value;
 };
 
 // Probabilities and the gradients of scores, for rows first to first + rows; both (rows, width).
-void differentiate(float* weights, float* slopes, const float* normalizer, const float* given, const float* result,
+template <class T>
+void differentiate(float* weights, float* slopes, const float* normalizer, const T* given, const T* result,
                    int64_t first, int64_t rows, int64_t near, int64_t width, int64_t row, int64_t size) {
     for (int64_t i = 0; i < rows; i++) {
         float *weight = weights + i * width, *slope = slopes + i * width, along = 0;
-        const float *g = given + i * row, *r = result + i * row, level = normalizer[i];
+        const T *g = given + i * row, *r = result + i * row;
+        const float level = normalizer[i];
 #pragma omp simd reduction(+ : along)
         for (int64_t j = 0; j < size; j++) along += g[j] * r[j];
         const int64_t seen = first + i + 1;
@@ -98,30 +129,34 @@ void differentiate(float* weights, float* slopes, const float* normalizer, const
     }
 }
 
-void backward_group(const float* gradient, const float* query, const float* key, const float* value, const float* cos,
-                    const float* sin, const float* result, const float* normalizer, Gradients back, Span span,
-                    int64_t group, int64_t tokens, Shape shape) {
+template <class T>
+void backward_group(const T* gradient, const T* query, const T* key, const T* value, const T* cos, const T* sin,
+                    const T* result, const float* normalizer, Gradients<T> back, Span span, int64_t group,
+                    int64_t tokens, Shape shape) {
     const int64_t size = shape.size, length = span.length, width = rounded(length), shared = shape.heads / shape.groups;
     const int64_t row = shape.heads * size, narrow = shape.groups * size, plane = width * size;
     std::vector<float> space(6 * plane), scores(2 * BLOCK * width), to_keys(plane), to_values(plane);
+    std::vector<float> wide(std::is_same_v<T, float> ? 0 : BLOCK * size);
+    const T* plain = nullptr;
     float *keys = space.data(), *turned = keys + plane, *values = turned + plane, *values_turned = values + plane;
     float *queries = values_turned + plane, *to_query = queries + plane;
     float *weights = scores.data(), *slopes = weights + BLOCK * width;
     gather(keys, key + group * size, span, narrow, size, cos, sin, 1.0f);
     transpose(turned, keys, length, size);
-    gather(values, value + group * size, span, narrow, size, nullptr, nullptr, 1.0f);
+    gather(values, value + group * size, span, narrow, size, plain, plain, 1.0f);
     transpose(values_turned, values, length, size);
     for (int64_t head = group * shared; head < (group + 1) * shared; head++) {
         gather(queries, query + head * size, span, row, size, cos, sin, shape.scale);
         for (int64_t first = 0; first < length; first += BLOCK) {
             const int64_t rows = std::min(BLOCK, length - first), seen = first + rows, near = rounded(seen);
             const int64_t at = ((span.start + first) * shape.heads + head) * size;
-            const float* given = gradient + at;
+            int64_t step = row;
+            const float* given = widened(gradient + at, rows, size, step, wide.data());
             multiply({queries + first * size, size, 1}, turned, width, weights, width, rows, near, size, false);
-            multiply({given, row, 1}, values_turned, width, slopes, width, rows, near, size, false);
-            differentiate(weights, slopes, normalizer + head * tokens + span.start + first, given, result + at, first,
-                          rows, near, width, row, size);
-            multiply({weights, 1, width}, given, row, to_values.data(), size, seen, size, rows, true);
+            multiply({given, step, 1}, values_turned, width, slopes, width, rows, near, size, false);
+            differentiate(weights, slopes, normalizer + head * tokens + span.start + first, gradient + at, result + at,
+                          first, rows, near, width, row, size);
+            multiply({weights, 1, width}, given, step, to_values.data(), size, seen, size, rows, true);
             multiply({slopes, 1, width}, queries + first * size, size, to_keys.data(), size, seen, size, rows, true);
             multiply({slopes, width, 1}, keys, size, to_query, size, rows, size, seen, false);
             for (int64_t i = 0; i < rows; i++) {
@@ -138,17 +173,42 @@ void backward_group(const float* gradient, const float* query, const float* key,
     }
 }
 
+template <class T>
+void attend(const T* query, const T* key, const T* value, const T* cos, const T* sin, T* result, float* normalizer,
+            const int64_t* starts, int64_t sequences, Shape shape, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
+    for (int64_t task = 0; task < sequences * shape.groups; task++) {
+        const int64_t s = task / shape.groups;
+        forward_group(query, key, value, cos, sin, result, normalizer, {starts[s], starts[s + 1] - starts[s]},
+                      task % shape.groups, starts[sequences], shape);
+    }
+}
+
+template <class T>
+void attend_backward(const T* gradient, const T* query, const T* key, const T* value, const T* cos, const T* sin,
+                     const T* result, const float* normalizer, Gradients<T> back, const int64_t* starts,
+                     int64_t sequences, Shape shape, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
+    for (int64_t task = 0; task < sequences * shape.groups; task++) {
+        const int64_t s = task / shape.groups;
+        backward_group(gradient, query, key, value, cos, sin, result, normalizer, back,
+                       {starts[s], starts[s + 1] - starts[s]}, task % shape.groups, starts[sequences], shape);
+    }
+}
+
 }  // namespace
 
 extern "C" void attention(const float* query, const float* key, const float* value, const float* cos, const float* sin,
                           float* result, float* normalizer, const int64_t* starts, int64_t sequences, int64_t heads,
                           int64_t groups, int64_t size, float scale, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
-    for (int64_t task = 0; task < sequences * groups; task++) {
-        const int64_t s = task / groups;
-        forward_group(query, key, value, cos, sin, result, normalizer, {starts[s], starts[s + 1] - starts[s]},
-                      task % groups, starts[sequences], {heads, groups, size, scale});
-    }
+    attend(query, key, value, cos, sin, result, normalizer, starts, sequences, {heads, groups, size, scale}, threads);
+}
+
+extern "C" void attention_bfloat16(const BFloat16* query, const BFloat16* key, const BFloat16* value,
+                                   const BFloat16* cos, const BFloat16* sin, BFloat16* result, float* normalizer,
+                                   const int64_t* starts, int64_t sequences, int64_t heads, int64_t groups,
+                                   int64_t size, float scale, int threads) {
+    attend(query, key, value, cos, sin, result, normalizer, starts, sequences, {heads, groups, size, scale}, threads);
 }
 
 extern "C" void attention_backward(const float* gradient, const float* query, const float* key, const float* value,
@@ -156,11 +216,16 @@ extern "C" void attention_backward(const float* gradient, const float* query, co
                                    float* to_query, float* to_key, float* to_value, const int64_t* starts,
                                    int64_t sequences, int64_t heads, int64_t groups, int64_t size, float scale,
                                    int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
-    for (int64_t task = 0; task < sequences * groups; task++) {
-        const int64_t s = task / groups;
-        backward_group(gradient, query, key, value, cos, sin, result, normalizer, {to_query, to_key, to_value},
-                       {starts[s], starts[s + 1] - starts[s]}, task % groups, starts[sequences],
-                       {heads, groups, size, scale});
-    }
+    attend_backward(gradient, query, key, value, cos, sin, result, normalizer, {to_query, to_key, to_value}, starts,
+                    sequences, {heads, groups, size, scale}, threads);
+}
+
+extern "C" void attention_backward_bfloat16(const BFloat16* gradient, const BFloat16* query, const BFloat16* key,
+                                            const BFloat16* value, const BFloat16* cos, const BFloat16* sin,
+                                            const BFloat16* result, const float* normalizer, BFloat16* to_query,
+                                            BFloat16* to_key, BFloat16* to_value, const int64_t* starts,
+                                            int64_t sequences, int64_t heads, int64_t groups, int64_t size,
+                                            float scale, int threads) {
+    attend_backward(gradient, query, key, value, cos, sin, result, normalizer, {to_query, to_key, to_value}, starts,
+                    sequences, {heads, groups, size, scale}, threads);
 }

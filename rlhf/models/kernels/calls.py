@@ -1,7 +1,6 @@
-"""The kernels as functions of tensors, one layer's step each: float32 on a CPU, bfloat16 on a GPU (``gpu``).
+"""The kernels as functions of tensors, one layer's step each: on a CPU, and for bfloat16 on a GPU (``gpu``).
 
-On a CPU bfloat16 is widened on the way in and rounded on the way out; factors and normalizers stay float32. Only a step
-of decoding (``decoding``) has a kernel that reads it.
+On a CPU they read and write bfloat16 as well, and compute in float32; factors and normalizers are float32.
 
 On a CPU norms and gates work without them. Calls go through ctypes: nothing depends on torch's binary interface, and a
 call costs 3 microseconds.
@@ -33,8 +32,9 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "attention": (*[c_void_p] * 8, *[c_int64] * 4, c_float, c_int),
     "attention_backward": (*[c_void_p] * 12, *[c_int64] * 4, c_float, c_int),
     "decode": (*[c_void_p] * 6, c_int64, c_int),
-    "decode_bfloat16": (*[c_void_p] * 6, c_int64, c_int),
 }
+SUFFIXES = {torch.float32: "", torch.bfloat16: "_bfloat16"}
+"""Of the names above, by the type of all numbers but factors and normalizers."""
 HEAD_MULTIPLE = 16
 """Head sizes that the attention kernels take are multiples of this."""
 
@@ -46,7 +46,9 @@ def library() -> Any:
     try:
         found = ctypes.CDLL(str(path))
         for name, types in SIGNATURES.items():
-            getattr(found, name).argtypes, getattr(found, name).restype = types, None
+            for suffix in SUFFIXES.values():
+                function = getattr(found, name + suffix)
+                function.argtypes, function.restype = types, None
     except (OSError, AttributeError) as error:
         logger.info("no compiled kernels (make setup makes them), plain torch runs instead: %s", error)
         return None
@@ -66,23 +68,31 @@ def _wide(*tensors: Tensor) -> Any:
     return [tensor.float() for tensor in tensors]
 
 
-def _run(name: str, *arguments: Any) -> None:
-    pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    getattr(library(), name)(*pointers, torch.get_num_threads())
+def function_of(name: str, dtype: torch.dtype) -> Any:
+    """A kernel for numbers of a type; the library must be there."""
+    return getattr(library(), name + SUFFIXES[dtype])
+
+
+def _run(name: str, first: Tensor, *others: Any) -> None:
+    pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
+    function_of(name, first.dtype)(*pointers, torch.get_num_threads())
+
+
+def _has(dtype: torch.dtype) -> bool:
+    """Whether there is a compiled kernel for numbers of this type."""
+    return dtype in SUFFIXES and library() is not None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x / sqrt(mean(x^2) + eps) * weight`` of x (rows, size), and the factor, (rows, 1)."""
     if x.is_cuda:
         return gpu.rms_norm(x, weight, eps)
-    if x.dtype != torch.float32:
-        result, inverse = rms_norm(x.float(), weight.float(), eps)
-        return result.to(x.dtype), inverse
-    if library() is None:
-        inverse = norms.inverse_rms(x, eps)
-        return (x * inverse).mul_(weight), inverse
+    if not _has(x.dtype):
+        wide = x.float()
+        inverse = norms.inverse_rms(wide, eps)
+        return (wide * inverse).mul_(weight).to(x.dtype), inverse
     x = x.contiguous()
-    result, inverse = torch.empty_like(x), x.new_empty(len(x), 1)
+    result, inverse = torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float32)
     _run("rms_norm", x, weight, result, inverse, *x.shape, eps)
     return result, inverse
 
@@ -91,10 +101,9 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tens
     """Gradient of x, added to that of a way beside the norm; all (rows, size), inverse (rows, 1)."""
     if x.is_cuda:
         return gpu.rms_norm_backward(gradient, x, weight, inverse, beside)
-    if x.dtype != torch.float32:
-        return rms_norm_backward(*_wide(gradient, x, weight, inverse, beside)).to(x.dtype)
-    if library() is None:
-        return norms.to_input(gradient, x, weight, inverse).add_(beside)
+    if not _has(x.dtype):
+        g, wide, factors, other = _wide(gradient, x, weight, beside)
+        return norms.to_input(g, wide, factors, inverse).add_(other).to(x.dtype)
     gradient, x, beside = gradient.contiguous(), x.contiguous(), beside.contiguous()
     back = torch.empty_like(x)
     _run("rms_norm_backward", gradient, x, weight, inverse, beside, back, *x.shape)
@@ -105,10 +114,9 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``, all (rows, size)."""
     if gate.is_cuda:
         return gpu.gated(gate, up)
-    if gate.dtype != torch.float32:
-        return gated(*_wide(gate, up)).to(gate.dtype)
-    if library() is None:
-        return F.silu(gate).mul_(up)
+    if not _has(gate.dtype):
+        opened, other = _wide(gate, up)
+        return F.silu(opened).mul_(other).to(gate.dtype)
     result = torch.empty_like(gate)
     _run("gated", gate, up, result, *gate.shape)
     return result
@@ -118,11 +126,10 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, 
     """Gradients of gate and up, all (rows, size)."""
     if gate.is_cuda:
         return gpu.gated_backward(gradient, gate, up)
-    if gate.dtype != torch.float32:
-        to_gate, to_up = gated_backward(*_wide(gradient, gate, up))
-        return to_gate.to(gate.dtype), to_up.to(gate.dtype)
-    if library() is None:
-        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
+    if not _has(gate.dtype):
+        g, opened, other = _wide(gradient, gate, up)
+        back = torch.ops.aten.silu_backward(g * other, opened)
+        return back.to(gate.dtype), F.silu(opened).mul_(g).to(gate.dtype)
     gradient = gradient.contiguous()
     to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
     _run("gated_backward", gradient, gate, up, to_gate, to_up, *gate.shape)
@@ -146,12 +153,8 @@ def attention(
     """
     if query.is_cuda:
         return gpu.attention(query, key, value, cos, sin, starts, scale, longest)
-    if query.dtype != torch.float32:
-        wide = query.float(), key.float(), value.float(), cos.float(), sin.float()
-        result, normalizer = attention(*wide, starts, scale)
-        return result.to(query.dtype), normalizer
     heads, groups, size = _heads(query, key, cos)
-    result, normalizer = torch.empty_like(query), query.new_empty(heads, len(query))
+    result, normalizer = torch.empty_like(query), query.new_empty(heads, len(query), dtype=torch.float32)
     sizes = (len(starts) - 1, heads, groups, size)
     _run("attention", query, key, value, cos, sin, result, normalizer, starts, *sizes, scale)
     return result, normalizer
@@ -174,14 +177,6 @@ def attention_backward(
     """
     if gradient.is_cuda:
         return gpu.attention_backward(gradient, inputs, angles, results, starts, scale, longest)
-    if gradient.dtype != torch.float32:
-        query, key, value = _wide(*inputs)
-        cos, sin = _wide(*angles)
-        attended, normalizer = _wide(*results)
-        wide = attention_backward(
-            gradient.float(), (query, key, value), (cos, sin), (attended, normalizer), starts, scale
-        )
-        return wide[0].to(gradient.dtype), wide[1].to(gradient.dtype), wide[2].to(gradient.dtype)
     heads, groups, size = _heads(inputs[0], inputs[1], angles[0])
     back = (torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2]))
     sizes = (len(starts) - 1, heads, groups, size)

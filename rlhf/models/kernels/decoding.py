@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models.kernels.calls import library
-
-FUNCTIONS = {torch.float32: "decode", torch.bfloat16: "decode_bfloat16"}
-"""By the type of all numbers of a step: hidden states, positions, weights, adapters, keys and values."""
+from rlhf.models.kernels.calls import function_of
 
 
 class Thin(Structure):
@@ -63,7 +60,7 @@ def decode(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, valu
     """One token per slot: writes its key and value to the cache and returns the layer's hidden states.
 
     Args:
-        x: (rows, hidden), as the result; of a type in ``FUNCTIONS``, as everything else is.
+        x: (rows, hidden), as the result; of the type of everything else.
         cos: (rows, head size), as ``sin``.
         keys: (slots, groups, columns, head size), as ``values``, both contiguous; row r has slot r.
         column: (rows,) long, where each row's token belongs; it sees its slot's columns up to this one.
@@ -71,7 +68,7 @@ def decode(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, valu
     result = torch.empty_like(x)
     slots = Slots(keys.data_ptr(), values.data_ptr(), column.data_ptr(), keys.shape[2])
     pointers = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), result.data_ptr())
-    function = getattr(library(), FUNCTIONS[x.dtype])
+    function = function_of("decode", x.dtype)
     function(ctypes.addressof(layer), ctypes.addressof(slots), *pointers, len(x), torch.get_num_threads())
     return result
 

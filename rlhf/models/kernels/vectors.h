@@ -57,8 +57,8 @@ static inline float exponential(float x) {
 
 // Rotary positions of one head, the halves side by side (arXiv:2104.09864); turn = -1 turns back (gradients).
 // cos and sin hold each angle twice. to and from may be the same.
-template <class To, class From>
-static inline void rotate(To* to, const From* from, const From* cos, const From* sin, int64_t size, float turn,
+template <class To, class From, class Angle>
+static inline void rotate(To* to, const From* from, const Angle* cos, const Angle* sin, int64_t size, float turn,
                           float scale) {
     const int64_t half = size / 2;
 #pragma omp simd

@@ -100,6 +100,48 @@ def test_gate() -> None:
         torch.testing.assert_close(found, gradient.float(), rtol=5e-6, atol=1e-6)
 
 
+def assert_rounded(found: Any, exact: Any) -> None:
+    """What was computed in float32, rounded once: equal bits but where the last one of the sum decides."""
+    assert found.dtype == torch.bfloat16
+    assert float((found == exact.bfloat16()).double().mean()) > 0.99
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.usefixtures("_either")
+def test_norm_and_gate_in_bfloat16_are_rounded_once() -> None:
+    x, weight, towards, beside = (random(40, 48, seed=seed).bfloat16() for seed in range(4))
+    weight = weight[0]
+    found, inverse = calls.rms_norm(x, weight, 1e-6)
+    exact, factors = calls.rms_norm(x.float(), weight.float(), 1e-6)
+    assert inverse.dtype == torch.float32 and torch.allclose(inverse, factors, rtol=1e-6)
+    assert_rounded(found, exact)
+    wide = [t.float() for t in (towards, x, weight)]
+    back = calls.rms_norm_backward(*wide, factors, beside.float())
+    assert_rounded(calls.rms_norm_backward(towards, x, weight, inverse, beside), back)
+    assert_rounded(calls.gated(x, beside), calls.gated(x.float(), beside.float()))
+    both_ways = calls.gated_backward(towards, x, beside), calls.gated_backward(wide[0], wide[1], beside.float())
+    for mine, other in zip(*both_ways, strict=True):
+        assert_rounded(mine, other)
+
+
+def test_attention_in_bfloat16_is_rounded_once() -> None:
+    inputs, angles, starts = packed()
+    inputs = [t.bfloat16() for t in inputs]
+    turns = [t.bfloat16() for t in both(angles)]
+    gradient = random(*inputs[0].shape, seed=5).bfloat16()
+    wide, wide_turns = [t.float() for t in inputs], [t.float() for t in turns]
+    found, normalizer = calls.attention(*inputs, *turns, starts, 0.25)
+    exact, level = calls.attention(*wide, *wide_turns, starts, 0.25)
+    assert normalizer.dtype == torch.float32 and torch.allclose(normalizer, level, rtol=1e-6)
+    assert_rounded(found, exact)
+    mine = calls.attention_backward(gradient, tuple(inputs), tuple(turns), (found, normalizer), starts, 0.25)
+    other = calls.attention_backward(
+        gradient.float(), tuple(wide), tuple(wide_turns), (found.float(), level), starts, 0.25
+    )
+    for one, two in zip(mine, other, strict=True):
+        assert_rounded(one, two)
+
+
 def test_what_is_not_a_number_stays_visible() -> None:
     gate = torch.tensor([[1.0, math.nan, -1.0]])
     assert calls.gated(gate, torch.ones(1, 3)).isnan().tolist() == [[False, True, False]]
@@ -260,7 +302,7 @@ def test_a_step_in_bfloat16_without_the_processor_s_help(monkeypatch: pytest.Mon
         patch.setattr(build, "library_path", lambda: tmp_path / "kernels.so")
         patch.setattr(calls, "library_path", build.build)
         plain = calls.library.__wrapped__()
-        patch.setattr(decoding, "library", lambda: plain)
+        patch.setattr(calls, "library", lambda: plain)
         found = decode(*halves(torch.bfloat16, 3), "x", x, angles)
     for mine, other in zip(found, wanted, strict=True):
         assert float((mine == other).double().mean()) > 0.97
