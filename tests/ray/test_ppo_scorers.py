@@ -96,7 +96,7 @@ def test_when_every_replacement_dies_the_reason_is_told(
 
     def launch(size: int, first_rank: int) -> WorkerGroup:
         where: dict[str, Any] = {"placement": PlacementConfig(), "run_dir": str(run_dir), "first_rank": first_rank}
-        worker = "tests.support.chaos_workers:FragileScorer"
+        worker = "tests.support.fragile.scorer:FragileScorer"
         groups.append(WorkerGroup.launch(worker, "scorer", size=size, args=((str(foreign),), 1), **where))
         return groups[-1]
 
