@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -29,9 +30,11 @@ class Reusable:
         setup_logging(run_dir, context.role, context.rank, level=context.log_level)
         self._worker = None
         _forget_trainer()
+        gc.collect()
         module, _, name = target.partition(":")
         with lean_imports():
             made = getattr(importlib.import_module(module), name)
+        gc.freeze()  # what is imported stays: ZeRO-3 has all of it looked through for garbage at every start
         self._worker = made(self._context, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
