@@ -22,7 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from rlhf.config import EngineConfig, OptimConfig
-from rlhf.engine import alike
+from rlhf.engine import alike, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
@@ -47,6 +47,7 @@ def init_process_group(timeout_seconds: float) -> str:
     # by its full name: as an attribute of its package it is hidden by torch itself
     importlib.import_module("deepspeed.comm.torch").build_shm_op = _no_shared_memory_op  # type: ignore[attr-defined]
     alike.install()
+    uncompiled.import_muon()
     if not torch.distributed.is_initialized():
         bound = timedelta(seconds=timeout_seconds)
         deepspeed.init_distributed(dist_backend=backend, timeout=bound, verbose=False)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 LIGHT = "tests.support.chaos_faults:LightRollout"
 SLOW = "tests.support.chaos_faults:SlowRollout"
 PLACEMENT = PlacementConfig(num_ranks=1, start_timeout_seconds=300)
+SILENT_SECONDS = 6.0
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_rollout_workers_killed_and_frozen_while_drawing(
     for version in (0, 1, 3):
         faults.arm(f"generate-{version}")
     faults.arm("generate-2", signal.SIGSTOP)
-    config = chaos_config(tiny_base, place / "rollouts", **{"recovery.generate_timeout_seconds": 10.0})
+    config = chaos_config(tiny_base, place / "rollouts", **{"recovery.generate_timeout_seconds": SILENT_SECONDS})
     found = run(config, actor_pool, "rollout")
     assert differences(reference, found) == []
     assert sum(row["redispatched"] for row in found.rows) >= 4
@@ -56,7 +57,7 @@ def test_rollout_workers_killed_and_frozen_while_drawing(
     died = [e for e in found.events if e["event"] == "fault_detected" and e["kind"] == "died"]
     frozen = [e for e in found.events if e["event"] == "fault_detected" and e["kind"] == "silent"]
     assert len(died) >= 3 and len(frozen) >= 1
-    assert all(e["detect_seconds"] < 10 + 5 for e in frozen), "noticed within the bound"
+    assert all(e["detect_seconds"] < SILENT_SECONDS + 5 for e in frozen), "noticed within the bound"
     for step, samples in found.samples.items():
         assert {sha for _, _, sha in samples} == {reference.samples[step][0][2]}, "drawn with the current adapter only"
 
@@ -112,12 +113,12 @@ def fleet_of(
 
 def test_when_every_replacement_dies_the_run_ends(ray_session: dict[str, float], tmp_path: Path) -> None:
     faults = Faults(tmp_path / "run")
-    with fleet_of(tmp_path / "run", 1, RecoveryConfig(max_rollout_restarts=3)) as fleet:
+    with fleet_of(tmp_path / "run", 1, RecoveryConfig(max_rollout_restarts=2)) as fleet:
         fleet.install([light_version("a")])
         faults.arm("generate-0")
-        faults.arm("build", times=3)
+        faults.arm("build", times=2)
         began = time.monotonic()
-        with pytest.raises(RolloutFleetExhausted, match="no rollout worker is left after 3 restarts") as caught:
+        with pytest.raises(RolloutFleetExhausted, match="no rollout worker is left after 2 restarts") as caught:
             tasks: list[Any] = ["x"]
             fleet.collect(fleet.submit(tasks, SamplingConfig(), 0))
         assert time.monotonic() - began < 60 and caught.value.exit_code == 3
@@ -149,12 +150,12 @@ def test_a_replacement_draws_nothing_before_the_current_adapter(ray_session: dic
 def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], tmp_path: Path) -> None:
     """Nobody asks for longer than the bound; then one draws two pieces in a row, together longer than the bound."""
     faults = Faults(tmp_path / "run")
-    with fleet_of(tmp_path / "run", 2, RecoveryConfig(generate_timeout_seconds=6), draw_seconds=4) as fleet:
+    with fleet_of(tmp_path / "run", 2, RecoveryConfig(generate_timeout_seconds=4), draw_seconds=2.5) as fleet:
         fleet.install([light_version("a")])
         faults.arm("generate-0")
         tasks: list[Any] = [0, 1, 2, 3]
         batch = fleet.submit(tasks, SamplingConfig(), 0)
-        time.sleep(7)  # ranks learn meanwhile
+        time.sleep(4.5)  # ranks learn meanwhile
         answers: list[Any] = fleet.collect(batch)
         assert [task for task, _, _ in answers] == tasks
         assert batch.redispatched == 1

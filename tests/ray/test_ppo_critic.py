@@ -15,7 +15,6 @@ from rlhf.config import PpoConfig
 from rlhf.errors import NumericsError
 from rlhf.models.adapters import read_adapter_file
 from rlhf.models.source import resolve_model
-from rlhf.stages import ppo
 from rlhf.workers.recorded import record_spans
 from tests.support.faults import NAN_UPDATES
 from tests.support.ppo import Finished, run, tiny_config
@@ -196,14 +195,3 @@ def test_it_learns_while_the_policy_learns(actor_pool: ActorPool, wide: Path, ti
         assert set(step["roles"]["learn"]) == {"policy"}
     assert all(waited <= learning for waited, learning in zip(
         found.series("seconds.critic"), found.series("seconds.learn"), strict=True))  # fmt: skip
-
-
-def test_places_are_taken_for_its_ranks_too(
-    ray_session: dict[str, float], wide: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    """On processes and in places of its own, beside rank and rollout worker."""
-    changes = {"num_steps": 1, "placement.num_rollout_workers": 1, "placement.layout": "colocated", "batch.epochs": 1}
-    more = {"roles.critic": str(wide), "placement.num_critic_ranks": 2}
-    summary = ppo.run_ppo(config_of(tiny_base, tmp_path / "run", **changes, **more))
-    assert summary["num_steps"] == 1 and summary["num_critic_ranks"] == 2
-    assert {"critic-0.log", "critic-1.log"} <= {path.name for path in (tmp_path / "run" / "logs").iterdir()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.source import resolve_model
-from tests.ray.test_ppo_resume import assert_same, config_of, cut_after
+from tests.ray.test_ppo_resume import assert_same, config_of, kept, resumed_at, run_and_keep
 from tests.support.ppo import Finished, run, tiny_config
 from tests.support.runtime import ActorPool
 
@@ -92,10 +92,9 @@ def test_an_sft_adapter_is_merged_into_what_is_trained(actor_pool: ActorPool, ti
 
 def test_a_cut_run_goes_on_as_if_nothing_had_happened(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
     changes = {**WHOLE, "engine.zero_stage": 1, "sync_chunk_bytes": 20_000}
-    whole = run(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool)
-    config = config_of(tiny_base, tmp_path / "cut", **changes)
-    cut_after(config, actor_pool, 2)
-    again = run(config, actor_pool)
+    whole = run_and_keep(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool, [2])
+    again = run(config_of(tiny_base, kept(whole.run_dir, 2), **changes), actor_pool)
     assert_same(whole, again)
+    assert resumed_at(again) == [2]
     ours, theirs = weights_of(whole), weights_of(again)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

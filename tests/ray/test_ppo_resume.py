@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rlhf.errors import CheckpointError, StoppedError
 from rlhf.models.adapters import read_adapter_file
 from rlhf.stages import ppo, ppo_run
 from rlhf.stages.resume import StopRequest
-from tests.support.ppo import PROMPTS, Finished, flat, run, tiny_config
+from rlhf.telemetry.events import read_events
+from tests.support.ppo import FEW_PASSES, PROMPTS, Finished, flat, run, tiny_config
 from tests.support.runtime import ActorPool
 
 STEPS = 4
@@ -52,11 +54,28 @@ def cut_after(config: PpoConfig, pool: ActorPool, step: int) -> None:
         if done == step:
             raise Cut
 
-    pool.substitutes, pool.answers = {}, []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(ppo_run, "WorkerGroup", pool)
-        patch.setattr(ppo_run, "reserve_places", lambda session: None)
-        ppo.run_ppo(config, progress=stop)
+    with pytest.raises(Cut):
+        run(config, pool, progress=stop)
+
+
+def run_and_keep(config: PpoConfig, pool: ActorPool, cuts: Collection[int]) -> Finished:
+    """A whole run; beside it, under the name that ``kept`` gives, what a kill after each of these steps leaves."""
+
+    def keep(done: int, total: int, **_: Any) -> None:
+        if done in cuts:
+            shutil.copytree(config.run_dir, kept(Path(config.run_dir), done))
+
+    return run(config, pool, progress=keep)
+
+
+def kept(run_dir: Path, cut: int) -> Path:
+    """Where ``run_and_keep`` puts a run as it was after a step."""
+    return run_dir.with_name(f"{run_dir.name}-cut-{cut}")
+
+
+def resumed_at(found: Finished) -> list[int]:
+    """The steps at which a run was taken up."""
+    return [event["step"] for event in read_events(found.run_dir) if event["event"] == "resumed"]
 
 
 def compared(row: dict[str, Any]) -> dict[str, Any]:
@@ -83,32 +102,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(actor_pool: ActorPool, tiny_base: Path, place: Path) -> Finished:
     """The whole run of the plain settings."""
-    return run(config_of(tiny_base, place / "whole"), actor_pool)
+    return run_and_keep(config_of(tiny_base, place / "whole"), actor_pool, [2])
 
 
 @pytest.fixture(scope="module")
-def half_done(actor_pool: ActorPool, tiny_base: Path, place: Path) -> Path:
-    """What a kill after the second step of the plain settings left."""
-    cut_after(config_of(tiny_base, place / "half"), actor_pool, 2)
-    return place / "half"
+def half_done(plain: Finished) -> Path:
+    """What a kill after the second step of the plain settings leaves."""
+    return kept(plain.run_dir, 2)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_a_resumed_run_is_the_same_run(zero_stage: int, actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
-    changes = {"engine.zero_stage": zero_stage}
-    whole = run(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool)
+def test_a_resumed_run_is_the_same_run(
+    zero_stage: int, plain: Finished, actor_pool: ActorPool, tiny_base: Path, place: Path
+) -> None:
+    changes = {"engine.zero_stage": zero_stage, **(FEW_PASSES if zero_stage == 3 else {})}
     cuts = range(1, STEPS) if zero_stage == 2 else [2]
+    config = config_of(tiny_base, place / f"whole-{zero_stage}", **changes)
+    whole = plain if zero_stage == 0 else run_and_keep(config, actor_pool, cuts)
     for cut in cuts:
-        config = config_of(tiny_base, tmp_path / f"cut-{cut}", **changes)
-        cut_after(config, actor_pool, cut)
-        assert_same(whole, run(config, actor_pool))
+        config = config_of(tiny_base, place / f"resumed-{zero_stage}-{cut}", **changes)
+        shutil.copytree(kept(whole.run_dir, cut), config.run_dir)
+        again = run(config, actor_pool)
+        assert_same(whole, again)
+        assert resumed_at(again) == [cut]
 
 
-def test_a_cut_between_commits_repeats_the_steps_since(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
-    whole = run(config_of(tiny_base, tmp_path / "whole", **{"checkpoint.every": 2}), actor_pool)
-    config = config_of(tiny_base, tmp_path / "cut", **{"checkpoint.every": 2})
+def test_a_cut_between_commits_repeats_the_steps_since(
+    plain: Finished, actor_pool: ActorPool, tiny_base: Path, place: Path
+) -> None:
+    config = config_of(tiny_base, place / "cut", **{"checkpoint.every": 2})
     cut_after(config, actor_pool, 3)
-    assert_same(whole, run(config, actor_pool))
+    again = run(config, actor_pool)
+    assert_same(plain, again)
+    assert resumed_at(again) == [2]
 
 
 def test_rollouts_ahead_resume_exactly_at_a_commit(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
@@ -153,11 +179,9 @@ def test_leaving_out_one_piece_of_state_is_noticed(
 
 
 def test_a_stop_request_commits_and_says_how_to_go_on(
-    actor_pool: ActorPool, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Finished, actor_pool: ActorPool, tiny_base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"checkpoint.every": 50}
-    whole = run(config_of(tiny_base, tmp_path / "whole", **changes), actor_pool)
-    config = config_of(tiny_base, tmp_path / "cut", **changes)
+    config = config_of(tiny_base, place / "stopped", **{"checkpoint.every": 50})
     record = ppo.record
 
     def ask(run_: ppo_run.PpoRun, step: int, *rest: Any) -> None:
@@ -171,7 +195,9 @@ def test_a_stop_request_commits_and_says_how_to_go_on(
         run(config, actor_pool)
     assert caught.value.exit_code == 3
     monkeypatch.setattr(ppo, "record", record)
-    assert_same(whole, run(config, actor_pool))
+    again = run(config, actor_pool)
+    assert_same(plain, again)
+    assert resumed_at(again) == [2]
 
 
 def test_a_stop_request_is_made_by_a_signal() -> None:
@@ -217,16 +243,17 @@ def test_the_newest_whole_commit_is_used_and_never_none(
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    assert_same(plain, run(config, actor_pool))
-    events = [json.loads(line) for line in (place / "flipped" / "events.jsonl").read_text().splitlines()]
-    assert [e["step"] for e in events if e["event"] == "resumed"] == [1]
-    assert "its sha256 does not fit" in next(e["reason"] for e in events if e["event"] == "checkpoint_refused")
+    again = run(config, actor_pool)
+    assert_same(plain, again)
+    assert resumed_at(again) == [1]
+    refused = [event["reason"] for event in read_events(again.run_dir) if event["event"] == "checkpoint_refused"]
+    assert "its sha256 does not fit" in refused[0]
 
-    again = config_of(tiny_base, place / "bad")
-    shutil.copytree(half_done, again.run_dir)
+    damaged = config_of(tiny_base, place / "bad")
+    shutil.copytree(half_done, damaged.run_dir)
     for path in (place / "bad" / "checkpoints").glob("step-*/MANIFEST.json"):
         path.write_text(path.read_text()[:-40])
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
-        run(again, actor_pool)
+        run(damaged, actor_pool)
     rows = [flat(json.loads(line)) for line in (place / "bad" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1], "nothing was started over"

@@ -14,7 +14,7 @@ from rlhf.data.schema import Message
 from rlhf.errors import ConfigError
 from rlhf.models.scorer import load_reward_model
 from rlhf.workers.recorded import record_spans
-from tests.support.ppo import Finished, run, tiny_config
+from tests.support.ppo import FEW_PASSES, Finished, run, tiny_config
 from tests.support.runs import foreign_base, write_reward_run
 from tests.support.runtime import ActorPool
 
@@ -42,7 +42,8 @@ def test_both_judge_and_all_that_is_frozen_stays(
 ) -> None:
     scores = [{"kind": "reward_model", "run": str(judge)} for judge in judges]
     loose = {"sync_tolerance": 0.5, "ratio_tolerance": 0.5} if "model.dtype" in changes else {}
-    config = tiny_config(tiny_base, tmp_path / "run", scores=scores, **changes, **loose, **{"placement.num_ranks": 2})
+    more = {**loose, **FEW_PASSES, "placement.num_ranks": 2}
+    config = tiny_config(tiny_base, tmp_path / "run", scores=scores, **changes, **more)
     done = run(config, actor_pool, PolicyWorker="tests.support.measured:DigestedPolicy")
     learned = [ranks for method, ranks in done.answers if method == "learn"]
     assert len(learned) == 2
@@ -103,7 +104,8 @@ def test_where_a_model_scores_is_no_matter_of_what_is_learned(
     def of(layout: str) -> Finished:
         same_prompts = str(tmp_path / "shared.prompts.jsonl")  # rows, and so their seeds, are known by their file
         changes = {"roles.layout": layout, "engine.zero_stage": zero_stage, "prompts": same_prompts}
-        config = tiny_config(tiny_base, tmp_path / layout, scores=scores, **changes, **{"placement.num_ranks": 2})
+        more = {**FEW_PASSES, "placement.num_ranks": 2}
+        config = tiny_config(tiny_base, tmp_path / layout, scores=scores, **changes, **more)
         return run(config, actor_pool, PolicyWorker="tests.support.measured:DigestedPolicy")
 
     shared, separate = of("shared"), of("separate")

@@ -21,6 +21,7 @@ from tests.support.chaos_faults import Faults
 from tests.support.chaos_runs import Outcome, chaos_config, differences, require_victims, run, watched
 from tests.support.runs import foreign_base, write_reward_run
 from tests.support.runtime import ActorPool
+from tests.support.tiny import build_model
 
 
 class Cut(BaseException):
@@ -96,7 +97,7 @@ def test_when_every_replacement_dies_the_reason_is_told(
 
     def launch(size: int, first_rank: int) -> WorkerGroup:
         where: dict[str, Any] = {"placement": PlacementConfig(), "run_dir": str(run_dir), "first_rank": first_rank}
-        worker = "tests.support.chaos_workers:FragileScorer"
+        worker = "tests.support.fragile.scorer:FragileScorer"
         groups.append(WorkerGroup.launch(worker, "scorer", size=size, args=((str(foreign),), 1), **where))
         return groups[-1]
 
@@ -115,16 +116,24 @@ def test_when_every_replacement_dies_the_reason_is_told(
     assert [e["event"] for e in read_events(run_dir)] == ["fault_detected", "fault_fatal"]
 
 
-def test_places_are_taken_for_scorers_too(
+def test_places_are_taken_for_scorers_and_a_critic_too(
     ray_session: dict[str, float], tiny_base: Path, foreign: Path, tmp_path: Path
 ) -> None:
-    """On processes and in places of its own: one scorer beside rank and rollout worker, one where no rank is."""
-    changes = {"num_steps": 1, "placement.num_ranks": 1, "placement.num_rollout_workers": 1, "engine.zero_stage": 0}
-    config = config_of(tiny_base, tmp_path / "run", foreign, 2, **changes, **{"placement.layout": "colocated"})
-    summary = ppo.run_ppo(config)
-    assert summary["num_steps"] == 1 and summary["restarts"]["scorer_workers"] == 0
+    """On processes and in places of their own: one of each beside rank and rollout worker, one where no rank is."""
+    changes: dict[str, Any] = {
+        "num_steps": 1,
+        "placement.num_ranks": 1,
+        "placement.num_rollout_workers": 1,
+        "placement.layout": "colocated",
+        "engine.zero_stage": 0,
+        "roles.critic": str(build_model(tmp_path / "wide", seed=5, hidden_size=96)),
+        "placement.num_critic_ranks": 2,
+    }
+    summary = ppo.run_ppo(config_of(tiny_base, tmp_path / "run", foreign, 2, **changes))
+    assert summary["num_steps"] == 1 and summary["num_critic_ranks"] == 2
+    assert summary["restarts"] == {"ranks": 0, "rollout_workers": 0, "scorer_workers": 0}
     logs = {path.name for path in (tmp_path / "run" / "logs").iterdir()}
-    assert {"scorer-0.log", "scorer-1.log"} <= logs
+    assert {"scorer-0.log", "scorer-1.log", "critic-0.log", "critic-1.log"} <= logs
 
 
 def test_an_evaluation_asks_the_same_worker(foreign: Path, actor_pool: ActorPool, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_killed_rank_is_replaced_from_the_last_commit(
     launch = WorkerGroup.launch
 
     def fragile(worker: str, *args: Any, **options: Any) -> WorkerGroup:
-        groups.append(launch("tests.support.chaos_workers:FragileSft", *args, **options))
+        groups.append(launch("tests.support.fragile.sft:FragileSft", *args, **options))
         return groups[-1]
 
     monkeypatch.setattr(WorkerGroup, "launch", fragile)

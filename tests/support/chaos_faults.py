@@ -52,6 +52,11 @@ class Faults:
             found[f"{path.stem}.{number}"] = int(pid)
         return found
 
+    def struck(self, state: str) -> float:
+        """When a fault of this state struck, in seconds since the epoch."""
+        (path,) = self.directory.glob(f"{state}.fired-*")
+        return path.stat().st_ctime  # of its new name
+
     def left(self) -> list[str]:
         """Faults that nobody has run into: the test has missed its scenario."""
         return sorted(path.name for path in self.directory.glob("*.armed-*"))

@@ -23,10 +23,10 @@ from tests.support.ppo import PROMPTS, flat, tiny_config
 from tests.support.runtime import ActorPool, gone
 
 FRAGILE = {
-    "rlhf.workers.rollout:RolloutWorker": "tests.support.chaos_workers:FragileRollout",
-    "rlhf.workers.policy:PolicyWorker": "tests.support.chaos_workers:FragilePolicy",
-    "rlhf.workers.critic:CriticWorker": "tests.support.chaos_workers:FragileCritic",
-    "rlhf.workers.scorer:ScorerWorker": "tests.support.chaos_workers:FragileScorer",
+    "rlhf.workers.rollout:RolloutWorker": "tests.support.fragile.rollout:FragileRollout",
+    "rlhf.workers.policy:PolicyWorker": "tests.support.fragile.policy:FragilePolicy",
+    "rlhf.workers.critic:CriticWorker": "tests.support.fragile.critic:FragileCritic",
+    "rlhf.workers.scorer:ScorerWorker": "tests.support.fragile.scorer:FragileScorer",
 }
 NOT_COMPARED = ("time", "seconds.", "speed.", "sync.milliseconds", "redispatched")
 

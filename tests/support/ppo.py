@@ -15,6 +15,8 @@ from rlhf.models.adapters import read_adapter_file
 from rlhf.stages import ppo, ppo_run
 from tests.support.runtime import ActorPool
 
+FEW_PASSES = {"batch.microbatch_sequences_per_gpu": 4}
+"""Half as many passes: under ZeRO-3 ranks wait for each other at every layer of each, and cores are few."""
 PROMPTS = ("Once upon a time", "The dog", "What should I eat today?", "A red ball and", "They ran", "Ask")
 
 
@@ -72,10 +74,11 @@ def tiny_config(base: Path, run_dir: Path, **changes: Any) -> PpoConfig:
     return build_config(PpoConfig, tree, source="test")
 
 
-def run(config: PpoConfig, pool: ActorPool, **substitutes: str) -> Finished:
+def run(config: PpoConfig, pool: ActorPool, *, progress: ppo.Progress | None = None, **substitutes: str) -> Finished:
     """Runs the recipe on the pool's actors.
 
     Args:
+        progress: what ``ppo.run_ppo`` calls after every step.
         substitutes: ``PolicyWorker``, ``CriticWorker``, ``RolloutWorker`` or ``ScorerWorker`` = another class as
             "module:Class".
     """
@@ -90,7 +93,7 @@ def run(config: PpoConfig, pool: ActorPool, **substitutes: str) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo_run, "WorkerGroup", pool)
         patch.setattr(ppo_run, "reserve_places", lambda session: None)  # the pool's actors outlive the run
-        summary = ppo.run_ppo(config)
+        summary = ppo.run_ppo(config, progress=progress)
     return finished(config, summary, pool.answers)
 
 

@@ -23,6 +23,10 @@ def ray_session() -> Iterator[dict[str, float]]:
         yield resources
 
 
+SEATS = {"sft": "policy", "reward": "policy"}
+"""Roles that never run at the same time, and whose processes they share: a process costs seconds to start."""
+
+
 class Borrowed(WorkerGroup):
     """A group whose processes live on after ``close``, and whose answers are kept."""
 
@@ -44,7 +48,7 @@ class Borrowed(WorkerGroup):
 
 @dataclass
 class ActorPool:
-    """Stands where ``WorkerGroup`` stands in a recipe: real groups, each started once per (role, size).
+    """Stands where ``WorkerGroup`` stands in a recipe: real groups, each started once per (seat, size).
 
     Attributes:
         substitutes: worker names that another class replaces, to inject a fault.
@@ -57,7 +61,7 @@ class ActorPool:
 
     def launch(self, worker: str, role: str, *, size: int, args: tuple, kwargs: Any = None, **rest: Any) -> WorkerGroup:
         worker = self.substitutes.get(worker, worker)
-        place = (role, size, rest.get("first_rank", 0))
+        place = (SEATS.get(role, role), size, rest.get("first_rank", 0))
         found = self.groups.get(place)
         if found is None:
             found = WorkerGroup.launch(
@@ -65,7 +69,7 @@ class ActorPool:
             )
             self.groups[place] = found
         else:
-            found.call("rebuild", worker, args, kwargs or {}, rest["run_dir"])
+            found.call("rebuild", role, worker, args, kwargs or {}, rest["run_dir"])
         lent = Borrowed(role, found.timeout_seconds, found.actors, found.pids, found.nodes)
         lent.answers = self.answers
         return lent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -21,17 +22,19 @@ class Reusable:
 
     def __init__(self, context: WorkerContext, target: str, *args: Any, **kwargs: Any) -> None:
         self._context = context
-        self.rebuild(target, args, kwargs, context.run_dir)
+        self.rebuild(context.role, target, args, kwargs, context.run_dir)
 
-    def rebuild(self, target: str, args: Sequence[Any], kwargs: dict[str, Any], run_dir: str) -> None:
+    def rebuild(self, role: str, target: str, args: Sequence[Any], kwargs: dict[str, Any], run_dir: str) -> None:
         context = self._context
-        context.run_dir, context.stop_requested = run_dir, False
+        context.role, context.run_dir, context.stop_requested = role, run_dir, False
         setup_logging(run_dir, context.role, context.rank, level=context.log_level)
         self._worker = None
         _forget_trainer()
+        gc.collect()
         module, _, name = target.partition(":")
         with lean_imports():
             made = getattr(importlib.import_module(module), name)
+        gc.freeze()  # what is imported stays: ZeRO-3 has all of it looked through for garbage at every start
         self._worker = made(self._context, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

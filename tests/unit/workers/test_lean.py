@@ -18,6 +18,9 @@ from rlhf.workers.lean import lean_imports
 with lean_imports():
     import rlhf.workers.policy, rlhf.workers.sft
 import importlib.metadata, torch
+from rlhf.engine.uncompiled import import_muon
+import_muon()
+import deepspeed.runtime.zero.muon.muon_optimizer  # as DeepSpeed does when it starts
 from transformers.utils import import_utils
 from bitsandbytes.nn import Linear4bit
 loaded = sorted({"sklearn", "scipy", "torch._inductor.compile_fx"} & set(sys.modules))
