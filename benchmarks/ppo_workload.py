@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -106,23 +107,40 @@ def matrix_peak(threads: int, dtype: str, size: int = 1024) -> float:
     return best
 
 
-def operations_per_token(work: Workload, sequence_tokens: float) -> tuple[float, float]:
-    """Floating-point operations of one token's forward pass: (through all layers, for its logits)."""
-    h, inner = work.hidden_size, work.hidden_size * 43 // 16
-    layer = h * h * 2 + 2 * h * (h // 2) + 3 * h * inner + work.lora_r * (8 * h + 2 * h // 2 + 3 * (h + inner))
+class Operations(NamedTuple):
+    """Floating-point operations of one token's forward pass.
+
+    Attributes:
+        body: through all layers.
+        tail: of these, behind the last layer's attention: needed only where the result is read.
+        head: for its logits.
+    """
+
+    body: float
+    tail: float
+    head: float
+
+
+def operations_per_token(work: Workload, sequence_tokens: float) -> Operations:
+    """Attention's share is that of a sequence of this length."""
+    h, inner, r = work.hidden_size, work.hidden_size * 43 // 16, work.lora_r
+    layer = h * h * 2 + 2 * h * (h // 2) + 3 * h * inner + r * (8 * h + 2 * h // 2 + 3 * (h + inner))
     attention = 2 * h * sequence_tokens / 2  # query-key and weight-value products, half of them under the causal mask
-    return 2 * work.num_layers * (layer + attention), 2 * h * len(AutoTokenizer.from_pretrained(TOKENIZER))
+    tail = h * h + 3 * h * inner + r * (2 * h + 3 * (h + inner))
+    vocabulary = len(AutoTokenizer.from_pretrained(TOKENIZER))
+    return Operations(2 * work.num_layers * (layer + attention), 2 * tail, 2 * h * vocabulary)
 
 
 def learn_operations(work: Workload, mean_response: float) -> float:
     """Operations of a step's updates: per epoch a forward and a backward pass of policy and critic.
 
-    A frozen matrix costs 2 operations per weight and token forward and 2 backward. Only responses need logits.
+    A frozen matrix costs 2 operations per weight and token forward and 2 backward. Only the states before response
+    tokens are read, and only the policy's need logits.
     """
-    body, head = operations_per_token(work, work.prompt_tokens + mean_response)
+    body, tail, head = operations_per_token(work, work.prompt_tokens + mean_response)
     drawn = work.prompts_per_step * mean_response
-    tokens = drawn + work.prompts_per_step * work.prompt_tokens
-    return work.epochs * 2 * (2 * tokens * body + drawn * head)
+    prompts = work.prompts_per_step * work.prompt_tokens
+    return work.epochs * 2 * (2 * ((drawn + prompts) * body - prompts * tail) + drawn * head)
 
 
 def floor_seconds(work: Workload, peak: float, mean_response: float) -> float:
@@ -130,8 +148,16 @@ def floor_seconds(work: Workload, peak: float, mean_response: float) -> float:
 
     Counted: each response drawn once with a cache; log-probs of policy and reference, values and scores once; updates.
     """
-    body, head = operations_per_token(work, work.prompt_tokens + mean_response)
+    body, tail, head = operations_per_token(work, work.prompt_tokens + mean_response)
     drawn = work.prompts_per_step * mean_response
-    tokens = drawn + work.prompts_per_step * work.prompt_tokens
-    judged = 4 * tokens * body + 2 * drawn * head
-    return (tokens * body + drawn * head + judged + learn_operations(work, mean_response)) / peak
+    prompts = work.prompts_per_step * work.prompt_tokens
+    tokens = drawn + prompts
+    unread = 3 * prompts + tokens - work.prompts_per_step  # scores are read at the last token
+    judged = 4 * tokens * body - unread * tail + 2 * drawn * head
+    return (
+        tokens * body
+        - (prompts - work.prompts_per_step) * tail
+        + drawn * head
+        + judged
+        + learn_operations(work, mean_response)
+    ) / peak
