@@ -57,17 +57,30 @@ def layer_activations(
 
 
 def halves_activations(
-    shape: ModelShape, lora: LoraConfig, *, rows: int, tokens: int, width: int = FP32, keeps_gates: bool = True
+    shape: ModelShape,
+    lora: LoraConfig,
+    *,
+    rows: int,
+    tokens: int,
+    read: int,
+    width: int = FP32,
+    keeps_gates: bool = True,
 ) -> float:
     """Bytes that one layer saves for one packed pass where each half is one autograd step (ADR 16).
 
     Per token: each half's input (2 h), q and the attention's output (2 a), keys and values as they are, a log-sum per
     head, gate and up (2 i), and the adapters' r-wide products; norms and gates are computed again.
+
+    Args:
+        read: tokens of each sequence that go on after the attention: in the last layer those whose result is read.
     """
     attention, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     gates = shape.intermediate if keeps_gates else 0
-    numbers = 2 * (shape.hidden + attention + keys + gates) + lora.r * len(adapted(shape, lora))
-    return rows * tokens * (width * numbers + FP32 * shape.heads)
+    first = sum(matrix.name in ("q_proj", "k_proj", "v_proj") for matrix in adapted(shape, lora))
+    last = len(adapted(shape, lora)) - first
+    before = width * (shape.hidden + 2 * (attention + keys) + lora.r * first) + FP32 * shape.heads
+    after = width * (shape.hidden + 2 * gates + lora.r * last)
+    return rows * (tokens * before + read * after)
 
 
 def pass_activations(
@@ -81,6 +94,7 @@ def pass_activations(
     packed: bool = False,
     halves: bool = False,
     keeps_gates: bool = True,
+    read: int | None = None,
 ) -> tuple[float, float]:
     """(kept, recomputed) bytes of all layers in one pass.
 
@@ -88,15 +102,21 @@ def pass_activations(
 
     Args:
         halves: layers run in two autograd steps each; ``keeps_gates`` False makes gate and up anew.
+        read: with halves, tokens of each sequence whose result is read; None: all.
     """
     if halves and lora is not None:
-        layer = halves_activations(shape, lora, rows=rows, tokens=tokens, width=width, keeps_gates=keeps_gates)
+        read = tokens if read is None else read
+        layer, last = (
+            halves_activations(shape, lora, rows=rows, tokens=tokens, read=n, width=width, keeps_gates=keeps_gates)
+            for n in (tokens, read)
+        )
     else:
-        layer = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
-    last_norm = rows * tokens * (FP32 * shape.hidden + FP32)
+        read = tokens
+        layer = last = layer_activations(shape, lora, rows=rows, tokens=tokens, width=width, packed=packed)
+    last_norm = rows * read * (FP32 * shape.hidden + FP32)
     if checkpointing:
         return shape.layers * rows * tokens * shape.hidden * width + last_norm, layer
-    return shape.layers * layer + last_norm, 0.0
+    return (shape.layers - 1) * layer + last + last_norm, 0.0
 
 
 def logits_activations(
@@ -140,16 +160,16 @@ def ppo_peak(
     tokens, packed = prompt + response, packs(lora)
     kept, recomputed = pass_activations(
         shape, lora, rows=rows, tokens=tokens, width=width, checkpointing=checkpointing, packed=packed, halves=halves,
-        keeps_gates=keeps_gates,
+        keeps_gates=keeps_gates, read=response,
     )  # fmt: skip
     logits, transient = logits_activations(shape, rows=rows, response=response, width=width, on_gpu=on_gpu)
-    values = rows * response * shape.hidden * width if critic else 0
+    # the values' product keeps what it reads, in halves with what the policy reads beside it
+    values = rows * response * shape.hidden * width * (2 if halves else 1) if critic else 0
     roles = 2 if critic else 1
     if packed:
         # a half's way back holds its middle, and the gradients of that, of gate and of up
         gates = 4 if keeps_gates else 6
-        wide = width if on_gpu else FP32
-        way_back = rows * tokens * wide * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
+        way_back = rows * tokens * width * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
         return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))
     policy = kept + max(logits + transient, recomputed)
     return max(2 * kept + logits + values + recomputed, policy) if critic else policy

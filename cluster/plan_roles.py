@@ -167,6 +167,7 @@ def _critic(config: PpoConfig, shape: ModelShape, setting: Setting, width: int) 
         packed=packs(config.lora),
         halves=_in_halves(config, shape, setting, width),
         keeps_gates=not config.roles.recompute_feed_forward,
+        read=rollout.max_response_tokens,
     )
     gpus = _gpus(placement.gpus_per_critic_rank, setting)
     return RolePlan("critic", placement.num_critic_ranks, gpus, memory + Memory(activations=kept + recomputed))
