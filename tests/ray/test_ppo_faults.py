@@ -15,7 +15,7 @@ from rlhf.telemetry.events import read_events
 from rlhf.workers.group import WorkerGroup
 from tests.support.faults import NAN_UPDATES
 from tests.support.pickles import TEXT_OF_RUNS, careless, open_run, plant_everywhere
-from tests.support.ppo import FEW_PASSES, Finished, run, tiny_config
+from tests.support.ppo import Finished, run, tiny_config
 from tests.support.runtime import ActorPool, gone
 
 FAULTS = "tests.support.faults:"
@@ -111,7 +111,7 @@ def test_kl_over_its_limit_stops_the_run(actor_pool: ActorPool, tiny_base: Path,
 def nan_run(base: Path, run_dir: Path, pool: ActorPool, zero: int, updates: list[int]) -> Finished:
     run_dir.mkdir()
     (run_dir / NAN_UPDATES).write_text(json.dumps(updates))
-    config = tiny_config(base, run_dir, **{"placement.num_ranks": 2, "engine.zero_stage": zero, **FEW_PASSES})
+    config = tiny_config(base, run_dir, **{"placement.num_ranks": 2, "engine.zero_stage": zero})
     return run(config, pool, PolicyWorker=FAULTS + "NanPolicy")
 
 
