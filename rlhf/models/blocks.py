@@ -95,10 +95,12 @@ def install(model: nn.Module, mix: Mix) -> int:
     All adapters must be there already.
     """
     layers: list[Any] = [module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")]
+    config: Any = model.config
+    last = layers[-1] if len(layers) == config.num_hidden_layers else None  # none is known to be where others are added
     found = 0
     for module in layers:
         halves = _halves(module)
-        if halves is not None and _answers_alike(module, replace(halves, is_last=module is layers[-1]), mix):
+        if halves is not None and _answers_alike(module, replace(halves, is_last=module is last), mix):
             found += 1
     return found
 
@@ -169,11 +171,10 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
 
 def tail_of(model: nn.Module) -> list[nn.Module]:
     """Modules that only those tokens of a packed row meet whose last hidden states are read; none where all do."""
-    for layer in model.modules():
-        halves: Any = getattr(layer, "halves", None)
-        if halves is not None and halves.is_last and is_plain(halves.feed_forward.weight):
-            found: Any = layer
-            return [found.mlp] if halves.attention is None else [found.self_attn.o_proj, found.mlp]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "halves")]
+    for layer in layers:
+        if layer.halves.is_last and is_plain(layer.halves.feed_forward.weight):
+            return [layer.mlp] if layer.halves.attention is None else [layer.self_attn.o_proj, layer.mlp]
     return []
 
 

@@ -85,8 +85,8 @@ def pack(state: Mapping[str, Tensor], version: int, last: Snapshot | None = None
     """
     if not state:
         raise WeightSyncError("the adapter to publish holds no tensors: check lora.target_modules")
-    known = last is not None and isinstance(last.entries, Layout) and last.entries.holds(state)
-    layout: Layout = last.entries if last is not None and known else layout_of(state)  # type: ignore[assignment]
+    known = None if last is None else last.entries
+    layout = known if isinstance(known, Layout) and known.holds(state) else layout_of(state)
     size = layout[-1].offset + layout[-1].num_bytes
     fits = last is not None and last.num_bytes == size and last.buffer.flags.writeable
     buffer = last.buffer if last is not None and fits else np.empty(size, dtype=np.uint8)

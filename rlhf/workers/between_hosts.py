@@ -116,7 +116,11 @@ class BetweenHosts:
         self.events.fault_detected(ROLE, cause=cause)
         how_long = "for the rest of the run" if self.failures >= MAX_FAILURES else "this time"
         logger.warning(
-            "whole weights go to other hosts by the object store %s: the broadcast group failed: %s", how_long, cause
+            "whole weights go to other hosts by the object store %s: the broadcast group failed "
+            "(it has recovery.sync_timeout_seconds=%g to answer): %s",
+            how_long,
+            self.recovery.sync_timeout_seconds,
+            cause,
         )
         self.close()
         self.events.fault_resolved(ROLE, by="the object store")

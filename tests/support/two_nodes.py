@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from ray.experimental import get_object_locations
 
 from rlhf.config import PlacementConfig, RecoveryConfig
+from rlhf.errors import WeightSyncError
 from rlhf.stages.ppo import run_ppo
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.weights.snapshot import Snapshot, pack, verify
@@ -81,7 +82,7 @@ def pieces(nodes: list[str], folder: Path) -> dict[str, Any]:
         damaged = [replace(one, header=replace(one.header, sha256="0" * 64)) for one in there[nodes[1]]]
         try:
             holder.call("take", *damaged)
-        except Exception as error:
+        except WeightSyncError as error:
             found["damaged"] = f"{type(error).__name__}: {error}"
         assert first is not None
         pids = list(first.pids)

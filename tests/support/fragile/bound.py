@@ -6,6 +6,8 @@ On a busy machine ranks start seconds apart; a frozen rank is to be found within
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +15,29 @@ from rlhf.config import PpoConfig
 from rlhf.engine.engine import collective_timeouts
 from rlhf.errors import WorkerError
 from rlhf.workers.context import WorkerContext
+from tests.support.chaos_faults import Faults
 
 PATIENT_SECONDS = 300.0
+
+
+class Bounded:
+    """Stands before a training rank: the collective timeout of the config holds from the first step on.
+
+    Attributes:
+        step: the step that is learned from; -1 before the first.
+    """
+
+    def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
+        self.faults, self.step = Faults(Path(context.run_dir)), -1
+        self._bound = config.placement.collective_timeout_seconds
+        rank: Any = super()
+        rank.__init__(context, patient(config))
+        require_configured(context, patient(config))
+
+    def begin(self, config: PpoConfig, first_update: int) -> None:
+        """Learning from a step begins."""
+        bound_collectives(self._bound)
+        self.step = first_update // (config.batch.epochs * config.minibatches)
 
 
 def patient(config: PpoConfig) -> PpoConfig:

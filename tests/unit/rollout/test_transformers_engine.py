@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Mis
 
 from rlhf.config import LoraConfig, SamplingConfig
 from rlhf.errors import AbandonedError, NumericsError, WeightSyncError
-from rlhf.models import adapters, blocks
-from rlhf.models.kernels import decoding as kernels
+from rlhf.models import adapters
 from rlhf.models.roles import POLICY
 from rlhf.rollout import decoding
 from rlhf.rollout.protocol import PromptTask, Rollout
@@ -243,44 +242,6 @@ FAMILIES = {
     "gemma3": (Gemma3TextConfig, {"sliding_window": 8}, False),
     "gpt2": (GPT2Config, {"n_embd": 64, "n_layer": 2, "n_head": 4}, True),
 }
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_draw_takes_one_call_per_layer_and_step(
-    dtype: torch.dtype, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator, some, sampling = engine(tiny_base, dtype=dtype), tasks(8), SamplingConfig(max_response_tokens=20)
-    seen: list[tuple[torch.dtype, ...]] = []
-    one_call = kernels.decode
-
-    def decode(layer: Any, *tensors: Any) -> Any:
-        seen.append(tuple(tensor.dtype for tensor in tensors[:-1]))
-        return one_call(layer, *tensors)
-
-    monkeypatch.setattr(kernels, "decode", decode)
-    drawn = generator.generate(some, sampling)
-    steps = max(len(rollout.response_ids) for rollout in drawn) - 1
-    assert seen == [(dtype,) * 5] * (2 * steps)
-
-
-def test_bfloat16_s_log_probs_are_as_near_to_float32_s_as_by_the_model_s_own_layers(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each draw against the same weights in float32, which are told its tokens."""
-    exact = engine(tiny_base, install=False)
-    off = []
-    for own in (False, True):
-        generator = engine(tiny_base, dtype=torch.bfloat16)
-        if own:
-            monkeypatch.setattr(blocks, "_decode", lambda *_: None)  # float32 is asked for nothing but scores
-        exact._model.load_state_dict({k: v.float() for k, v in generator._model.state_dict().items()})
-        away = []
-        for rollout in generator.generate(tasks(), SamplingConfig(max_response_tokens=20)):
-            again = exact.score_tokens(list(rollout.prompt_ids), list(rollout.response_ids), 1.0)
-            away += [abs(a - b) for a, b in zip(again, rollout.logprobs, strict=True)]
-        off.append((float(np.mean(away)), max(away)))
-    (mean, most), (own_mean, _) = off
-    assert 0 < mean < 1.2 * own_mean < 0.05 and most < 0.3, off
 
 
 @pytest.mark.parametrize("family", FAMILIES)
