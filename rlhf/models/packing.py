@@ -34,8 +34,8 @@ class Kept:
     """Tokens whose last hidden states are read: only these need all of the last layer.
 
     Attributes:
-        rows: (kept,) index into the packed row, repetition after repetition; then filler up to a multiple of 16.
-        counts: tokens of each repetition, of the last with the filler.
+        rows: (kept,) index into the packed row, repetition after repetition, each filled up to a multiple of 16.
+        counts: tokens of each repetition with its filler.
         done: whether the last layer has left the others out; some layers cannot.
     """
 
@@ -46,11 +46,11 @@ class Kept:
     @classmethod
     def of(cls, reads: Sequence[Tensor], num_tokens: int) -> Kept:
         """From what is read of each repetition, indices into its ``num_tokens`` tokens."""
-        rows = torch.cat([read + number * num_tokens for number, read in enumerate(reads)])
-        filler = rows.new_full((-len(rows) % MULTIPLE,), len(reads) * num_tokens - 1)
-        counts = [len(read) for read in reads]
-        counts[-1] += len(filler)
-        return cls(torch.cat([rows, filler]), tuple(counts))
+        pieces = []
+        for number, read in enumerate(reads):
+            filler = read.new_full((-len(read) % MULTIPLE,), num_tokens - 1)
+            pieces.append(torch.cat([read, filler]) + number * num_tokens)
+        return cls(torch.cat(pieces), tuple(map(len, pieces)))
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ class RolesModel(nn.Module):
         given = keep[:, -response_ids.shape[1] :]
         number = keep.flatten().cumsum(0).view_as(keep) - 1  # of each token in the packed row
         before, last = number[:, -response_ids.shape[1] - 1 : -1][given], number.max(dim=1).values
-        hidden: dict[str, Tensor] = {}  # states that are read
+        hidden: dict[str, Tensor] = {}  # states that are read, and filler behind them
         for causal in self._causal_models():
             own = [role for role in roles if self._model_of(role) is causal]
             if own:
@@ -227,15 +227,14 @@ class RolesModel(nn.Module):
                 states = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0]
                 parts = states.split(kept.counts if kept.done else num_tokens)
                 hidden |= {
-                    role: part[: len(read)] if kept.done else part[read]
-                    for role, part, read in zip(own, parts, reads, strict=True)
+                    role: part if kept.done else part[read] for role, part, read in zip(own, parts, reads, strict=True)
                 }
         found: dict[str, Any] = {}
         for role, states in hidden.items():
             if role == CRITIC:
-                found[role] = _back(self.value_head(states).squeeze(-1).float(), given)
+                found[role] = _back(self.value_head(states).squeeze(-1)[: len(before)].float(), given)
             elif role == REWARD:
-                found[role] = self._normalized(states)
+                found[role] = self._normalized(states)[: len(last)]
             else:
                 found[role] = self._read_logprobs(role, states, response_ids, given, temperature)
         return found
@@ -283,10 +282,11 @@ class RolesModel(nn.Module):
     def _read_logprobs(
         self, role: str, states: Tensor, response_ids: Tensor, given: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """From the states (n, hidden) before the n response tokens that are ``given`` (batch, response)."""
-        head = self._model_of(role).get_output_embeddings()
-        told = read_logprobs(head, states, response_ids[given], **self._words(temperature))
-        return _back(told.logprobs, given), _back(told.entropy, given)
+        """From the states before the response tokens that are ``given`` (batch, response), and filler behind them."""
+        head, ids = self._model_of(role).get_output_embeddings(), response_ids[given]
+        filler = ids.new_zeros(len(states) - len(ids))
+        told = read_logprobs(head, states, torch.cat([ids, filler]), **self._words(temperature))
+        return _back(told.logprobs[: len(ids)], given), _back(told.entropy[: len(ids)], given)
 
     def _normalized(self, last: Tensor) -> Tensor:
         """Reward of the last tokens' states (batch, hidden), on the normalized scale."""
