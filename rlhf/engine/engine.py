@@ -22,7 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from rlhf.config import EngineConfig, OptimConfig
-from rlhf.engine import alike, uncompiled
+from rlhf.engine import alike, master_weights, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
@@ -92,6 +92,7 @@ class TrainEngine:
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         if takes_empty_step:
             optimizer.state.clear()
+            master_weights.shorten_step(self._engine.optimizer)
         self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
         self.zero_stage = engine.zero_stage
         self.world_size = torch.distributed.get_world_size()

@@ -14,6 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from rlhf.models.kernels import adapting
 from rlhf.models.products import linear, linear_onto, outer, through_onto
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
@@ -44,6 +45,14 @@ class Part:
         found = matrices[self.first : self.first + 2 * len(self.members) : 2]
         return found[0] if len(found) == 1 else torch.cat(tuple(found))
 
+    def adapter(self, matrices: Sequence[Tensor], beside: Sequence[Tensor]) -> list[adapting.Member]:
+        """The members with what stands beside them: this part's tokens of each frozen matrix's results or gradients."""
+        own = matrices[self.first : self.first + 2 * len(self.members)]
+        return [
+            adapting.Member(down, up, scaling, beside[index][self.where])
+            for (index, scaling, _), down, up in zip(self.members, own[::2], own[1::2], strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class Fan:
@@ -63,6 +72,9 @@ class Fan:
             results = [linear_onto(x, dense(weight), bias, onto)]
         inner = []
         for part in self.parts:
+            if self._in_one_call(x):
+                inner.append(adapting.forward(x[part.where], part.adapter(matrices, results)))
+                continue
             low = linear(x[part.where], part.downs(matrices))
             for number, (index, scaling, columns) in enumerate(part.members):
                 up = matrices[part.first + 2 * number + 1]
@@ -89,12 +101,20 @@ class Fan:
         found: list[Tensor | None] = [None] * len(matrices)
         for part, low in zip(self.parts, inner, strict=True):
             own = slice(part.first, part.first + 2 * len(part.members))
-            if wants_x or any(wants[own]):
+            if self._in_one_call(x):
+                members = part.adapter(matrices, [gradient.contiguous() for gradient in gradients])
+                onto = None if back is None else back[part.where]
+                found[own] = adapting.backward(x[part.where], low, members, wants[own], onto)
+            elif wants_x or any(wants[own]):
                 below = torch.empty_like(low)  # the thin product's gradient
                 found[own] = self._differentiate(part, gradients, x[part.where], matrices, low, below, wants)
                 if back is not None:
                     back[part.where].addmm_(below, part.downs(matrices))
         return back, found
+
+    def _in_one_call(self, x: Tensor) -> bool:
+        """Whether an adapter's products are one call of a kernel each way."""
+        return adapting.takes(x, [x.shape[1], *(len(weight) for weight, _ in self.frozen)])
 
     @staticmethod
     def _differentiate(

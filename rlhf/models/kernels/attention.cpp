@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 64;  // queries whose scores are alive at a time
+constexpr int64_t BLOCK = 16;  // queries whose scores are alive at a time
 
 struct Shape {
     int64_t heads, groups, size;
@@ -55,23 +55,16 @@ inline void rounded_to(BFloat16* result, const float* space, int64_t rows, int64
         for (int64_t j = 0; j < size; j += WIDTH) store(result + i * row + j, load(space + i * size + j));
 }
 
-// (length, size) -> (size, rounded length)
-void transpose(float* to, const float* from, int64_t length, int64_t size) {
-    const int64_t width = rounded(length);
-    for (int64_t first = 0; first < width; first += WIDTH)
-        for (int64_t i = 0; i < size; i++)
-            for (int64_t t = first; t < first + WIDTH; t++) to[i * width + t] = from[t * size + i];
-}
-
 // Scores of one row become probabilities; keys behind the query get 0. Returns the normalizer.
 float softmax(float* row, int64_t seen, int64_t width) {
-    float top = row[0], total = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < seen; j++) top = std::max(top, row[j]);
+    std::fill(row + seen, row + width, -INFINITY);
+    Floats tops = load(row), totals{};
+    for (int64_t j = WIDTH; j < width; j += WIDTH) tops = larger(load(row + j), tops);
+    const float top = largest(tops);
 #pragma omp simd
-    for (int64_t j = 0; j < width; j++) row[j] = j < seen ? exponential(row[j] - top) : 0.0f;
-    for (int64_t j = 0; j < width; j += WIDTH) total += sum(load(row + j));
-    const float share = 1.0f / total;
+    for (int64_t j = 0; j < width; j++) row[j] = exponential(row[j] - top);
+    for (int64_t j = 0; j < width; j += WIDTH) totals += load(row + j);
+    const float total = sum(totals), share = 1.0f / total;
 #pragma omp simd
     for (int64_t j = 0; j < width; j++) row[j] *= share;
     return top + std::log(total);
@@ -81,10 +74,10 @@ template <class T>
 void forward_group(const T* query, const T* key, const T* value, const T* cos, const T* sin, T* result,
                    float* normalizer, Span span, int64_t group, int64_t tokens, Shape shape) {
     const int64_t size = shape.size, length = span.length, width = rounded(length), shared = shape.heads / shape.groups;
-    std::vector<float> keys(width * size), turned(width * size), queries(width * size), scores(WIDTH * width);
-    std::vector<float> wide(std::is_same_v<T, float> ? 0 : width * size), drawn(WIDTH * size);
+    Buffer keys(width * size), turned(width * size), queries(width * size), scores(WIDTH * width);
+    Buffer wide(std::is_same_v<T, float> ? 0 : width * size), drawn(WIDTH * size);
     gather(keys.data(), key + group * size, span, shape.groups * size, size, cos, sin, 1.0f);
-    transpose(turned.data(), keys.data(), length, size);
+    turn(keys.data(), width, size, 1.0f, turned.data(), width);
     int64_t narrow = shape.groups * size;
     const float* values = widened(value + (span.start * shape.groups + group) * size, length, size, narrow, wide.data());
     for (int64_t head = group * shared; head < (group + 1) * shared; head++) {
@@ -115,11 +108,10 @@ template <class T>
 void differentiate(float* weights, float* slopes, const float* normalizer, const T* given, const T* result,
                    int64_t first, int64_t rows, int64_t near, int64_t width, int64_t row, int64_t size) {
     for (int64_t i = 0; i < rows; i++) {
-        float *weight = weights + i * width, *slope = slopes + i * width, along = 0;
-        const T *g = given + i * row, *r = result + i * row;
-        const float level = normalizer[i];
-#pragma omp simd reduction(+ : along)
-        for (int64_t j = 0; j < size; j++) along += g[j] * r[j];
+        float *weight = weights + i * width, *slope = slopes + i * width;
+        Floats products{};
+        for (int64_t j = 0; j < size; j += WIDTH) products += load(given + i * row + j) * load(result + i * row + j);
+        const float level = normalizer[i], along = sum(products);
         const int64_t seen = first + i + 1;
 #pragma omp simd
         for (int64_t j = 0; j < near; j++) {
@@ -135,16 +127,16 @@ void backward_group(const T* gradient, const T* query, const T* key, const T* va
                     int64_t tokens, Shape shape) {
     const int64_t size = shape.size, length = span.length, width = rounded(length), shared = shape.heads / shape.groups;
     const int64_t row = shape.heads * size, narrow = shape.groups * size, plane = width * size;
-    std::vector<float> space(6 * plane), scores(2 * BLOCK * width), to_keys(plane), to_values(plane);
-    std::vector<float> wide(std::is_same_v<T, float> ? 0 : BLOCK * size);
+    Buffer space(6 * plane), scores(2 * BLOCK * width), to_keys(plane), to_values(plane);
+    Buffer wide(std::is_same_v<T, float> ? 0 : BLOCK * size);
     const T* plain = nullptr;
     float *keys = space.data(), *turned = keys + plane, *values = turned + plane, *values_turned = values + plane;
     float *queries = values_turned + plane, *to_query = queries + plane;
     float *weights = scores.data(), *slopes = weights + BLOCK * width;
     gather(keys, key + group * size, span, narrow, size, cos, sin, 1.0f);
-    transpose(turned, keys, length, size);
+    turn(keys, width, size, 1.0f, turned, width);
     gather(values, value + group * size, span, narrow, size, plain, plain, 1.0f);
-    transpose(values_turned, values, length, size);
+    turn(values, width, size, 1.0f, values_turned, width);
     for (int64_t head = group * shared; head < (group + 1) * shared; head++) {
         gather(queries, query + head * size, span, row, size, cos, sin, shape.scale);
         for (int64_t first = 0; first < length; first += BLOCK) {

@@ -32,6 +32,8 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "attention": (*[c_void_p] * 8, *[c_int64] * 4, c_float, c_int),
     "attention_backward": (*[c_void_p] * 12, *[c_int64] * 4, c_float, c_int),
     "decode": (*[c_void_p] * 6, c_int64, c_int),
+    "adapt": (*[c_void_p] * 3, *[c_int64] * 3, c_int),
+    "adapt_backward": (*[c_void_p] * 4, *[c_int64] * 3, c_int),
 }
 SUFFIXES = {torch.float32: "", torch.bfloat16: "_bfloat16"}
 """Of the names above, by the type of all numbers but factors and normalizers."""

@@ -6,10 +6,12 @@
 // y = x * factor * weight with factor = 1 / sqrt(mean(x^2) + eps), which is returned (arXiv:1910.07467).
 template <class T>
 static inline float norm_row(const T* x, const T* weight, T* y, int64_t size, float eps) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < size; i++) squares += x[i] * x[i];
-    const float factor = 1.0f / std::sqrt(squares / size + eps);
+    Floats squares{};
+    for (int64_t i = 0; i < size; i += WIDTH) {
+        const Floats some = load_some(x + i, size - i);
+        squares += some * some;
+    }
+    const float factor = 1.0f / std::sqrt(sum(squares) / size + eps);
 #pragma omp simd
     for (int64_t i = 0; i < size; i++) y[i] = x[i] * factor * weight[i];
     return factor;

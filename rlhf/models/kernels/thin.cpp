@@ -8,12 +8,6 @@ namespace {
 
 constexpr int SIDE = 4;
 
-Floats load_some(const float* at, int64_t count) {
-    Floats found{};
-    std::memcpy(&found, at, count * sizeof(float));
-    return found;
-}
-
 // sums[i][j] += a[i] . b[j], lane by lane. The copies keep all sums in registers; next is what will be read after these.
 static inline void accumulate(Floats sums[SIDE][SIDE], const float* const a[SIDE], const float* const b[SIDE],
                               int64_t size, const float* next) {

@@ -84,49 +84,9 @@ inline void accumulate(Floats (&sums)[WIDTH], const std::vector<Pair>& rows, con
     for (int j = 0; j < WIDTH; j++) sums[j] = own[j];
 }
 
-// Lanes with bit S of a change places with those without it of b.
-template <int S>
-inline void exchange(Floats& a, Floats& b) {
-#define ALL(of) \
-    of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
-#define FIRST(lane) ((lane) & S ? 16 + (lane) - S : (lane))
-#define SECOND(lane) ((lane) & S ? 16 + (lane) : (lane) + S)
-    const Floats first = __builtin_shufflevector(a, b, ALL(FIRST));
-    b = __builtin_shufflevector(a, b, ALL(SECOND));
-    a = first;
-}
-
-template <int S>
-inline void exchange_all(Floats (&square)[WIDTH]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < WIDTH; i++)
-        if (!(i & S)) exchange<S>(square[i], square[i + S]);
-}
-
-inline void transpose(Floats (&square)[WIDTH]) {
-    exchange_all<8>(square);
-    exchange_all<4>(square);
-    exchange_all<2>(square);
-    exchange_all<1>(square);
-}
-
 // 16 rows of a matrix from `first` on; the last one again where there are no more.
 void rows_of(const BFloat16* found[WIDTH], const BFloat16* matrix, int64_t first, int64_t rows, int64_t size) {
     for (int i = 0; i < WIDTH; i++) found[i] = matrix + std::min(first + i, rows - 1) * size;
-}
-
-Floats load_some(const BFloat16* at, int64_t count) {
-    if (count >= WIDTH) return load(at);
-    BFloat16 found[WIDTH] = {};
-    std::copy_n(at, count, found);
-    return load(found);
-}
-
-void store_some(BFloat16* at, Floats value, int64_t count) {
-    if (count >= WIDTH) return store(at, value);
-    BFloat16 found[WIDTH];
-    store(found, value);
-    std::copy_n(found, count, at);
 }
 
 // The whole of it for up to 16 / LANES rows.

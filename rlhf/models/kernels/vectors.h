@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "bfloat16.h"
@@ -25,13 +26,91 @@ static inline void store(BFloat16* at, Floats value) {
     *reinterpret_cast<Halves*>(at) = __builtin_convertvector(found, Halves);
 }
 
+// The first numbers of a vector; zeros, or what was there, behind them.
+template <class T>
+static inline Floats load_some(const T* at, int64_t count) {
+    if (count >= WIDTH) return load(at);
+    T found[WIDTH] = {};
+    std::copy_n(at, count, found);
+    return load(found);
+}
+
+template <class T>
+static inline void store_some(T* at, Floats value, int64_t count) {
+    if (count >= WIDTH) return store(at, value);
+    T found[WIDTH];
+    store(found, value);
+    std::copy_n(found, count, at);
+}
+
+// Lanes with bit S of a change places with those without it of b.
+template <int S>
+static inline void exchange(Floats& a, Floats& b) {
+#define ALL(of) \
+    of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
+#define FIRST(lane) ((lane) & S ? 16 + (lane) - S : (lane))
+#define SECOND(lane) ((lane) & S ? 16 + (lane) : (lane) + S)
+    const Floats first = __builtin_shufflevector(a, b, ALL(FIRST));
+    b = __builtin_shufflevector(a, b, ALL(SECOND));
+    a = first;
+}
+
+template <int S>
+static inline void exchange_all(Floats (&square)[WIDTH]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++)
+        if (!(i & S)) exchange<S>(square[i], square[i + S]);
+}
+
+static inline void transpose(Floats (&square)[WIDTH]) {
+    exchange_all<8>(square);
+    exchange_all<4>(square);
+    exchange_all<2>(square);
+    exchange_all<1>(square);
+}
+
+// scaling * from (rows, columns) as (columns, rows); to_row numbers from one row of the result to the next.
+template <class T>
+static inline void turn(const T* from, int64_t rows, int64_t columns, float scaling, float* to, int64_t to_row) {
+    for (int64_t row = 0; row < rows; row += WIDTH)
+        for (int64_t column = 0; column < columns; column += WIDTH) {
+            const int64_t height = std::min(WIDTH, rows - row), width = std::min(WIDTH, columns - column);
+            Floats square[WIDTH] = {};
+            for (int64_t i = 0; i < height; i++)
+                square[i] = scaling * load_some(from + (row + i) * columns + column, width);
+            transpose(square);
+            for (int64_t j = 0; j < width; j++) store_some(to + (column + j) * to_row + row, square[j], height);
+        }
+}
+
+// Numbers where a vector's worth of them never crosses a cache line, which would cost a second access.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    static constexpr std::align_val_t LINE{64};
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), LINE)); }
+    void deallocate(T* at, size_t) { ::operator delete(at, LINE); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+typedef std::vector<float, Aligned<float>> Buffer;
+
 static inline int64_t rounded(int64_t count) { return (count + WIDTH - 1) / WIDTH * WIDTH; }
 
+// Across lanes: all lanes' sum, and the largest of them.
 static inline float sum(Floats v) {
     v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
     v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
     v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     return v[0] + v[1];
+}
+
+static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+static inline float largest(Floats v) {
+    v = larger(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    return v[0] > v[1] ? v[0] : v[1];
 }
 
 // e^x to about one unit in the last place, without a branch; 0 below -87, no more than e^88. NaN stays NaN.
@@ -75,9 +154,10 @@ struct Matrix {
     int64_t row, column;
 };
 
-// c[M, 16 * N] (+)= a[M, depth] b[depth, 16 * N]; every sum runs along depth in order, whatever the tile.
-template <int M, int N>
-static inline void tile(Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t depth, bool add) {
+// c[M, 16 * N] (+)= a[M, depth] b[depth, 16 * N]; every sum runs along depth in order, whatever the tile. b and c hold
+// floats or BFloat16.
+template <int M, int N, class B, class C>
+static inline void tile(Matrix a, const B* b, int64_t b_row, C* c, int64_t c_row, int64_t depth, bool add) {
     Floats sums[M][N];
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) sums[i][j] = add ? load(c + i * c_row + j * WIDTH) : Floats{};
@@ -93,24 +173,25 @@ static inline void tile(Matrix a, const float* b, int64_t b_row, float* c, int64
         for (int j = 0; j < N; j++) store(c + i * c_row + j * WIDTH, sums[i][j]);
 }
 
-template <int M>
-static inline void stripe(Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t columns,
-                          int64_t depth, bool add) {
+template <int M, class B, class C>
+static inline void stripe(Matrix a, const B* b, int64_t b_row, C* c, int64_t c_row, int64_t columns, int64_t depth,
+                          bool add) {
     int64_t at = 0;
     for (; at + 2 * WIDTH <= columns; at += 2 * WIDTH) tile<M, 2>(a, b + at, b_row, c + at, c_row, depth, add);
     if (at < columns) tile<M, 1>(a, b + at, b_row, c + at, c_row, depth, add);
 }
 
 // c[rows, columns] (+)= a[rows, depth] b[depth, columns]; columns is a multiple of 16.
-static inline void multiply(Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
-                            int64_t columns, int64_t depth, bool add) {
+template <class B, class C>
+static inline void multiply(Matrix a, const B* b, int64_t b_row, C* c, int64_t c_row, int64_t rows, int64_t columns,
+                            int64_t depth, bool add) {
     int64_t at = 0;
     const auto run = [&](auto kernel, int64_t count) {
         kernel({a.data + at * a.row, a.row, a.column}, b, b_row, c + at * c_row, c_row, columns, depth, add);
         at += count;
     };
-    while (at + 8 <= rows) run(stripe<8>, 8);
-    if (at + 4 <= rows) run(stripe<4>, 4);
-    if (at + 2 <= rows) run(stripe<2>, 2);
-    if (at < rows) run(stripe<1>, 1);
+    while (at + 8 <= rows) run(stripe<8, B, C>, 8);
+    if (at + 4 <= rows) run(stripe<4, B, C>, 4);
+    if (at + 2 <= rows) run(stripe<2, B, C>, 2);
+    if (at < rows) run(stripe<1, B, C>, 1);
 }
