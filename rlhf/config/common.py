@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from rlhf.config.base import Name, Section
-from rlhf.config.methods import why_not
+from rlhf.config.methods import METHODS, why_not
 from rlhf.config.model import EngineConfig, LoraConfig, ModelConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.recovery import CheckpointConfig, RecoveryConfig
 
@@ -30,6 +30,12 @@ class StageConfig(Section):
             method = "dora" if lora.use_dora else lora.method
             if reason := why_not(method, quantization=quantization, zero_stage=zero_stage):
                 raise ValueError(reason)
+            optim = getattr(self, "optim", None)
+            if METHODS[method].holds_half and optim is not None and optim.weight_decay:
+                raise ValueError(
+                    f"optim.weight_decay={optim.weight_decay:g} would shrink the half of a lora.method={method} "
+                    "adapter that has to stay as it starts: set it to 0"
+                )
         return self
 
 

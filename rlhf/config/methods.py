@@ -19,6 +19,7 @@ class AdapterMethod:
         mergeable: exactly, into a copy of the base.
         four_bit: on a base in nf4.
         zero3: on a base cut into pieces by ZeRO-3.
+        holds_half: its tensors are twice those that are trained; the others stay as they start.
         limit: why a column says no.
         refused: why the method cannot be chosen at all; empty for usable ones.
     """
@@ -30,6 +31,7 @@ class AdapterMethod:
     mergeable: bool = True
     four_bit: bool = True
     zero3: bool = True
+    holds_half: bool = False
     limit: str = ""
     refused: str = ""
 
@@ -37,10 +39,6 @@ class AdapterMethod:
 _NO_4_BIT = "its layers compute with the weight itself, and 4-bit weights are packed bytes"
 _WHOLE = "it reads the base's weights outside their layers, where ZeRO-3 keeps only pieces"
 _STARTS_ELSEWHERE = "a fresh adapter already changes the model's output, so the base would not be the starting policy"
-_REWRITES = (
-    "its start moves a part of the base's weights into the adapter: the base that other roles share would change, and "
-    "the saved adapter would fit no base"
-)
 _ALLOCATES = "its rank allocation needs one trainable adapter and a schedule of its own, and PPO trains two adapters"
 _MASKED = "its random mask is no trained tensor: an adapter sent to a rollout worker would act on other weights"
 _VIRTUAL = (
@@ -52,6 +50,10 @@ _ROWS = (
     AdapterMethod("lora", "LoRA", "2106.09685"),
     AdapterMethod("dora", "DoRA: direction and length of each column apart", "2402.09353", zero3=False, limit=_WHOLE),
     AdapterMethod("rslora", "rank-stabilized LoRA: alpha / sqrt(r)", "2312.03732"),
+    AdapterMethod("pissa", "PiSSA: starts at the weights' largest singular values", "2404.02948",
+                  "r: rank (saved as LoRA, 2 r)", zero3=False, holds_half=True, limit=_WHOLE),
+    AdapterMethod("olora", "OLoRA: starts at the weights' QR factors", "2406.01775",
+                  "r: rank (saved as LoRA, 2 r)", zero3=False, holds_half=True, limit=_WHOLE),
     AdapterMethod("ia3", "IA3: rescales keys, values and feed-forward activations", "2205.05638", "none"),
     AdapterMethod("oft", "orthogonal rotation of inputs, in blocks", "2306.07280", "r: block size"),
     AdapterMethod("boft", "orthogonal rotation by butterfly factors", "2311.06243", "r: block size"),
@@ -72,8 +74,6 @@ _ROWS = (
                   zero3=False, limit=_WHOLE),
     AdapterMethod("bitfit", "BitFit: only bias vectors, added where the base has none", "2106.10199", "none",
                   mergeable=False, limit="a bias has no place in a layer without one"),
-    AdapterMethod("pissa", "PiSSA", "2404.02948", refused=_REWRITES),
-    AdapterMethod("olora", "OLoRA", "2406.01775", refused=_REWRITES),
     AdapterMethod("fourierft", "FourierFT", "2405.03003", refused=_STARTS_ELSEWHERE),
     AdapterMethod("vblora", "VB-LoRA", "2405.15179", refused=_STARTS_ELSEWHERE),
     AdapterMethod("c3a", "C3A", "2407.19342", refused=_STARTS_ELSEWHERE),

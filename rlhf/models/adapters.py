@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from rlhf.config import LoraConfig
 from rlhf.config.methods import why_not
 from rlhf.errors import CheckpointError, ConfigError
-from rlhf.models.peft_methods import build_peft_config, method_of
+from rlhf.models import principal
+from rlhf.models.peft_methods import build_peft_config, method_name, method_of
 from rlhf.models.trust import read_object
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -66,6 +67,18 @@ def attach(base: PreTrainedModel, config: Any, name: str) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(base, config, adapter_name=name, autocast_adapter_dtype=False)  # type: ignore[return-value]
+
+
+def fresh(base: PreTrainedModel, lora: LoraConfig, name: str, task_type: str = "CAUSAL_LM") -> PeftModel:
+    """Puts a new adapter on a base, in the state from which its method starts training.
+
+    Raises:
+        ConfigError: as ``attach`` and ``principal.start``.
+    """
+    model, method = attach(base, peft_config(lora, task_type), name), method_name(lora)
+    principal.start(model, name, method)
+    principal.hold(model, name, method)
+    return model
 
 
 def add(model: PeftModel, config: Any, name: str) -> None:

@@ -70,11 +70,10 @@ class Fan:
         else:
             weight, bias = self.frozen[0]
             results = [linear_onto(x, dense(weight), bias, onto)]
+        if self._in_one_call(x):
+            return results, [adapting.forward(x[part.where], part.adapter(matrices, results)) for part in self.parts]
         inner = []
         for part in self.parts:
-            if self._in_one_call(x):
-                inner.append(adapting.forward(x[part.where], part.adapter(matrices, results)))
-                continue
             low = linear(x[part.where], part.downs(matrices))
             for number, (index, scaling, columns) in enumerate(part.members):
                 up = matrices[part.first + 2 * number + 1]
@@ -99,11 +98,13 @@ class Fan:
             for gradient, (weight, _) in zip(gradients[1:], self.frozen[1:], strict=True):
                 back = linear_onto(gradient, dense(weight).t(), None, back)
         found: list[Tensor | None] = [None] * len(matrices)
+        in_one_call = self._in_one_call(x)
+        gradients = [gradient.contiguous() for gradient in gradients] if in_one_call else gradients
         for part, low in zip(self.parts, inner, strict=True):
             own = slice(part.first, part.first + 2 * len(part.members))
-            if self._in_one_call(x):
-                members = part.adapter(matrices, [gradient.contiguous() for gradient in gradients])
+            if in_one_call:
                 onto = None if back is None else back[part.where]
+                members = part.adapter(matrices, gradients)
                 found[own] = adapting.backward(x[part.where], low, members, wants[own], onto)
             elif wants_x or any(wants[own]):
                 below = torch.empty_like(low)  # the thin product's gradient

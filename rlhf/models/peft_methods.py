@@ -10,6 +10,7 @@ import peft
 from rlhf.config import LoraConfig
 from rlhf.config.methods import why_not
 from rlhf.errors import ConfigError
+from rlhf.models import principal
 
 
 def build_peft_config(lora: LoraConfig, task_type: str = "CAUSAL_LM") -> peft.PeftConfig:
@@ -34,7 +35,7 @@ def method_name(lora: LoraConfig) -> str:
 
 
 def method_of(config: peft.PeftConfig) -> str:
-    """The method's name of a PEFT config, e.g. a saved adapter's."""
+    """The method's name of a PEFT config, e.g. a saved adapter's: one that began otherwise is LoRA by then."""
     if isinstance(config, peft.LoraConfig):
         return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
     return _BY_TYPE.get(str(config.peft_type), str(config.peft_type).lower())
@@ -49,9 +50,10 @@ def _targets(lora: LoraConfig, name: str) -> str | list[str] | None:
 
 def _lora(lora: LoraConfig, common: dict[str, Any]) -> peft.PeftConfig:
     name = method_name(lora)
+    times = 2 if principal.starts_from_weights(name) else 1
     return peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by r: fractions are fine
+        r=times * lora.r,
+        lora_alpha=times * lora.alpha,  # type: ignore[arg-type]  # PEFT divides by r: fractions are fine
         lora_dropout=lora.dropout,
         use_dora=name == "dora",
         use_rslora=name == "rslora" or lora.use_rslora,
@@ -67,6 +69,8 @@ _BUILDERS: dict[str, Callable[[LoraConfig, dict[str, Any]], peft.PeftConfig]] = 
     "lora": _lora,
     "dora": _lora,
     "rslora": _lora,
+    "pissa": _lora,
+    "olora": _lora,
     "ia3": lambda lora, common: peft.IA3Config(**common),
     "oft": lambda lora, common: peft.OFTConfig(r=0, oft_block_size=lora.r, module_dropout=lora.dropout, **common),
     "boft": lambda lora, common: peft.BOFTConfig(boft_block_size=lora.r, boft_dropout=lora.dropout, **common),

@@ -13,9 +13,10 @@ from rlhf.telemetry.console import get_console, print_table
 COLUMNS = ("method", "what it is", "size", "trainable", "merges", "reward head", "PPO", "4-bit", "ZeRO-3")
 EPILOG = """\
 Set the method with lora.method, its size with lora.r, and the layers with lora.target_modules. "trainable" is the
-share of a 7B model (32 layers of width 4096) at lora.r=16 on all linear layers. Each row that can be used is tested:
-training steps, a saved and reloaded copy with equal logits, the merge, a reward head, four roles on one base, nf4,
-ZeRO-3.
+share of a 7B model (32 layers of width 4096) at lora.r=16 on all linear layers. PiSSA and OLoRA train half of their
+tensors, hold the other half, and are LoRA of twice the rank when they are saved and trained on. Each row that can be
+used is tested: training steps, a saved and reloaded copy with equal logits, the merge, a reward head, four roles on
+one base, nf4, ZeRO-3.
 """
 
 
@@ -65,7 +66,7 @@ def trainable_percent(names: Iterable[str] = tuple(METHODS)) -> dict[str, float]
             outside = sum(p.numel() for key, p in base.named_parameters() if ".layers." not in key)
             whole = outside + layers * (sum(p.numel() for p in base.parameters()) - outside)
         model = adapters.attach(base, adapters.peft_config(LoraConfig(method=name)), "default")
-        trained = adapters.count_parameters(model)[0]
+        trained = adapters.count_parameters(model)[0] // (2 if METHODS[name].holds_half else 1)
         shares[name] = round(100 * layers * trained / whole, 4)
     return shares
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rlhf.algos.logprobs import logprobs_and_entropy
 from rlhf.algos.masks import position_ids
 from rlhf.errors import ConfigError
-from rlhf.models import adapters, blocks, mixed, packing
+from rlhf.models import adapters, blocks, mixed, packing, principal
 from rlhf.models.output import read_logprobs, reads_last_hidden
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
@@ -51,6 +51,7 @@ class RoleInit:
         reward: a reward model on the same base, if there is one; the critic starts from it.
         holds_reward: it is one of the roles; otherwise it scores elsewhere, and only the critic starts from it.
         critic_config: shape of the critic, or None without a critic.
+        method: how adapters start that have no state yet (``principal``).
     """
 
     policy_config: peft.LoraConfig | None
@@ -59,6 +60,7 @@ class RoleInit:
     reward: RewardStart | None = None
     holds_reward: bool = True
     critic_config: peft.LoraConfig | None = None
+    method: str = "lora"
 
 
 class RolesModel(nn.Module):
@@ -80,8 +82,12 @@ class RolesModel(nn.Module):
         self.has_policy = init.policy_config is not None
         first = REFERENCE if self.has_policy else CRITIC
         self.model: PeftModel = adapters.attach(base, init.policy_config or _critic_shape(init), first)
+        fresh: list[str] = []  # adapters whose start is the method's
         if init.policy_state is not None:
             adapters.write_adapter(self.model, REFERENCE, init.policy_state)
+        elif self.has_policy and self.policy_copy is None:
+            principal.start(self.model, REFERENCE, init.method)
+            fresh.append(POLICY)
         if self.has_policy and self.policy_copy is None:
             adapters.add(self.model, init.policy_config, POLICY)
             adapters.copy_adapter(self.model, REFERENCE, POLICY)
@@ -99,9 +105,14 @@ class RolesModel(nn.Module):
             if self.has_policy:
                 adapters.add(self.model, _critic_shape(init), CRITIC)
             self._start_critic(init.reward, hidden, like)
+            if init.reward is None:
+                principal.start(self.model, CRITIC, init.method)
+                fresh.append(CRITIC)
         self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
         adapters.select(self.model, first, self._trainable)
+        for name in fresh:
+            principal.hold(self.model, name, init.method)
         self.reads_hidden = all(map(reads_last_hidden, self._causal_models()))
         """Whether log-probs can be read from the last hidden states; otherwise the model makes all logits itself."""
         self.mixes = self._can_mix()

@@ -11,6 +11,7 @@ from rlhf.config import ModelConfig, PpoConfig
 from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models import adapters
+from rlhf.models.peft_methods import method_name
 from rlhf.models.roles import RewardStart, RoleInit
 from rlhf.models.scorer import HEAD, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
@@ -78,7 +79,8 @@ def open_critic(config: PpoConfig, tokenizer: PreTrainedTokenizerBase, chat: Cha
 def critic_init(config: PpoConfig, source: ModelSource) -> RoleInit:
     """First state of a critic that is alone on its base: the reward model's, or a fresh adapter and a zero head."""
     start = None if source.adapter is None else _reward_start(source.adapter)
-    return RoleInit(None, reward=start, holds_reward=False, critic_config=adapters.peft_config(config.lora))
+    shape, method = adapters.peft_config(config.lora), method_name(config.lora)
+    return RoleInit(None, reward=start, holds_reward=False, critic_config=shape, method=method)
 
 
 def _reward_start(directory: Path) -> RewardStart:

@@ -13,6 +13,7 @@ from rlhf.config import PpoConfig, RewardModelSource
 from rlhf.data.chat import ChatFormat
 from rlhf.errors import ConfigError
 from rlhf.models import adapters
+from rlhf.models.peft_methods import method_name
 from rlhf.models.roles import POLICY, RewardStart, RoleInit
 from rlhf.models.scorer import read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
@@ -135,6 +136,7 @@ def role_init(
         _reward_start(models, policy_config),
         holds_reward=models.holds_fitting,
         critic_config=adapters.peft_config(config.lora) if config.critic_shares_base else None,
+        method=method_name(config.lora),
     )
 
 

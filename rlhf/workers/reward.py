@@ -225,7 +225,7 @@ class RewardWorker:
             return model
         torch.manual_seed(derive_seed(self.config.seed, "reward", "adapter"))
         if self.source.adapter is None:
-            return adapters.attach(model, adapters.peft_config(self.config.lora, "SEQ_CLS"), ADAPTER)
+            return adapters.fresh(model, self.config.lora, ADAPTER, "SEQ_CLS")
         peft_config = adapters.read_peft_config(self.source.adapter)
         peft_config.task_type = "SEQ_CLS"
         model = adapters.attach(model, peft_config, ADAPTER)

@@ -192,7 +192,7 @@ class SftWorker:
         # loading draws more or fewer random numbers depending on the ZeRO stage
         torch.manual_seed(derive_seed(self.config.seed, "sft", "adapter"))
         if self.source.adapter is None:
-            return adapters.attach(base, adapters.peft_config(self.config.lora), ADAPTER)
+            return adapters.fresh(base, self.config.lora, ADAPTER)
         model = adapters.attach(base, adapters.read_peft_config(self.source.adapter), ADAPTER)
         adapters.write_adapter(model, ADAPTER, adapters.read_adapter_file(self.source.adapter)[0])
         return model

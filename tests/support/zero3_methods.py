@@ -32,7 +32,7 @@ def build(directory: str, method: str) -> Any:
     source = ModelSource(directory, None, directory)
     base = load_causal_lm(source, config, load_tokenizer(source, config))
     torch.manual_seed(0)
-    return adapters.attach(base, adapters.peft_config(LoraConfig(method=method, r=4, alpha=8)), "default").eval()
+    return adapters.fresh(base, LoraConfig(method=method, r=4, alpha=8), "default").eval()
 
 
 def plain_losses(directory: str, method: str) -> list[float]:
