@@ -46,7 +46,7 @@ def layer_activations(
     if lora is None:  # trained norms keep what they scale
         per_token += width * 2 * shape.hidden
     else:
-        per_token += width * lora.r * len(adapted(shape, lora))
+        per_token += width * lora.tensor_rank * len(adapted(shape, lora))
         if lora.dropout > 0:
             per_token += sum(m.inputs for m in adapted(shape, lora)) * (width + 1)
     if shape.qk_norm:
@@ -78,8 +78,8 @@ def halves_activations(
     gates = shape.intermediate if keeps_gates else 0
     first = sum(matrix.name in ("q_proj", "k_proj", "v_proj") for matrix in adapted(shape, lora))
     last = len(adapted(shape, lora)) - first
-    before = width * (shape.hidden + 2 * (attention + keys) + lora.r * first) + FP32 * shape.heads
-    after = width * (shape.hidden + 2 * gates + lora.r * last)
+    before = width * (shape.hidden + 2 * (attention + keys) + lora.tensor_rank * first) + FP32 * shape.heads
+    after = width * (shape.hidden + 2 * gates + lora.tensor_rank * last)
     return rows * (tokens * before + read * after)
 
 
@@ -177,7 +177,7 @@ def ppo_peak(
 
 def packs(lora: LoraConfig) -> bool:
     """Whether the roles of PPO run together: plain LoRA, whatever its initial values and its scaling."""
-    return lora.method in ("lora", "rslora") and not lora.use_dora
+    return lora.is_plain
 
 
 def kv_cache(shape: ModelShape, *, rows: int, tokens: int, width: int) -> float:

@@ -108,7 +108,7 @@ def adapter_tensors(shape: ModelShape, lora: LoraConfig, width: int) -> list[Ten
     """LoRA's A and B of every adapted matrix (arXiv:2106.09685), and DoRA's magnitudes (arXiv:2402.09353)."""
     found = []
     for matrix in adapted(shape, lora):
-        found += [Tensors(lora.r * size, width, shape.layers) for size in (matrix.inputs, matrix.outputs)]
+        found += [Tensors(lora.tensor_rank * size, width, shape.layers) for size in (matrix.inputs, matrix.outputs)]
         if lora.use_dora or lora.method == "dora":
             found.append(Tensors(matrix.outputs, width, shape.layers))
     return found

@@ -16,11 +16,12 @@ from cluster.plan_roles import GIB, RolePlan, Setting, borrows_base, plan_roles,
 from cluster.shapes import SHAPES, ModelShape, find_shape
 from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
+from rlhf.config.methods import PLAIN_LORA
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_header, print_table
 
 EXIT_FITS, EXIT_TOO_LARGE = 0, 1
-COUNTED_METHODS = ("lora", "rslora", "dora", "qlora")
+COUNTED_METHODS = (*PLAIN_LORA, "dora", "qlora")
 
 DESCRIPTION = """\
 Predicts what a run needs before anything is started: bytes per role and GPU, whether they fit and what to change,

@@ -85,6 +85,8 @@ _ROWS = (
 )  # fmt: skip
 
 METHODS: dict[str, AdapterMethod] = {row.name: row for row in _ROWS}
+PLAIN_LORA = ("lora", "rslora", "pissa", "olora")
+"""Methods whose layers are LoRA's own."""
 
 
 def why_not(name: str, *, quantization: str = "none", zero_stage: int = 0) -> str:

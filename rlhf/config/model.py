@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlhf.config.base import Name, Section
-from rlhf.config.methods import why_not
+from rlhf.config.methods import METHODS, PLAIN_LORA, why_not
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """Decay of a moment of Adam (arXiv:1412.6980)."""
@@ -64,7 +64,22 @@ class LoraConfig(Section):
                 f"lora.use_dora and lora.use_rslora change LoRA, not lora.method={self.method}: leave them false, "
                 "or set lora.method to dora or rslora"
             )
+        if METHODS[self.method].holds_half and self.dropout:
+            raise ValueError(
+                f"lora.dropout={self.dropout:g} would drop from the part of the base that lora.method={self.method} "
+                "holds in its second half, too: set it to 0"
+            )
         return self
+
+    @property
+    def tensor_rank(self) -> int:
+        """Rank of the tensors: twice ``r`` where half of them is held."""
+        return self.r * (2 if METHODS[self.method].holds_half else 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its layers are LoRA's own: a product with A and one with B beside the base's."""
+        return not self.use_dora and self.method in PLAIN_LORA
 
 
 class EngineConfig(Section):

@@ -26,7 +26,7 @@ class RolloutConfig(SamplingConfig):
     """Rollouts of PPO."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """``vllm`` needs the extra ``rlhf[vllm]`` and an adapter of method lora or rslora."""
+    """``vllm`` needs the extra ``rlhf[vllm]`` and an adapter that is plain LoRA (lora, rslora, pissa, olora)."""
     microbatch_sequences: int = Field(64, ge=1)
     """Sequences decoded together by one rollout worker; one that ends makes room for the next."""
     cuda_graphs: bool = True

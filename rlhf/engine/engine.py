@@ -90,9 +90,11 @@ class TrainEngine:
                 group["lr"] = 0.0
         config = deepspeed_config(engine, dtype=dtype, microbatch=microbatch, accumulation=1, max_grad_norm=0.0)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        self.steps_shorter = False
+        """Whether the bf16 step without ZeRO is ours, for what is measured already."""
         if takes_empty_step:
             optimizer.state.clear()
-            master_weights.shorten_step(self._engine.optimizer)
+            self.steps_shorter = master_weights.shorten_step(self._engine.optimizer)
         self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
         self.zero_stage = engine.zero_stage
         self.world_size = torch.distributed.get_world_size()

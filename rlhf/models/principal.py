@@ -3,7 +3,7 @@
 PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) move a part ``s B0 A0`` of a weight W into the adapter and train
 it there; what is left of W is another base, which no other role could share. But ``(W - s B0 A0) + s B A`` is
 ``W + s (B A - B0 A0)``: LoRA of twice the rank on W itself, whose second half, ``A0`` and ``-B0``, is held. It starts
-without any effect, is trained as the paper's adapter is, and whoever loads it reads plain LoRA.
+without any effect but rounding, is trained as the paper's adapter is, and whoever loads it reads plain LoRA.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlhf.config.methods import why_not
 from rlhf.errors import ConfigError
+from rlhf.models.mixed import LINEARS
 
 EXACT = 512
 """Up to this smaller side all singular values are computed, beyond it the wanted ones by iteration (PiSSA sec. 4)."""
@@ -42,8 +43,8 @@ def _singular(weight: Tensor, rank: int, scaling: float) -> Factors:
 
 def _orthogonal(weight: Tensor, rank: int, scaling: float) -> Factors:
     """OLoRA: the first columns of Q and rows of R, as they are."""
-    q, r = torch.linalg.qr(weight)
-    return r[:rank], q[:, :rank]
+    q, _ = torch.linalg.qr(weight[:, :rank])  # these columns depend on no others
+    return q.t() @ weight, q
 
 
 _FACTORS: dict[str, Callable[[Tensor, int, float], Factors]] = {"pissa": _singular, "olora": _orthogonal}
@@ -68,27 +69,33 @@ def start(model: nn.Module, name: str, method: str) -> None:
         return
     for where, layer in _layers(model, name):
         base: Any = layer.get_base_layer()
-        if hasattr(base.weight, "ds_id"):
+        if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
             raise ConfigError(why_not(method, zero_stage=3))
         rank = layer.r[name] // 2
-        if name not in layer.lora_A or rank > min(layer.in_features, layer.out_features):
+        if type(layer).__name__ not in LINEARS or rank > min(layer.in_features, layer.out_features):
             raise ConfigError(
                 f"lora.method={method}: {where} is no linear layer with {rank} rows and columns or more; "
                 "set a smaller lora.r, or lora.target_modules without this layer"
             )
-        weight = dequantize_module_weight(base).float()
+        weight = dequantize_module_weight(base).to(_device(base), torch.float32)
+        weight = weight.t() if layer.fan_in_fan_out else weight
         down, up = _FACTORS[method](weight, rank, layer.scaling[name])
         layer.lora_A[name].weight.copy_(torch.cat([down, down]))
         layer.lora_B[name].weight.copy_(torch.cat([up, -up], dim=1))
 
 
 def hold(model: nn.Module, name: str, method: str) -> None:
-    """No gradient reaches the second half of an adapter that ``start`` has made, or of its copy; both are trained."""
+    """No gradient reaches the second half of a trained adapter that ``start`` has written, or that is a copy of one."""
     if not starts_from_weights(method):
         return
     for _, layer in _layers(model, name):
         layer.lora_A[name].weight.register_hook(_without_second_half(0))
         layer.lora_B[name].weight.register_hook(_without_second_half(1))
+
+
+def _device(base: Any) -> torch.device:
+    """Where a weight is decomposed: on a GPU if there is one, wherever the base is."""
+    return torch.device("cuda") if torch.cuda.is_available() else base.weight.device
 
 
 def _layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:

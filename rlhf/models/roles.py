@@ -46,7 +46,8 @@ class RoleInit:
 
     Attributes:
         policy_config: shape of the policy and reference adapters; None: the critic stands alone on this base.
-        policy_state: the SFT adapter, or None for a fresh one (an exact no-op on the base).
+        policy_state: the SFT adapter, or None for a fresh one (a no-op on the base, with pissa and olora but for
+            rounding).
         policy_copy: the whole model to train as the policy, equal to base and SFT adapter; None: an adapter is trained.
         reward: a reward model on the same base, if there is one; the critic starts from it.
         holds_reward: it is one of the roles; otherwise it scores elsewhere, and only the critic starts from it.
@@ -105,8 +106,9 @@ class RolesModel(nn.Module):
             if self.has_policy:
                 adapters.add(self.model, _critic_shape(init), CRITIC)
             self._start_critic(init.reward, hidden, like)
-            if init.reward is None:
-                principal.start(self.model, CRITIC, init.method)
+            if init.reward is None and principal.starts_from_weights(init.method):
+                if POLICY not in fresh or not self._start_as_policy():
+                    principal.start(self.model, CRITIC, init.method)
                 fresh.append(CRITIC)
         self._named = []  # asked for before it was whole
         self._trainable = [p for _, p in self.named_trained()]
@@ -121,6 +123,17 @@ class RolesModel(nn.Module):
             mixed.install(self.model, self._active)
             if self.policy_copy is None:  # it starts at the reference, to the last bit: both go the same way
                 blocks.install(self.model, self._active)
+
+    def _start_as_policy(self) -> bool:
+        """Copies the reference into a critic of the same shape, instead of taking all weights apart once more."""
+        configs: Any = self.model.peft_config
+        ours, theirs = (
+            [(key, p.shape) for key, p in adapters.adapter_parameters(self.model, role)] for role in (CRITIC, REFERENCE)
+        )
+        same = ours == theirs and configs[CRITIC].lora_alpha == configs[REFERENCE].lora_alpha
+        if same:
+            adapters.copy_adapter(self.model, REFERENCE, CRITIC)
+        return same
 
     def _start_critic(self, start: RewardStart | None, hidden: int, like: Tensor) -> None:
         self.value_head = nn.Linear(hidden, 1, dtype=like.dtype)

@@ -41,11 +41,12 @@ def test_ppo_and_the_critic(
     changes = {"lora.method": "pissa", "engine.zero_stage": 2, "placement.num_ranks": 2, "optim.learning_rate": 5e-3}
     found = run(tiny_config(tiny_base, tmp_path / "run", **changes), actor_pool)
     assert found.rows[0]["kl"] == 0.0 and found.rows[0]["ratio_first"] < 1e-4 and found.rows[1]["kl"] > 0
-    state = halves(found.adapter)
-    assert state.keys() == start.keys()
-    for key, (mine, held) in state.items():
-        torch.testing.assert_close(held, start[key][1], rtol=1e-5, atol=1e-6, msg=key)
-        assert not torch.allclose(mine, start[key][0], rtol=1e-5, atol=1e-6), key
+    critic, _ = adapters.read_adapter_file(found.run_dir / "critic")
+    for state in (halves(found.adapter), halves(critic)):
+        assert state.keys() == start.keys()
+        for key, (mine, held) in state.items():
+            torch.testing.assert_close(held, start[key][1], rtol=1e-5, atol=1e-6, msg=key)
+            assert not torch.allclose(mine, start[key][0], rtol=1e-5, atol=1e-6), key
 
 
 def test_sft_and_ppo_after_it(
@@ -78,4 +79,6 @@ def test_sft_and_ppo_after_it(
         tiny_config(tiny_base, tmp_path / "ppo", **{"model.name": str(tmp_path / "sft"), "num_steps": 1}), actor_pool
     )
     assert after.rows[0]["kl"] == 0.0
-    assert any(not torch.equal(now, state[key]) for key, now in after.adapter.items())
+    for key, (first, second) in halves(after.adapter).items():
+        before = halves(state)[key]
+        assert not torch.equal(first, before[0]) and not torch.equal(second, before[1]), "all of it is trained on"

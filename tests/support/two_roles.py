@@ -106,6 +106,7 @@ class TwoRolesWorker:
             cut: ZeRO-3 cuts groups into pieces of about so many elements, and no tensor stays whole.
         """
         first = self._build(engine, dtype, cut)
+        assert first.steps_shorter == (engine.zero_stage == 0 and dtype == torch.bfloat16)
         norms = [self._step(first, step) for step in range(SAVED_AFTER)]
         if hasattr(first._engine.optimizer, "clip_grad"):
             first._engine.optimizer.clip_grad = 1e-3  # as a state that was written with DeepSpeed's own clipping

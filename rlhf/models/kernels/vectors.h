@@ -55,6 +55,10 @@ static inline void exchange(Floats& a, Floats& b) {
     a = first;
 }
 
+#undef ALL
+#undef FIRST
+#undef SECOND
+
 template <int S>
 static inline void exchange_all(Floats (&square)[WIDTH]) {
 #pragma GCC unroll 16

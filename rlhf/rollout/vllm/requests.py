@@ -90,5 +90,8 @@ def room_for_rank(rank: int) -> int:
     """
     fitting = [size for size in RANKS if size >= rank]
     if not fitting:
-        raise ConfigError(f"lora.r={rank} is more than vLLM's {RANKS[-1]}: use rollout.engine=transformers")
+        raise ConfigError(
+            f"an adapter of rank {rank} (with pissa and olora twice lora.r) is more than vLLM's {RANKS[-1]}: "
+            "use rollout.engine=transformers"
+        )
     return fitting[0]

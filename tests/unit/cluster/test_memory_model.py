@@ -49,7 +49,8 @@ def shape_of(model: RolesModel) -> ModelShape:
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda s: f"h{s['hidden_size']}")
 @pytest.mark.parametrize("lora", [LoraConfig(r=16, target_modules=("q_proj", "down_proj")),
-                                  LoraConfig(r=8, use_dora=True)], ids=("some", "dora"))  # fmt: skip
+                                  LoraConfig(r=8, use_dora=True),
+                                  LoraConfig(r=4, method="pissa")], ids=("some", "dora", "pissa"))  # fmt: skip
 def test_weights_and_adapters(sizes: dict[str, Any], lora: LoraConfig) -> None:
     model = build(sizes, lora, torch.float32)
     named = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}

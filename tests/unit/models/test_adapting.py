@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.models.kernels import adapting, calls
+from rlhf.models.kernels import adapting, build, calls
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    build.build()
+    calls.library.cache_clear()
+    assert calls.library() is not None
+
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
 
@@ -87,6 +95,26 @@ def test_neither_threads_nor_other_rows_change_a_bit(dtype: torch.dtype) -> None
     low = adapting.forward(case.x[40:90], case.members(some))
     assert torch.equal(low, found[0][0][40:90])
     assert all(torch.equal(part, whole[40:90]) for part, whole in zip(some, found[0][1:3], strict=True))
+
+
+def test_a_number_that_is_none_stays_one_and_stays_in_its_row() -> None:
+    case = Case.make(torch.float32, (16, 4))
+    case.x[5, 3] = torch.nan
+    results = [result.clone() for result in case.results]
+    low = adapting.forward(case.x, case.members(results))
+    case.gradients[0][7, 2] = torch.nan
+    onto = torch.zeros_like(case.x)
+    found: list[Any] = adapting.backward(case.x, low, case.members(case.gradients), [True] * 4, onto)
+    for tensor, row in ((low, 5), (results[0], 5), (results[1], 5), (onto, 7)):
+        assert tensor[row].isnan().all() and not tensor[[i for i in range(len(tensor)) if i != row]].isnan().any()
+    assert all(gradient.isnan().any() for gradient in found)
+
+
+def test_no_rows_give_none() -> None:
+    case = Case.make(torch.float32, (4,), num_tokens=0)
+    low = adapting.forward(case.x, case.members(case.results))
+    found: list[Any] = adapting.backward(case.x, low, case.members(case.gradients), [True] * 2, case.x.clone())
+    assert low.shape == (0, 4) and not any(gradient.any() for gradient in found)
 
 
 def test_only_what_is_wanted_is_made() -> None:

@@ -149,6 +149,13 @@ def test_what_is_not_a_number_stays_visible() -> None:
     query[20] = math.nan
     found, _ = calls.attention(query, key, value, *both(angles), starts, 0.25)
     assert found.isnan().any(dim=1).nonzero().flatten().tolist() == [20]
+    (query, key, value), angles, starts = packed()
+    key[20] = math.nan  # of the third sequence, tokens 18 to 87
+    found, level = calls.attention(query, key, value, *both(angles), starts, 0.25)
+    assert found.isnan().any(dim=1).nonzero().flatten().tolist() == list(range(20, 88))
+    inputs, turns = (query, key, value), both(angles)
+    back = calls.attention_backward(torch.ones_like(found), inputs, turns, (found, level), starts, 0.25)
+    assert all(gradient[20:88].isnan().any() and not gradient[:18].isnan().any() for gradient in back)
 
 
 def test_attention_and_its_gradients() -> None:

@@ -218,8 +218,8 @@ def test_the_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_trained_shares_are_those_of_a_7b_model() -> None:
-    shares = peft_support.trainable_percent(("lora", "ia3", "prompt"))
-    assert shares.keys() == {"lora", "ia3"}
+    shares = peft_support.trainable_percent(("lora", "ia3", "pissa", "prompt"))
+    assert shares.keys() == {"lora", "ia3", "pissa"} and shares["pissa"] == shares["lora"]
     # 32 layers x (4 x (4096 + 4096) + 3 x (4096 + 11008)) x 16 of 6.738e9
     assert shares["lora"] == pytest.approx(100 * 39976960 / 6738415616, rel=1e-3)
     assert shares["ia3"] == pytest.approx(100 * 32 * (2 * 4096 + 11008) / 6738415616, rel=1e-2)

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rlhf.config import LoraConfig, SftConfig, build_config
 from rlhf.errors import ConfigError
@@ -107,8 +107,42 @@ def test_what_has_no_such_part_is_refused(tiny_base: Path) -> None:
     decaying = {**given, "lora": {"method": "pissa"}, "optim": {"weight_decay": 0.1}}
     with pytest.raises(ConfigError, match=r"optim.weight_decay=0.1 would shrink the half of a lora.method=pissa"):
         build_config(SftConfig, decaying, source="a file")
+    with pytest.raises(
+        ConfigError, match=r"lora.dropout=0.1 would drop from the part of the base that lora.method=olora"
+    ):
+        build_config(LoraConfig, {"method": "olora", "dropout": 0.1}, source="a file")
     with pytest.raises(ConfigError, match=r"lora.method=olora does not work under ZeRO-3"):
         build_config(SftConfig, {**given, "lora": {"method": "olora"}, "engine": {"zero_stage": 3}}, source="a file")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matrices_that_stand_turned(method: str) -> None:
+    """GPT-2 keeps its weights as (in, out)."""
+    shape = GPT2Config(n_embd=32, n_head=2, n_layer=1, vocab_size=50, n_positions=16)
+    torch.manual_seed(0)
+    own = GPT2LMHeadModel(shape).eval()
+    ids = torch.arange(8)[None]
+    wanted = own(ids).logits.detach()
+    model = adapters.fresh(own, lora(method), "default")
+    torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+    layer: Any = model.get_base_model().transformer.h[0].attn.c_attn
+    down, up = layer.lora_A["default"].weight[:4], layer.lora_B["default"].weight[:, :4]
+    weight = layer.get_base_layer().weight.t()
+    factors = principal._FACTORS[method](weight, 4, layer.scaling["default"])
+    torch.testing.assert_close(up @ down, factors[1] @ factors[0])
+
+
+def test_a_critic_starts_as_a_policy_of_its_shape(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    first = principal.start
+    monkeypatch.setattr(
+        principal, "start", lambda model, name, method: started.append(name) or first(model, name, method)
+    )
+    same, other = (adapters.peft_config(lora("pissa", r=r)) for r in (4, 2))
+    RolesModel(base(tiny_base), RoleInit(same, critic_config=adapters.peft_config(lora("pissa")), method="pissa"))
+    assert started == [REFERENCE]
+    RolesModel(base(tiny_base), RoleInit(same, critic_config=other, method="pissa"))
+    assert started == [REFERENCE, REFERENCE, CRITIC]
 
 
 def test_other_methods_start_as_they_do(tiny_base: Path) -> None:
