@@ -181,7 +181,9 @@ def clipped_value_loss(
     if not clip > 0:
         raise ValueError(f"clip must be above 0, got {clip}; value_loss is the unclipped loss")
     old_values = fill_masked(old_values.detach(), mask)
-    near_old = old_values + (fill_masked(values, mask) - old_values).clamp(-clip, clip)
+    own = fill_masked(values, mask)
+    moved = own - old_values
+    near_old = torch.where(moved.abs() <= clip, own, old_values + moved.clamp(-clip, clip))  # no rounding within reach
     plain, clipped = _squared_error(values, returns, mask), _squared_error(near_old, returns, mask)
     return _value_loss(torch.maximum(plain, clipped), clipped > plain, plain, mask, denominator)
 

@@ -17,6 +17,7 @@ from rlhf.stages import training
 from rlhf.stages.sft import run_sft
 from tests.support.conversations import demonstrations, write_rows
 from tests.support.ppo import run, tiny_config
+from tests.support.resumed import assert_same, config_of, kept, resumed_at, run_and_keep
 from tests.support.runtime import ActorPool
 
 LORA = {"method": "pissa", "r": 4, "alpha": 8}
@@ -82,3 +83,28 @@ def test_sft_and_ppo_after_it(
     for key, (first, second) in halves(after.adapter).items():
         before = halves(state)[key]
         assert not torch.equal(first, before[0]) and not torch.equal(second, before[1]), "all of it is trained on"
+
+
+def test_a_resumed_run_goes_on_holding(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:
+    """In bf16 without ZeRO, where the layers run again in backward."""
+    changes = {
+        "lora.method": "pissa",
+        "engine.zero_stage": 0,
+        "model.dtype": "bfloat16",
+        "model.gradient_checkpointing": True,
+        "num_steps": 2,
+        "optim.learning_rate": 5e-3,
+        "sync_tolerance": 0.5,
+        "ratio_tolerance": 0.5,
+        "mismatch_limit": 0.5,
+    }
+    whole = run_and_keep(config_of(tiny_base, tmp_path / "run", **changes), actor_pool, [1])
+    again = run(config_of(tiny_base, kept(whole.run_dir, 1), **changes), actor_pool)
+    assert resumed_at(again) == [1]
+    assert_same(whole, again)
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
+    model = adapters.fresh(base, LoraConfig.model_validate(LORA), "default")
+    start = halves({key: p.detach() for key, p in adapters.adapter_parameters(model, "default")})
+    for key, (mine, held) in halves(again.adapter).items():
+        torch.testing.assert_close(held.float(), start[key][1].float(), rtol=1e-2, atol=1e-3, msg=key)
+        assert not torch.equal(mine.float(), start[key][0].float()), key

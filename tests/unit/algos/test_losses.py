@@ -247,6 +247,18 @@ def test_value_losses_agree_with_numpy(mask, seed):
         assert loss.num_tokens.item() == v.size
 
 
+def test_values_within_reach_are_never_counted_as_clipped() -> None:
+    """Old value plus movement is not always the new value to the last bit."""
+    generator = torch.Generator().manual_seed(0)
+    old, values, returns = (size * (torch.rand(64, 64, generator=generator) - 0.5) for size in (0.3, 0.001, 1.0))
+    values.requires_grad_()
+    mask = torch.ones(64, 64, dtype=torch.bool)
+    assert not torch.equal(old + (values - old), values), "nothing to be seen here"
+    out = clipped_value_loss(values, old, returns, mask, clip=0.2, denominator=64 * 64)
+    assert float(out.clip_fraction_sum) == 0.0
+    torch.testing.assert_close(torch.autograd.grad(out.loss, values)[0], (values.detach() - returns) / 64**2)
+
+
 def test_importance_weights_are_capped_from_above_only():
     """At +4 nats the ratio is 54.6 and becomes the cap; at -4 nats it stays 0.0183."""
     logprobs = torch.tensor([[-1.0, -5.0, -1.0, float("nan")]])
