@@ -10,7 +10,6 @@ import peft
 from rlhf.config import LoraConfig
 from rlhf.config.methods import why_not
 from rlhf.errors import ConfigError
-from rlhf.models import principal
 
 
 def build_peft_config(lora: LoraConfig, task_type: str = "CAUSAL_LM") -> peft.PeftConfig:
@@ -50,10 +49,9 @@ def _targets(lora: LoraConfig, name: str) -> str | list[str] | None:
 
 def _lora(lora: LoraConfig, common: dict[str, Any]) -> peft.PeftConfig:
     name = method_name(lora)
-    times = 2 if principal.starts_from_weights(name) else 1
     return peft.LoraConfig(
-        r=times * lora.r,
-        lora_alpha=times * lora.alpha,  # type: ignore[arg-type]  # PEFT divides by r: fractions are fine
+        r=lora.tensor_rank,
+        lora_alpha=lora.alpha * (lora.tensor_rank // lora.r),  # type: ignore[arg-type]  # PEFT says int, and only divides
         lora_dropout=lora.dropout,
         use_dora=name == "dora",
         use_rslora=name == "rslora" or lora.use_rslora,

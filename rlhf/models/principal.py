@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from rlhf.config.methods import why_not
+from rlhf.config.methods import METHODS, why_not
 from rlhf.errors import ConfigError
 from rlhf.models.mixed import LINEARS
 
@@ -50,11 +50,6 @@ def _orthogonal(weight: Tensor, rank: int, scaling: float) -> Factors:
 _FACTORS: dict[str, Callable[[Tensor, int, float], Factors]] = {"pissa": _singular, "olora": _orthogonal}
 
 
-def starts_from_weights(method: str) -> bool:
-    """Whether fresh adapters of a method are made by ``start``."""
-    return method in _FACTORS
-
-
 @torch.no_grad()
 def start(model: nn.Module, name: str, method: str) -> None:
     """Writes the start of a fresh adapter, whose second half is to be held; nothing where a method starts otherwise.
@@ -65,7 +60,7 @@ def start(model: nn.Module, name: str, method: str) -> None:
     Raises:
         ConfigError: a layer's weight has no such part: it is smaller than the rank, no linear layer, or in pieces.
     """
-    if not starts_from_weights(method):
+    if not METHODS[method].holds_half:
         return
     for where, layer in _layers(model, name):
         base: Any = layer.get_base_layer()
@@ -86,7 +81,7 @@ def start(model: nn.Module, name: str, method: str) -> None:
 
 def hold(model: nn.Module, name: str, method: str) -> None:
     """No gradient reaches the second half of a trained adapter that ``start`` has written, or that is a copy of one."""
-    if not starts_from_weights(method):
+    if not METHODS[method].holds_half:
         return
     for _, layer in _layers(model, name):
         layer.lora_A[name].weight.register_hook(_without_second_half(0))

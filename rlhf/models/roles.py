@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf.algos.logprobs import logprobs_and_entropy
 from rlhf.algos.masks import position_ids
+from rlhf.config.methods import METHODS
 from rlhf.errors import ConfigError
 from rlhf.models import adapters, blocks, mixed, packing, principal
 from rlhf.models.output import read_logprobs, reads_last_hidden
@@ -106,7 +107,7 @@ class RolesModel(nn.Module):
             if self.has_policy:
                 adapters.add(self.model, _critic_shape(init), CRITIC)
             self._start_critic(init.reward, hidden, like)
-            if init.reward is None and principal.starts_from_weights(init.method):
+            if init.reward is None and METHODS[init.method].holds_half:
                 if POLICY not in fresh or not self._start_as_policy():
                     principal.start(self.model, CRITIC, init.method)
                 fresh.append(CRITIC)

@@ -25,7 +25,11 @@ LORA = {"method": "pissa", "r": 4, "alpha": 8}
 
 def halves(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """First and second half of every matrix along its rank."""
-    return {key: value.chunk(2, dim=0 if "lora_A" in key else 1) for key, value in state.items()}  # type: ignore[misc]
+    found = {}
+    for key, value in state.items():
+        first, second = value.chunk(2, dim=0 if "lora_A" in key else 1)
+        found[key] = first, second
+    return found
 
 
 @pytest.fixture

@@ -42,13 +42,8 @@ def losses(model: Any, num_steps: int = 6) -> list[float]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_learns_as_on_the_base_that_is_rewritten(method: str, tiny_base: Path) -> None:
-    rewritten = peft.LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-        init_lora_weights=method,  # type: ignore[arg-type]
-    )
+    settings: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": method}
+    rewritten = peft.LoraConfig(r=4, lora_alpha=8, **settings)
     theirs = peft.get_peft_model(base(tiny_base), rewritten)
     ours = adapters.fresh(base(tiny_base), lora(method), "default")
     plain = adapters.fresh(base(tiny_base), lora("lora"), "default")
