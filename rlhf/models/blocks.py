@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from rlhf.models.fans import Bundle, Fan, bundle, is_plain
+from rlhf.models.fronts import Gate, Norm, Plain
 from rlhf.models.kernels import calls, decoding
 from rlhf.models.mixed import Mix
 from rlhf.models.packing import Kept, Packing
@@ -268,20 +269,20 @@ def _attend(
 def _attention(x: Tensor, half: Half, turns: Turns, matrices: Any) -> tuple[Tensor, list[Tensor]]:
     """The half's result, and for the way back query, key, value, what attention gave, and the adapters' inner ones."""
     count = half.num_entering
-    projected, inner = half.enters.forward(calls.rms_norm(x, half.weight, half.eps)[0], matrices[:count])
+    projected, inner = half.enters.forward(Norm(x, half.weight, half.eps), matrices[:count])
     query, key, value = projected
     where = turns.starts, turns.scale, turns.longest
     attended, normalizer = calls.attention(query, key, value, turns.cos, turns.sin, *where)
     goes, beside = (attended, x) if turns.kept is None else (attended[turns.kept], x[turns.kept])
-    (result,), last = half.leaves.forward(goes, matrices[count:], onto=beside)
+    (result,), last = half.leaves.forward(Plain(goes), matrices[count:], onto=beside)
     return result, [query, key, value, attended, normalizer, *inner, *last]
 
 
 def _feed_forward(x: Tensor, half: Half, matrices: Any) -> tuple[Tensor, list[Tensor]]:
     """The half's result, and for the way back gate, up, and the adapters' inner ones."""
     count = half.num_entering
-    (gate, up), inner = half.enters.forward(calls.rms_norm(x, half.weight, half.eps)[0], matrices[:count])
-    (result,), last = half.leaves.forward(calls.gated(gate, up), matrices[count:], onto=x)
+    (gate, up), inner = half.enters.forward(Norm(x, half.weight, half.eps), matrices[:count])
+    (result,), last = half.leaves.forward(Gate(gate, up), matrices[count:], onto=x)
     return result, [gate, up, *inner, *last]
 
 
@@ -309,7 +310,8 @@ class _Attention(torch.autograd.Function):
         query, key, value, attended, normalizer, *inner = kept
         split = len(half.enters.parts)
         gone = attended if turns.kept is None else attended[turns.kept]
-        back, last = half.leaves.backward([gradient], gone, matrices[count:], inner[split:], wants[count:])
+        backs, last = half.leaves.backward(Plain(gone), [gradient], matrices[count:], inner[split:], wants[count:])
+        (back,) = _given(backs)
         if turns.kept is not None:
             back, gradient = (_spread(each, turns.kept, len(x)) for each in (back, gradient))
         to_projections = calls.attention_backward(
@@ -338,12 +340,10 @@ class _FeedForward(torch.autograd.Function):
         if ctx.keeps_gates:
             gate, up, *inner = kept
         else:
-            read, _ = calls.rms_norm(x, half.weight, half.eps)
-            inner, ((gate, up), _) = kept, half.enters.forward(read, matrices[:count])
+            inner, ((gate, up), _) = kept, half.enters.forward(Norm(x, half.weight, half.eps), matrices[:count])
         split = len(half.enters.parts)
-        middle = calls.gated(gate, up)
-        back, last = half.leaves.backward([gradient], middle, matrices[count:], inner[split:], wants[count:])
-        to_projections = calls.gated_backward(back, gate, up)
+        backs, last = half.leaves.backward(Gate(gate, up), [gradient], matrices[count:], inner[split:], wants[count:])
+        to_projections = _given(backs)
         return _enter(half, x, gradient, to_projections, (matrices, inner), (wants_x, wants), 2, last)
 
 
@@ -359,9 +359,14 @@ def _enter(
 ) -> tuple[Tensor | None, ...]:
     """The way back through the first products and the norm: gradients of all arguments, those of the last included."""
     (matrices, inner), (wants_x, wants), count = held, wanted, half.num_entering
-    read, inverse = calls.rms_norm(x, half.weight, half.eps)
-    back, first = half.enters.backward(
-        to_projections, read, matrices[:count], inner[: len(half.enters.parts)], wants[:count], wants_x=wants_x
-    )
-    to_x = None if back is None else calls.rms_norm_backward(back, x, half.weight, inverse, gradient)
+    backs, first = half.enters.backward(
+        Norm(x, half.weight, half.eps), to_projections, matrices[:count], inner[: len(half.enters.parts)],
+        wants[:count], beside=gradient, wants_x=wants_x,
+    )  # fmt: skip
+    to_x = None if backs is None else backs[0]
     return to_x, *[None] * num_plain, *first, *last
+
+
+def _given(gradients: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    assert gradients is not None  # they were asked for
+    return gradients

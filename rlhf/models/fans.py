@@ -14,7 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlhf.models.kernels import adapting
+from rlhf.models.fronts import Front
+from rlhf.models.kernels import adapting, fan
 from rlhf.models.products import linear, linear_onto, outer, through_onto
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
@@ -62,9 +63,12 @@ class Fan:
     parts: tuple[Part, ...]
 
     def forward(
-        self, x: Tensor, matrices: Sequence[Tensor], onto: Tensor | None = None
+        self, front: Front, matrices: Sequence[Tensor], onto: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Results (tokens, out), of a single matrix added to ``onto``; each part's thin product (its tokens, ranks)."""
+        if fan.takes(front[0], self.frozen):
+            return fan.forward(front, self.frozen, self.parts, matrices, onto)
+        x = front.read()
         if onto is None:
             results = [linear(x, dense(weight), bias) for weight, bias in self.frozen]
         else:
@@ -83,15 +87,24 @@ class Fan:
 
     def backward(
         self,
+        front: Front,
         gradients: Sequence[Tensor],
-        x: Tensor,
         matrices: Sequence[Tensor],
         inner: Sequence[Tensor],
         wants: Sequence[bool],
         *,
+        beside: Tensor | None = None,
         wants_x: bool = True,
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Gradients of x, unless it wants none, and of the trained matrices that want one."""
+    ) -> tuple[tuple[Tensor, ...] | None, list[Tensor | None]]:
+        """Gradients of what stands in front, unless it wants none, and of the trained matrices that want one.
+
+        Args:
+            gradients: of the results.
+            beside: the gradient of the way beside a norm, which that of its x is added to.
+        """
+        if fan.takes(front[0], self.frozen):
+            return fan.backward(front, self.frozen, self.parts, gradients, matrices, inner, wants, beside, wants_x)
+        x = front.read()
         back: Tensor | None = None
         if wants_x:
             back = linear(gradients[0], dense(self.frozen[0][0]).t())
@@ -111,7 +124,7 @@ class Fan:
                 found[own] = self._differentiate(part, gradients, x[part.where], matrices, low, below, wants)
                 if back is not None:
                     back[part.where].addmm_(below, part.downs(matrices))
-        return back, found
+        return (None if back is None else front.back(back, beside)), found
 
     def _in_one_call(self, x: Tensor) -> bool:
         """Whether an adapter's products are one call of a kernel each way."""

@@ -55,27 +55,27 @@ inline void rounded_to(BFloat16* result, const float* space, int64_t rows, int64
         for (int64_t j = 0; j < size; j += WIDTH) store(result + i * row + j, load(space + i * size + j));
 }
 
-// Scores of one row become probabilities; keys behind the query get 0. Returns the normalizer.
-float softmax(float* row, int64_t seen, int64_t width) {
-    std::fill(row + seen, row + width, -INFINITY);
-    Floats tops = load(row), totals{};
-    for (int64_t j = WIDTH; j < width; j += WIDTH) tops = larger(load(row + j), tops);
-    const float top = largest(tops);
-#pragma omp simd
-    for (int64_t j = 0; j < width; j++) row[j] = exponential(row[j] - top);
-    for (int64_t j = 0; j < width; j += WIDTH) totals += load(row + j);
-    const float total = sum(totals), share = 1.0f / total;
-#pragma omp simd
-    for (int64_t j = 0; j < width; j++) row[j] *= share;
-    return top + std::log(total);
+// Scores of one row become the numerators of their softmax; keys behind the query get 0. Returns the denominator, and
+// the largest score.
+float softmax(float* row, int64_t seen, int64_t width, float& top) {
+    const Floats nothing = Floats{} - INFINITY;
+    Floats tops = nothing, totals{};
+    for (int64_t j = 0; j < width; j += WIDTH) tops = larger(first_lanes(load(row + j), seen - j, nothing), tops);
+    top = largest(tops);
+    for (int64_t j = 0; j < width; j += WIDTH) {
+        const Floats found = first_lanes(exponential(load(row + j) - top), seen - j, Floats{});
+        totals += found;
+        store(row + j, found);
+    }
+    return sum(totals);
 }
 
 template <class T>
 void forward_group(const T* query, const T* key, const T* value, const T* cos, const T* sin, T* result,
                    float* normalizer, Span span, int64_t group, int64_t tokens, Shape shape) {
     const int64_t size = shape.size, length = span.length, width = rounded(length), shared = shape.heads / shape.groups;
-    Buffer keys(width * size), turned(width * size), queries(width * size), scores(WIDTH * width);
-    Buffer wide(std::is_same_v<T, float> ? 0 : width * size), drawn(WIDTH * size);
+    Space keys(width * size), turned(width * size), queries(width * size), scores(WIDTH * width);
+    Space wide(std::is_same_v<T, float> ? 0 : width * size), drawn(WIDTH * size);
     gather(keys.data(), key + group * size, span, shape.groups * size, size, cos, sin, 1.0f);
     turn(keys.data(), width, size, 1.0f, turned.data(), width);
     int64_t narrow = shape.groups * size;
@@ -86,13 +86,19 @@ void forward_group(const T* query, const T* key, const T* value, const T* cos, c
             const int64_t rows = std::min(WIDTH, length - first), seen = first + rows, near = rounded(seen);
             multiply({queries.data() + first * size, size, 1}, turned.data(), width, scores.data(), width, rows, near,
                      size, false);
-            for (int64_t i = 0; i < rows; i++)
-                normalizer[head * tokens + span.start + first + i] =
-                    softmax(scores.data() + i * width, first + i + 1, near);
+            float shares[WIDTH];
+            for (int64_t i = 0; i < rows; i++) {
+                float top;
+                const float total = softmax(scores.data() + i * width, first + i + 1, near, top);
+                shares[i] = 1.0f / total;
+                normalizer[head * tokens + span.start + first + i] = top + std::log(total);
+            }
             T* own = result + ((span.start + first) * shape.heads + head) * size;
             int64_t row = shape.heads * size;
             float* to = goal(own, size, row, drawn.data());
             multiply({scores.data(), width, 1}, values, narrow, to, row, rows, size, seen, false);
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < size; j += WIDTH) store(to + i * row + j, shares[i] * load(to + i * row + j));
             rounded_to(own, drawn.data(), rows, size, shape.heads * size);
         }
     }
@@ -113,10 +119,10 @@ void differentiate(float* weights, float* slopes, const float* normalizer, const
         for (int64_t j = 0; j < size; j += WIDTH) products += load(given + i * row + j) * load(result + i * row + j);
         const float level = normalizer[i], along = sum(products);
         const int64_t seen = first + i + 1;
-#pragma omp simd
-        for (int64_t j = 0; j < near; j++) {
-            weight[j] = j < seen ? exponential(weight[j] - level) : 0.0f;
-            slope[j] = weight[j] * (slope[j] - along);
+        for (int64_t j = 0; j < near; j += WIDTH) {
+            const Floats found = first_lanes(exponential(load(weight + j) - level), seen - j, Floats{});
+            store(weight + j, found);
+            store(slope + j, found * (load(slope + j) - along));
         }
     }
 }
@@ -127,8 +133,9 @@ void backward_group(const T* gradient, const T* query, const T* key, const T* va
                     int64_t tokens, Shape shape) {
     const int64_t size = shape.size, length = span.length, width = rounded(length), shared = shape.heads / shape.groups;
     const int64_t row = shape.heads * size, narrow = shape.groups * size, plane = width * size;
-    Buffer space(6 * plane), scores(2 * BLOCK * width), to_keys(plane), to_values(plane);
-    Buffer wide(std::is_same_v<T, float> ? 0 : BLOCK * size);
+    Space space(6 * plane), scores(2 * BLOCK * width);
+    Buffer to_keys(plane), to_values(plane);
+    Space wide(std::is_same_v<T, float> ? 0 : BLOCK * size);
     const T* plain = nullptr;
     float *keys = space.data(), *turned = keys + plane, *values = turned + plane, *values_turned = values + plane;
     float *queries = values_turned + plane, *to_query = queries + plane;
@@ -143,6 +150,8 @@ void backward_group(const T* gradient, const T* query, const T* key, const T* va
             const int64_t rows = std::min(BLOCK, length - first), seen = first + rows, near = rounded(seen);
             const int64_t at = ((span.start + first) * shape.heads + head) * size;
             int64_t step = row;
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < size; j += 64 / (int64_t)sizeof(T)) __builtin_prefetch(result + at + i * row + j);
             const float* given = widened(gradient + at, rows, size, step, wide.data());
             multiply({queries + first * size, size, 1}, turned, width, weights, width, rows, near, size, false);
             multiply({given, step, 1}, values_turned, width, slopes, width, rows, near, size, false);

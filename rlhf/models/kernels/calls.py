@@ -35,6 +35,8 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "adapt": (*[c_void_p] * 3, *[c_int64] * 3, c_int),
     "adapt_backward": (*[c_void_p] * 4, *[c_int64] * 3, c_int),
 }
+FANS = {name: (c_void_p,) * 3 for name in ("fan_forward", "fan_backward")}
+"""Of floats alone."""
 SUFFIXES = {torch.float32: "", torch.bfloat16: "_bfloat16"}
 """Of the names above, by the type of all numbers but factors and normalizers."""
 HEAD_MULTIPLE = 16
@@ -51,6 +53,8 @@ def library() -> Any:
             for suffix in SUFFIXES.values():
                 function = getattr(found, name + suffix)
                 function.argtypes, function.restype = types, None
+        for name, types in FANS.items():
+            getattr(found, name).argtypes, getattr(found, name).restype = types, None
     except (OSError, AttributeError) as error:
         logger.info("no compiled kernels (make setup makes them), plain torch runs instead: %s", error)
         return None

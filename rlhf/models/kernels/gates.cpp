@@ -16,13 +16,7 @@ void gate_rows_backward(const T* gradient, const T* gate, const T* up, T* to_gat
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * size;
-#pragma omp simd
-        for (int64_t i = at; i < at + size; i++) {
-            const float opened = gate[i], opening = 1.0f / (1.0f + exponential(-opened)), silu = opened * opening;
-            const float back = gradient[i];
-            to_gate[i] = back * up[i] * (opening + silu * (1.0f - opening));
-            to_up[i] = back * silu;
-        }
+        gate_row_backward<T>(gradient + at, gate + at, up + at, to_gate + at, to_up + at, nullptr, size);
     }
 }
 

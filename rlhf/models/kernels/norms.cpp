@@ -15,15 +15,8 @@ void norm_backward(const T* gradient, const T* x, const T* weight, const float* 
                    int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t row = 0; row < rows; row++) {
-        const T *g = gradient + row * size, *in = x + row * size, *other = beside + row * size;
-        T* out = back + row * size;
-        const float factor = inverse[row];
-        float along = 0;
-#pragma omp simd reduction(+ : along)
-        for (int64_t i = 0; i < size; i++) along += g[i] * weight[i] * in[i];
-        const float pull = along * factor * factor / size;
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++) out[i] = other[i] + factor * (g[i] * weight[i] - in[i] * pull);
+        const int64_t at = row * size;
+        norm_row_backward(gradient + at, x + at, weight, inverse[row], beside + at, back + at, size);
     }
 }
 

@@ -99,7 +99,25 @@ struct Aligned {
 };
 typedef std::vector<float, Aligned<float>> Buffer;
 
+// The same without a number in it, for what is written before it is read.
+template <class T>
+struct Unset : Aligned<T> {
+    template <class U>
+    struct rebind {
+        using other = Unset<U>;
+    };
+    template <class U>
+    void construct(U*) const {}
+};
+typedef std::vector<float, Unset<float>> Space;
+
 static inline int64_t rounded(int64_t count) { return (count + WIDTH - 1) / WIDTH * WIDTH; }
+
+// The first lanes of a vector, others' in the rest.
+static inline Floats first_lanes(Floats v, int64_t count, Floats others) {
+    const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lanes < (uint32_t)std::max<int64_t>(0, std::min(count, WIDTH)) ? v : others;
+}
 
 // Across lanes: all lanes' sum, and the largest of them.
 static inline float sum(Floats v) {
@@ -130,12 +148,22 @@ static inline float exponential(float x) {
     result = result * rest + 0.5f;
     result = result * rest + 1.0f;
     result = result * rest + 1.0f;
-    int32_t bits;
+    uint32_t bits;
     std::memcpy(&bits, &shifted, 4);
-    bits = (bits - 0x4B400000 + 127) * (1 << 23);
+    bits = (bits - 0x4B400000 + 127) << 23;
     float power;
     std::memcpy(&power, &bits, 4);
     return x < -87.0f ? 0.0f : result * power;
+}
+
+static inline Floats exponential(Floats x) {
+    const Floats above = x > 88.0f ? Floats{} + 88.0f : x, bounded = above < -87.0f ? Floats{} - 87.0f : above;
+    const Floats shifted = bounded * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
+    const Floats rest = (bounded - whole * 0.693145752f) - whole * 1.42860677e-6f;
+    Floats result = Floats{} + 1.3888889e-3f;
+    for (float next : {8.3333333e-3f, 4.1666668e-2f, 1.6666667e-1f, 0.5f, 1.0f, 1.0f}) result = result * rest + next;
+    const Words power = ((Words)shifted - 0x4B400000u + 127u) << 23;
+    return x < -87.0f ? Floats{} : result * (Floats)power;
 }
 
 // Rotary positions of one head, the halves side by side (arXiv:2104.09864); turn = -1 turns back (gradients).
