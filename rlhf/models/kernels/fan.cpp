@@ -6,7 +6,6 @@
 // Widths are multiples of 16, ranks and rows are free. No row's result depends on the rows beside it or on threads.
 #include "narrow.h"
 #include "rows.h"
-#include "tiles.h"
 
 // weight (in, out) by its strides, of which one is 1; bias (out,) or null; beside (rows, out): results, or gradients.
 struct Frozen {
@@ -147,10 +146,13 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
     const std::vector<Block> blocks = blocks_of(fan);
     std::vector<Forth> parts;
     for (int64_t p = 0; p < fan.num_parts; p++) parts.emplace_back(fan.parts[p], fan);
+    int64_t width = 0;
+    for (const Forth& forth : parts) width = std::max(width, forth.downs.width);
 #pragma omp parallel num_threads(fan.threads) if (fan.threads > 1)
     for (int64_t m = 0; m < fan.matrices; m++) {
         const Frozen& frozen = fan.frozen[m];
         const int64_t step = columns_at_once(in);
+        Space found(m == 0 ? TALL * width : 0);
         for (int64_t column = 0; column < frozen.out; column += step) {
             const int64_t columns = std::min(step, frozen.out - column);
 #pragma omp for
@@ -167,7 +169,6 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
                 if (m == 0 && column == 0) {
                     if (front.kind != PLAIN) make_rows(front, in, block.first, block.rows, space.data());
                     if (ranks) {
-                        Space found(block.rows * forth.downs.width);
                         forth.downs.product(read + block.first * in, block.rows, found.data());
                         place(found.data(), forth.downs.width, low, ranks, block.rows, ranks);
                     }
@@ -260,12 +261,16 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
     const std::vector<Block> blocks = blocks_of(fan);
     std::vector<Return> parts;
     std::vector<Space> belows;
+    int64_t widest = 0;
     for (int64_t p = 0; p < fan.num_parts; p++) {
         parts.emplace_back(fan.parts[p], fan);
         belows.emplace_back(fan.parts[p].rows * parts[p].offset.back());
+        for (const Narrow& up : parts[p].ups) widest = std::max(widest, up.width);
     }
 #pragma omp parallel num_threads(fan.threads) if (fan.threads > 1)
     {
+        Space found(TALL * widest);
+        std::vector<Factor> factors(fan.matrices + 1);
         for (int64_t column = 0; column < (wants_x ? in : 1); column += step) {
             const int64_t columns = std::min(step, in - column);
             if (wants_x) {
@@ -288,7 +293,6 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
                 if (column == 0) {
                     for (int64_t t = 0; t < part.count; t++) {
                         const Frozen& frozen = fan.frozen[part.tuners[t].frozen];
-                        Space found(block.rows * own.ups[t].width);
                         own.ups[t].product(frozen.beside + block.first * frozen.out, block.rows, found.data());
                         place(found.data(), own.ups[t].width, below + own.offset[t], ranks, block.rows,
                               part.tuners[t].rank);
@@ -298,20 +302,19 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
                             inverse[row] = norm_row(front.x + row * in, front.other, space.data() + row * in, in, front.eps);
                 }
                 if (!wants_x) continue;
-                std::vector<Factor> factors;
                 for (int64_t m = 0; m < fan.matrices; m++) {
                     const int64_t out = fan.frozen[m].out;
-                    factors.push_back({fan.frozen[m].beside + block.first * out, out, nullptr, 0, out});
+                    factors[m] = {fan.frozen[m].beside + block.first * out, out, nullptr, 0, out};
                 }
-                if (ranks) factors.push_back({below, ranks, nullptr, in, ranks});
+                factors[fan.matrices] = {below, ranks, nullptr, in, ranks};
                 each_panel(columns, [&](int64_t at, int64_t width) {
                     const float* from = packed.data() + at * depth;
                     for (int64_t m = 0; m < fan.matrices; from += fan.frozen[m++].out * width) {
                         factors[m].right = from;
                         factors[m].right_row = width;
                     }
-                    if (ranks) factors.back().right = own.downs.data() + column + at;
-                    sum_products<false>(block.rows, width, factors.data(), factors.size(), nullptr, 0,
+                    factors[fan.matrices].right = own.downs.data() + column + at;
+                    sum_products<false>(block.rows, width, factors.data(), fan.matrices + (ranks > 0), nullptr, 0,
                                         target + block.first * in + column + at, in);
                 });
                 if (column + step >= in && front.kind != PLAIN)

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "thin.h"
-#include "vectors.h"
+#include "tiles.h"
 
 // (rows, depth) -> (rows, width). Few columns are summed along the rows, more fill registers.
 struct Narrow {
@@ -35,8 +35,15 @@ struct Narrow {
 
     void product(const float* x, int64_t rows, float* result) const {
         if (few)
-            thin_product({matrix.data(), nullptr, nullptr, nullptr, depth, columns, 0, 1.0f}, x, nullptr, result, rows, 1);
-        else
-            multiply({x, depth, 1}, matrix.data(), width, result, width, rows, width, depth, false);
+            return thin_product({matrix.data(), nullptr, nullptr, nullptr, depth, columns, 0, 1.0f}, x, nullptr, result,
+                                rows, 1);
+        for (int64_t at = 0, taken; at < rows; at += taken) {
+            taken = tile_rows(rows - at);
+            for (int64_t column = 0; column < width; column += PANEL) {
+                const Factor factor{x + at * depth, depth, matrix.data() + column, width, depth};
+                sum_products<false>(taken, std::min(PANEL, width - column), &factor, 1, nullptr, 0,
+                                    result + at * width + column, width);
+            }
+        }
     }
 };
