@@ -22,7 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from rlhf.config import EngineConfig, OptimConfig
-from rlhf.engine import alike, master_weights, uncompiled
+from rlhf.engine import alike, master_weights, shared_sum, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
@@ -95,6 +95,12 @@ class TrainEngine:
         if takes_empty_step:
             optimizer.state.clear()
             self.steps_shorter = master_weights.shorten_step(self._engine.optimizer)
+        self.sums_shared = False
+        """Whether ranks of one host sum their gradients in shared memory."""
+        if engine.zero_stage == 0 and self._engine.device.type == "cpu":
+            trained = [p for group in groups for p in group.parameters]
+            data_parallel = deepspeed_groups._get_sequence_data_parallel_group()
+            self.sums_shared = shared_sum.install(self._engine, trained, data_parallel)
         self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
         self.zero_stage = engine.zero_stage
         self.world_size = torch.distributed.get_world_size()
