@@ -239,8 +239,9 @@ def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> T
     if known is None:
         name, halves, attention = slices[0][0], layer.halves, layer.self_attn
         cache.notes[layer] = known = decoding.describe(
-            halves.attention, halves.feed_forward, name, attention.head_dim, attention.scaling
-        )
+            halves.attention, halves.feed_forward, name, attention.head_dim, attention.scaling,
+            num_layers=attention.config.num_hidden_layers,
+        )  # fmt: skip
     return decoding.decode(known, x.contiguous(), cos, sin, *step)
 
 

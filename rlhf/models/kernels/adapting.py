@@ -38,7 +38,7 @@ class _Member(Structure):
 
 
 @cache
-def _has_registers() -> bool:
+def has_registers() -> bool:
     """Tiles of 8 x 32 sums fit the registers of AVX-512; with fewer registers the libraries are better."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -46,7 +46,7 @@ def _has_registers() -> bool:
 def takes(like: Tensor, widths: Sequence[int]) -> bool:
     """Whether adapters between matrices of these widths are computed here, for tokens like these."""
     known = like.device.type == "cpu" and like.dtype in SUFFIXES and not any(width % WIDTH for width in widths)
-    return known and _has_registers() and calls.library() is not None
+    return known and has_registers() and calls.library() is not None
 
 
 def forward(x: Tensor, members: Sequence[Member]) -> Tensor:

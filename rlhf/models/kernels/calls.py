@@ -35,7 +35,7 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "adapt": (*[c_void_p] * 3, *[c_int64] * 3, c_int),
     "adapt_backward": (*[c_void_p] * 4, *[c_int64] * 3, c_int),
 }
-FANS = {name: (c_void_p,) * 3 for name in ("fan_forward", "fan_backward")}
+OF_FLOATS = {"fan_forward": (c_void_p,) * 3, "fan_backward": (c_void_p,) * 3, "pack_thin": (c_void_p,) * 2}
 """Of floats alone."""
 SUFFIXES = {torch.float32: "", torch.bfloat16: "_bfloat16"}
 """Of the names above, by the type of all numbers but factors and normalizers."""
@@ -53,7 +53,7 @@ def library() -> Any:
             for suffix in SUFFIXES.values():
                 function = getattr(found, name + suffix)
                 function.argtypes, function.restype = types, None
-        for name, types in FANS.items():
+        for name, types in OF_FLOATS.items():
             getattr(found, name).argtypes, getattr(found, name).restype = types, None
     except (OSError, AttributeError) as error:
         logger.info("no compiled kernels (make setup makes them), plain torch runs instead: %s", error)

@@ -62,7 +62,7 @@ template <class T>
 void step(const Layer<T>& layer, const Slots<T>& slots, const T* x, const T* cos, const T* sin, T* result, int64_t rows,
           int threads) {
     const int64_t wide = layer.heads * layer.size, narrow = layer.groups * layer.size, inner = layer.gate.out;
-    std::vector<T> space(rows * (2 * layer.hidden + 2 * wide + 2 * narrow + 2 * inner));
+    std::vector<T, Unset<T>> space(rows * (2 * layer.hidden + 2 * wide + 2 * narrow + 2 * inner));
     T *read = space.data(), *middle = read + rows * layer.hidden;
     T *query = middle + rows * layer.hidden, *key = query + rows * wide, *value = key + rows * narrow;
     T *attended = value + rows * narrow, *gate = attended + rows * wide, *up = gate + rows * inner;

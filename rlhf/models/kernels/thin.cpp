@@ -60,6 +60,7 @@ void rows_of(const float* found[SIDE], const float* matrix, int64_t first, int64
 
 void thin_product(const Thin<float>& layer, const float* x, const float* onto, float* result, int64_t rows,
                   int threads) {
+    if (layer.panels) return panel_product(layer, x, onto, result, rows, threads);
     const int64_t in = layer.in, out = layer.out, rank = layer.rank;
     std::vector<float> low(rows * rank);
     if (rank) {

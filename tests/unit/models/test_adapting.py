@@ -128,10 +128,10 @@ def test_only_what_is_wanted_is_made() -> None:
 
 def test_other_widths_types_and_missing_kernels_are_left_to_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.ones(2, 32)
-    monkeypatch.setattr(adapting, "_has_registers", lambda: True)
+    monkeypatch.setattr(adapting, "has_registers", lambda: True)
     assert adapting.takes(x, [32, 48])
     assert not adapting.takes(x, [32, 40]) and not adapting.takes(x.double(), [32, 48])
-    monkeypatch.setattr(adapting, "_has_registers", lambda: False)
+    monkeypatch.setattr(adapting, "has_registers", lambda: False)
     assert not adapting.takes(x, [32, 48])
     monkeypatch.undo()
     monkeypatch.setattr(calls, "library", lambda: None)
