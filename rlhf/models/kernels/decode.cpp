@@ -21,11 +21,29 @@ struct Slots {
 
 namespace {
 
+// Products of one row with a matrix's rows, (rows, size): rows filled up to a multiple of 16, the last one again.
 template <class T>
-float dot(const float* a, const T* b, int64_t size) {
-    Floats total{};
-    for (int64_t i = 0; i < size; i += WIDTH) total += load(a + i) * load(b + i);
-    return sum(total);
+void row_products(const float* row, const T* matrix, int64_t rows, int64_t size, float* result) {
+    for (int64_t first = 0; first < rows; first += WIDTH) {
+        Floats found[WIDTH];
+        for (int64_t t = 0; t < WIDTH; t++) {
+            const T* other = matrix + std::min(first + t, rows - 1) * size;
+            found[t] = load(row) * load(other);
+            for (int64_t i = WIDTH; i < size; i += WIDTH) found[t] += load(row + i) * load(other + i);
+        }
+        store(result + first, sums_of(found));
+    }
+}
+
+// The sum of a matrix's rows, each times its weight; 16 columns of it. Four sums, as each waits for its last addition.
+template <class T>
+Floats weighted(const float* weights, const T* matrix, int64_t rows, int64_t size) {
+    Floats sums[4] = {};
+    int64_t j = 0;
+    for (; j + 4 <= rows; j += 4)
+        for (int64_t t = 0; t < 4; t++) sums[t] += weights[j + t] * load(matrix + (j + t) * size);
+    for (; j < rows; j++) sums[0] += weights[j] * load(matrix + j * size);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // One group of heads of one row: writes its key and value, then looks at all up to its own.
@@ -37,19 +55,21 @@ void attend(const Layer<T>& layer, const Slots<T>& slots, const T* query, const 
     T *keys = slots.keys + task * slots.columns * size, *values = slots.values + task * slots.columns * size;
     rotate(keys + own * size, key + task * size, cos + angle, sin + angle, size, 1.0f, 1.0f);
     std::copy_n(value + task * size, size, values + own * size);
-    std::vector<float> turned(size), weights(seen);
+    Space turned(size), weights(rounded(seen));
     for (int64_t head = task * shared; head < (task + 1) * shared; head++) {
         rotate(turned.data(), query + head * size, cos + angle, sin + angle, size, 1.0f, layer.scale);
-        float top = -INFINITY, total = 0;
-        for (int64_t j = 0; j < seen; j++) weights[j] = dot(turned.data(), keys + j * size, size);
-        for (int64_t j = 0; j < seen; j++) top = std::max(top, weights[j]);
-#pragma omp simd reduction(+ : total)
-        for (int64_t j = 0; j < seen; j++) total += weights[j] = exponential(weights[j] - top);
-        for (int64_t i = 0; i < size; i += WIDTH) {
-            Floats mean{};
-            for (int64_t j = 0; j < seen; j++) mean += weights[j] * load(values + j * size + i);
-            store(result + head * size + i, mean / total);
+        row_products(turned.data(), keys, seen, size, weights.data());
+        Floats tops = load(weights.data()), totals{};
+        for (int64_t j = WIDTH; j < seen; j += WIDTH) tops = larger(load(weights.data() + j), tops);
+        const float top = largest(tops);
+        for (int64_t j = 0; j < seen; j += WIDTH) {
+            const Floats found = first_lanes(exponential(load(weights.data() + j) - top), seen - j, Floats{});
+            totals += found;
+            store(weights.data() + j, found);
         }
+        const float total = sum(totals);
+        for (int64_t i = 0; i < size; i += WIDTH)
+            store(result + head * size + i, weighted(weights.data(), values + i, seen, size) / total);
     }
 }
 

@@ -34,23 +34,6 @@ static inline void accumulate(Floats sums[SIDE][SIDE], const float* const a[SIDE
     for (int i = 0; i < SIDE * SIDE; i++) sums[i / SIDE][i % SIDE] = own[i / SIDE][i % SIDE];
 }
 
-// Sixteen vectors to the vector of their sums: each step adds halves and joins neighbours.
-#define JOIN(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-Floats reduce(const Floats* v) {
-    Floats half[8], quarter[4], eighth[2];
-    for (int i = 0; i < 8; i++)
-        half[i] = JOIN(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-                  JOIN(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        quarter[i] = JOIN(half[2 * i], half[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-                     JOIN(half[2 * i], half[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        eighth[i] = JOIN(quarter[2 * i], quarter[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-                    JOIN(quarter[2 * i], quarter[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-    return JOIN(eighth[0], eighth[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           JOIN(eighth[0], eighth[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-}
-
 // The first SIDE rows of a matrix from `first` on; the last one again where there are no more.
 void rows_of(const float* found[SIDE], const float* matrix, int64_t first, int64_t rows, int64_t size) {
     for (int i = 0; i < SIDE; i++) found[i] = matrix + std::min(first + i, rows - 1) * size;
@@ -81,7 +64,7 @@ void thin_product(const Thin<float>& layer, const float* x, const float* onto, f
                 rows_of(right, layer.up, column, out, rank);
                 accumulate(sums, left, right, rank, layer.up);
             }
-            const Floats found = reduce(&sums[0][0]);
+            const Floats found = sums_of(&sums[0][0]);
             for (int64_t i = 0; i < std::min<int64_t>(SIDE, rows - row); i++) {
                 const int64_t at = (row + i) * out + column;
                 for (int64_t j = 0; j < width; j++)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.models.kernels import build, calls, decoding
+from rlhf.models.kernels import adapting, build, calls, decoding
 
 LENGTHS = (1, 17, 70, 3, 16)
 HEADS, GROUPS, SIZE = 6, 2, 16
@@ -218,9 +218,13 @@ def stored(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype).double()
 
 
-def halves(dtype: torch.dtype, rank: int) -> tuple[Any, Any]:
-    """Attention and feed-forward of a layer, of sizes that divide by nothing."""
-    hidden, inner, wide, narrow = 50, 75, HEADS * SIZE, GROUPS * SIZE
+KINDS = [(torch.float32, (50, 75)), (torch.float32, (48, 80)), (torch.bfloat16, (50, 75))]
+"""Of layers: their numbers, and hidden and inner sizes; matrices of multiples of 16 are put in panels."""
+
+
+def halves(dtype: torch.dtype, rank: int, sizes: tuple[int, int] = (50, 75)) -> tuple[Any, Any]:
+    """Attention and feed-forward of a layer."""
+    (hidden, inner), wide, narrow = sizes, HEADS * SIZE, GROUPS * SIZE
     first = SimpleNamespace(weight=random(hidden, seed=5).to(dtype), eps=1e-6)
     first.enters = bundle(hidden, (wide, narrow, narrow), rank, bias=True, dtype=dtype)
     first.leaves = bundle(wide, (hidden,), rank, bias=False, dtype=dtype)
@@ -231,10 +235,12 @@ def halves(dtype: torch.dtype, rank: int) -> tuple[Any, Any]:
 
 
 def decode(first: Any, second: Any, adapter: str, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All tokens one by one: (rows, tokens, hidden), and the cached keys and values, (rows + 1, groups, 8, size)."""
+    """All tokens one by one: (rows, tokens, hidden), and the cached keys and values, (rows + 1, groups, 24, size)."""
     rows, tokens, _ = x.shape
-    layer = decoding.describe(first, second, adapter, SIZE, SIZE**-0.5)
-    keys, values = torch.zeros(2, rows + 1, GROUPS, 8, SIZE, dtype=x.dtype)
+    layer = decoding.describe(first, second, adapter, SIZE, SIZE**-0.5, num_layers=2)
+    in_panels = x.dtype == torch.float32 and x.shape[2] % 16 == 0 and adapting.has_registers()
+    assert len(layer.panels) == (7 if in_panels else 0)
+    keys, values = torch.zeros(2, rows + 1, GROUPS, 24, SIZE, dtype=x.dtype)
     found = []
     for t in range(tokens):
         cos, sin = (angle[t : t + 1].repeat(rows, 1).to(x.dtype) for angle in both(angles))
@@ -246,18 +252,19 @@ def decode(first: Any, second: Any, adapter: str, x: Tensor, angles: Tensor) -> 
 @pytest.mark.parametrize("adapter", ["x", "none"])
 @pytest.mark.parametrize("rank", [3, 40])
 @pytest.mark.parametrize("rows", [1, 4, 6, 9, 19])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_of_decoding(dtype: torch.dtype, rows: int, rank: int, adapter: str) -> None:
-    """Five tokens one by one through a layer, against attention over all of them."""
-    first, second = halves(dtype, rank)
-    x, angles = random(rows, 5, 50).to(dtype), random(5, SIZE // 2) * 3
+@pytest.mark.parametrize(("dtype", "sizes"), KINDS)
+def test_a_step_of_decoding(dtype: torch.dtype, sizes: tuple[int, int], rows: int, rank: int, adapter: str) -> None:
+    """Tokens one by one through a layer, against attention over all of them."""
+    first, second = halves(dtype, rank, sizes)
+    tokens = 21 if (rows, rank) == (4, 3) else 5
+    x, angles = random(rows, tokens, sizes[0]).to(dtype), random(tokens, SIZE // 2) * 3
     if dtype == torch.bfloat16:
         angles = angles.round() * math.pi / 2  # whose cos and sin are the same in bfloat16
     found, keys, values = decode(first, second, adapter, x, angles)
     assert found.dtype == dtype
     for cached in (keys, values):
-        assert cached[:rows, :, :5].abs().sum(-1).all(), "every token's"
-        assert not cached[rows].any() and not cached[:, :, 5:].any(), "no other place is touched"
+        assert cached[:rows, :, :tokens].abs().sum(-1).all(), "every token's"
+        assert not cached[rows].any() and not cached[:, :, tokens:].any(), "no other place is touched"
 
     def norm(x: Tensor, of: Any) -> Tensor:
         return stored(x * (x.square().mean(-1, keepdim=True) + of.eps).rsqrt() * of.weight.double(), of.weight)
@@ -266,7 +273,7 @@ def test_a_step_of_decoding(dtype: torch.dtype, rows: int, rank: int, adapter: s
         states = x[row].double()
         read = norm(states, first)
         projected = [product(first.enters, i, read, adapter) for i in range(3)]
-        attended = stored(attention(*projected, angles.double(), (5,)), x)
+        attended = stored(attention(*projected, angles.double(), (tokens,)), x)
         states = product(first.leaves, 0, attended, adapter, beside=states)
         gate, up = (product(second.enters, i, norm(states, second), adapter) for i in range(2))
         states = product(second.leaves, 0, stored(torch.nn.functional.silu(gate) * up, x), adapter, beside=states)
@@ -277,25 +284,30 @@ def test_a_step_of_decoding(dtype: torch.dtype, rows: int, rank: int, adapter: s
             assert float((found[row].double() - states).norm() / states.norm()) < torch.finfo(dtype).eps / 16
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_share_a_step_of_decoding_without_changing_it(dtype: torch.dtype) -> None:
-    x, angles = random(6, 5, 50).to(dtype), random(5, SIZE // 2) * 3
+@pytest.mark.parametrize(("dtype", "sizes"), KINDS)
+def test_threads_share_a_step_of_decoding_without_changing_it(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    x, angles = random(6, 5, sizes[0]).to(dtype), random(5, SIZE // 2) * 3
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(decode(*halves(dtype, 3), "x", x, angles))
+            found.append(decode(*halves(dtype, 3, sizes), "x", x, angles))
     finally:
         torch.set_num_threads(before)
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_that_is_not_a_number_does_not_reach_the_others(dtype: torch.dtype) -> None:
-    x, angles = random(6, 1, 50).to(dtype), random(1, SIZE // 2)
-    wanted, _, _ = decode(*halves(dtype, 3), "x", x, angles)
+def test_a_large_model_s_matrices_stay_where_they_are() -> None:
+    layer = decoding.describe(*halves(torch.float32, 3, (48, 80)), "x", SIZE, SIZE**-0.5, num_layers=1 << 20)
+    assert layer.panels == []
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), KINDS)
+def test_a_row_that_is_not_a_number_does_not_reach_the_others(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    x, angles = random(6, 1, sizes[0]).to(dtype), random(1, SIZE // 2)
+    wanted, _, _ = decode(*halves(dtype, 3, sizes), "x", x, angles)
     x[2, 0, 7] = math.nan
-    found, _, _ = decode(*halves(dtype, 3), "x", x, angles)
+    found, _, _ = decode(*halves(dtype, 3, sizes), "x", x, angles)
     assert found[2].isnan().all()
     assert torch.equal(found[[0, 1, 3, 4, 5]], wanted[[0, 1, 3, 4, 5]])
 
