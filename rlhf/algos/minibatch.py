@@ -116,8 +116,8 @@ def balance_rows_by_length(lengths: Sequence[int], plan: MinibatchPlan) -> Minib
 def balance_rows_by_tokens(lengths: Sequence[int], plan: MinibatchPlan) -> MinibatchPlan:
     """Rearrange one minibatch for passes without padding: every micro-batch gets about equally many tokens.
 
-    Longest rows first, each to the micro-batch that has the fewest tokens and a free place. The heaviest micro-batches
-    run first, those of one weight side by side on the ranks.
+    Longest rows first, each to the micro-batch that has the fewest tokens and a free place; then rows are swapped as long
+    as the heaviest and the lightest micro-batch come nearer. The heaviest micro-batches run first, those of one weight side by side on the ranks.
 
     Args:
         lengths: tokens of every row, indexed by the row indices of the plan.
@@ -161,9 +161,26 @@ def _spread(lengths: Sequence[int], plan: MinibatchPlan, num_micro: int, *, plac
         index = min((i for i in range(num_micro) if len(groups[i]) < places), key=lambda i: (load[i], i))
         groups[index].append(row)
         load[index] += lengths[row]
+    while _swap(lengths, groups, load):
+        pass
     heaviest_first = sorted(range(num_micro), key=lambda i: (-load[i], i))
     dealt = tuple(tuple(tuple(groups[i]) for i in heaviest_first[rank::num_ranks]) for rank in range(num_ranks))
     return MinibatchPlan(dealt), max(load)
+
+
+def _swap(lengths: Sequence[int], groups: list[list[int]], load: list[int]) -> bool:
+    """Swaps a row of the heaviest micro-batch with one of the lightest, so that both come nearest; False: none helps."""
+    heavy = max(range(len(groups)), key=lambda i: (load[i], -i))
+    light = min(range(len(groups)), key=lambda i: (load[i], i))
+    apart = load[heavy] - load[light]
+    pairs = [(abs(apart - 2 * (lengths[a] - lengths[b])), a, b) for a in groups[heavy] for b in groups[light]]
+    left, a, b = min(pairs, default=(apart, -1, -1))
+    if left >= apart:
+        return False
+    groups[heavy][groups[heavy].index(a)], groups[light][groups[light].index(b)] = b, a
+    load[heavy] -= lengths[a] - lengths[b]
+    load[light] += lengths[a] - lengths[b]
+    return True
 
 
 def _deal(rows: Sequence[int], num_ranks: int, microbatch_sequences: int) -> MinibatchPlan:

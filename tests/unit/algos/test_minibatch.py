@@ -183,6 +183,18 @@ def test_balancing_by_tokens_makes_ranks_wait_little() -> None:
     assert tokens == [200, 200]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "tokens"),
+    [([9, 9, 7, 7, 7, 3], [21, 21]), ([60, 9, 9, 8, 8, 8, 8, 8], [84, 34]), ([39, 38, 38, 18, 14, 20, 2, 18], [94, 93])],
+)
+def test_rows_are_swapped_where_dealing_leaves_ranks_apart(lengths: list[int], tokens: list[int]) -> None:
+    rows = len(lengths)
+    plan = plan_minibatches(rows, minibatch_sequences=rows, num_ranks=2, microbatch_sequences=rows // 2, epochs=1,
+                            seed=0)[0][0]  # fmt: skip
+    ranks = balance_rows_by_tokens(lengths, plan)
+    assert [sum(lengths[row] for row in ranks.rows_of_rank(rank)) for rank in range(2)] == tokens
+
+
 def test_balancing_by_tokens_runs_the_heaviest_first() -> None:
     plan = plan_minibatches(3, minibatch_sequences=3, num_ranks=1, microbatch_sequences=1, epochs=1, seed=0)[0][0]
     assert balance_rows_by_tokens([5, 1, 9], plan).ranks == (((2,), (0,), (1,)),)
