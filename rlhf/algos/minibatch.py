@@ -169,7 +169,7 @@ def _spread(lengths: Sequence[int], plan: MinibatchPlan, num_micro: int, *, plac
 
 
 def _swap(lengths: Sequence[int], groups: list[list[int]], load: list[int]) -> bool:
-    """Swaps a row of the heaviest micro-batch with one of the lightest, so that both come nearest; False: none helps."""
+    """Swaps a row of the heaviest micro-batch with one of the lightest, so that both are nearest; False: none helps."""
     heavy = max(range(len(groups)), key=lambda i: (load[i], -i))
     light = min(range(len(groups)), key=lambda i: (load[i], i))
     apart = load[heavy] - load[light]

@@ -68,11 +68,12 @@ def form(parameters: Sequence[nn.Parameter], group: Any) -> SharedSum | None:
     if size > MOST_BYTES:
         return None
     with contextlib.ExitStack() as open_files:
-        told: list[Any] = [None]
+        told: list[tuple[int, int, bytes] | None] = [None]
         if torch.distributed.get_rank(group) == 0:
             with contextlib.suppress(OSError, AttributeError):
-                told = [(os.getpid(), open_files.enter_context(_unnamed(size)), secrets.token_bytes(TOKEN_BYTES))]
-                os.pwrite(told[0][1], told[0][2], 0)
+                descriptor, token = open_files.enter_context(_unnamed(size)), secrets.token_bytes(TOKEN_BYTES)
+                os.pwrite(descriptor, token, 0)
+                told = [(os.getpid(), descriptor, token)]
         torch.distributed.broadcast_object_list(told, group=group, group_src=0)
         memory = None if told[0] is None else _mapped(*told[0], size)
         everywhere = torch.tensor([float(memory is not None)])

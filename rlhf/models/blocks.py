@@ -311,8 +311,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, attended, normalizer, *inner = kept
         split = len(half.enters.parts)
         gone = attended if turns.kept is None else attended[turns.kept]
-        backs, last = half.leaves.backward(Plain(gone), [gradient], matrices[count:], inner[split:], wants[count:])
-        (back,) = _given(backs)
+        (back,), last = half.leaves.backward(Plain(gone), [gradient], matrices[count:], inner[split:], wants[count:])
         if turns.kept is not None:
             back, gradient = (_spread(each, turns.kept, len(x)) for each in (back, gradient))
         to_projections = calls.attention_backward(
@@ -343,8 +342,9 @@ class _FeedForward(torch.autograd.Function):
         else:
             inner, ((gate, up), _) = kept, half.enters.forward(Norm(x, half.weight, half.eps), matrices[:count])
         split = len(half.enters.parts)
-        backs, last = half.leaves.backward(Gate(gate, up), [gradient], matrices[count:], inner[split:], wants[count:])
-        to_projections = _given(backs)
+        to_projections, last = half.leaves.backward(
+            Gate(gate, up), [gradient], matrices[count:], inner[split:], wants[count:]
+        )
         return _enter(half, x, gradient, to_projections, (matrices, inner), (wants_x, wants), 2, last)
 
 
@@ -364,10 +364,4 @@ def _enter(
         Norm(x, half.weight, half.eps), to_projections, matrices[:count], inner[: len(half.enters.parts)],
         wants[:count], beside=gradient, wants_x=wants_x,
     )  # fmt: skip
-    to_x = None if backs is None else backs[0]
-    return to_x, *[None] * num_plain, *first, *last
-
-
-def _given(gradients: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-    assert gradients is not None  # they were asked for
-    return gradients
+    return backs[0] if backs else None, *[None] * num_plain, *first, *last

@@ -95,8 +95,8 @@ class Fan:
         *,
         beside: Tensor | None = None,
         wants_x: bool = True,
-    ) -> tuple[tuple[Tensor, ...] | None, list[Tensor | None]]:
-        """Gradients of what stands in front, unless it wants none, and of the trained matrices that want one.
+    ) -> tuple[tuple[Tensor, ...], list[Tensor | None]]:
+        """Gradients of what stands in front, none if it wants none, and of the trained matrices that want one.
 
         Args:
             gradients: of the results.
@@ -124,7 +124,7 @@ class Fan:
                 found[own] = self._differentiate(part, gradients, x[part.where], matrices, low, below, wants)
                 if back is not None:
                     back[part.where].addmm_(below, part.downs(matrices))
-        return (None if back is None else front.back(back, beside)), found
+        return (() if back is None else front.back(back, beside)), found
 
     def _in_one_call(self, x: Tensor) -> bool:
         """Whether an adapter's products are one call of a kernel each way."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rlhf.models.kernels import calls
@@ -35,8 +36,8 @@ class Norm(NamedTuple):
         return calls.rms_norm(self.x, self.weight, self.eps)[0]
 
     def back(self, gradient: Tensor, beside: Tensor | None) -> tuple[Tensor, ...]:
-        """The gradient of x, with that of the way beside the norm."""
-        assert beside is not None
+        """The gradient of x, with that of the way beside the norm, if there is one."""
+        beside = torch.zeros_like(self.x) if beside is None else beside
         _, inverse = calls.rms_norm(self.x, self.weight, self.eps)
         return (calls.rms_norm_backward(gradient, self.x, self.weight, inverse, beside),)
 

@@ -128,7 +128,9 @@ class TwoRolesWorker:
         engine_module.deepspeed_config = with_pieces
         try:
             model = TwoRoles()
-            return TrainEngine(model, model.groups(), OPTIM, engine, dtype=dtype, microbatch=2)
+            found = TrainEngine(model, model.groups(), OPTIM, engine, dtype=dtype, microbatch=2)
+            assert found.sums_shared == (engine.zero_stage == 0 and found.world_size > 1)
+            return found
         finally:
             engine_module.deepspeed_config = deepspeed_config
 

@@ -14,7 +14,7 @@ from rlhf.models.kernels.adapting import WIDTH
 from rlhf.models.kernels.calls import function_of
 
 MOST_PACKED_BYTES = 1 << 26
-"""Of a model whose matrices are copied for decoding; larger ones are read where they lie, which takes twice the time."""
+"""Of a model whose matrices are copied for decoding; larger ones are read where they lie, in twice the time."""
 
 
 class Thin(Structure):
@@ -106,7 +106,9 @@ def _packed(thins: list[Thin], num_layers: int) -> list[Tensor]:
 
 def _thin(bundle: Any, adapter: str) -> list[Thin]:
     found = [
-        Thin(weight.data_ptr(), None if bias is None else bias.data_ptr(), None, None, *weight.shape[::-1], 0, 1.0, None)
+        Thin(
+            weight.data_ptr(), None if bias is None else bias.data_ptr(), None, None, *weight.shape[::-1], 0, 1.0, None
+        )
         for weight, bias in bundle.frozen
     ]
     members, matrices = bundle.adapters.get(adapter, ((), ()))

@@ -86,7 +86,7 @@ def forward(
 
     Args:
         front: what makes the input x (tokens, in).
-        parts: of ``fans``, one behind the other: an adapter's tokens, the matrices it updates, its place in ``matrices``.
+        parts: of ``fans``, one behind the other: an adapter's tokens, what it updates, its place in ``matrices``.
         onto: (tokens, out), what a single matrix's result is added to.
     """
     num_tokens = len(front[0])
@@ -110,8 +110,8 @@ def backward(
     wants: Sequence[bool],
     beside: Tensor | None,
     wants_x: bool,
-) -> tuple[tuple[Tensor, ...] | None, list[Tensor | None]]:
-    """Gradients of what ``front`` holds, unless none is wanted, and of the trained matrices that want one.
+) -> tuple[tuple[Tensor, ...], list[Tensor | None]]:
+    """Gradients of what ``front`` holds, none if none is wanted, and of the trained matrices that want one.
 
     Args:
         gradients: of the results; ``inner``: as ``forward`` returned them.
@@ -121,14 +121,17 @@ def backward(
     gradients = [gradient.contiguous() for gradient in gradients]
     fan, held = _described(frozen, gradients, parts, matrices, inner, found, len(front[0]))
     told, kept = _told(front)
-    wanted = wants_x or isinstance(front, Gate)  # a gate's result, which its readers' gradients need, is made on the way
+    wanted = wants_x or isinstance(
+        front, Gate
+    )  # a gate's result, which its readers' gradients need, is made on the way
     to_x = torch.empty_like(front[0]) if wanted else None
     to_other = torch.empty_like(front[0]) if isinstance(front, Gate) else None
-    beside = None if beside is None else beside.contiguous()
+    if isinstance(front, Norm):
+        beside = torch.zeros_like(front.x) if beside is None else beside.contiguous()
     back = _Back(_at(beside), _at(to_x), _at(to_other))
     calls.library().fan_backward(ctypes.byref(fan), ctypes.byref(told), ctypes.byref(back))
     del held, kept
-    return (tuple(each for each in (to_x, to_other) if each is not None) if wants_x else None), found
+    return (tuple(each for each in (to_x, to_other) if each is not None) if wants_x else ()), found
 
 
 def _at(tensor: Tensor | None) -> int | None:

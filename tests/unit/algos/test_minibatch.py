@@ -185,7 +185,11 @@ def test_balancing_by_tokens_makes_ranks_wait_little() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "tokens"),
-    [([9, 9, 7, 7, 7, 3], [21, 21]), ([60, 9, 9, 8, 8, 8, 8, 8], [84, 34]), ([39, 38, 38, 18, 14, 20, 2, 18], [94, 93])],
+    [
+        ([9, 9, 7, 7, 7, 3], [21, 21]),
+        ([60, 9, 9, 8, 8, 8, 8, 8], [84, 34]),
+        ([39, 38, 38, 18, 14, 20, 2, 18], [94, 93]),
+    ],
 )
 def test_rows_are_swapped_where_dealing_leaves_ranks_apart(lengths: list[int], tokens: list[int]) -> None:
     rows = len(lengths)
