@@ -116,8 +116,9 @@ def balance_rows_by_length(lengths: Sequence[int], plan: MinibatchPlan) -> Minib
 def balance_rows_by_tokens(lengths: Sequence[int], plan: MinibatchPlan) -> MinibatchPlan:
     """Rearrange one minibatch for passes without padding: every micro-batch gets about equally many tokens.
 
-    Longest rows first, each to the micro-batch that has the fewest tokens and a free place; then rows are swapped as long
-    as the heaviest and the lightest micro-batch come nearer. The heaviest micro-batches run first, those of one weight side by side on the ranks.
+    Longest rows first, each to the micro-batch that has the fewest tokens and a free place; then rows are swapped as
+    long as the heaviest and the lightest micro-batch come nearer. The heaviest run first, those of one weight side by
+    side on the ranks.
 
     Args:
         lengths: tokens of every row, indexed by the row indices of the plan.
