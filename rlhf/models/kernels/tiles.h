@@ -54,8 +54,9 @@ static inline void sum_products(int64_t rows, int64_t columns, const Factor* fac
     run(sum_tile<1, 2, TURNED>, sum_tile<1, 1, TURNED>);
 }
 
-// How many of the rows that are left the next tile takes.
+// How many of the rows that are left the next tile takes; sixteen, a usual rank, are twice eight.
 static inline int64_t tile_rows(int64_t left) {
+    if (left == WIDTH) return 8;
     for (int64_t rows : {TALL, int64_t{8}, int64_t{4}, int64_t{2}})
         if (left >= rows) return rows;
     return 1;
