@@ -68,7 +68,7 @@ class Fan:
         """Results (tokens, out), of a single matrix added to ``onto``; each part's thin product (its tokens, ranks)."""
         if fan.takes(front[0], self.frozen):
             return fan.forward(front, self.frozen, self.parts, matrices, onto)
-        x = front.read()
+        x, _ = front.read()
         if onto is None:
             results = [linear(x, dense(weight), bias) for weight, bias in self.frozen]
         else:
@@ -104,7 +104,7 @@ class Fan:
         """
         if fan.takes(front[0], self.frozen):
             return fan.backward(front, self.frozen, self.parts, gradients, matrices, inner, wants, beside, wants_x)
-        x = front.read()
+        x, to_front = front.read()
         back: Tensor | None = None
         if wants_x:
             back = linear(gradients[0], dense(self.frozen[0][0]).t())
@@ -124,7 +124,7 @@ class Fan:
                 found[own] = self._differentiate(part, gradients, x[part.where], matrices, low, below, wants)
                 if back is not None:
                     back[part.where].addmm_(below, part.downs(matrices))
-        return (() if back is None else front.back(back, beside)), found
+        return (() if back is None else to_front(back, beside)), found
 
     def _in_one_call(self, x: Tensor) -> bool:
         """Whether an adapter's products are one call of a kernel each way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,19 +10,18 @@ from torch import Tensor
 
 from rlhf.models.kernels import calls
 
+Back = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
+"""From the input's gradient, and that of a way beside a norm, to the gradients of what stands in front."""
+
 
 class Plain(NamedTuple):
     """x itself, (tokens, in)."""
 
     x: Tensor
 
-    def read(self) -> Tensor:
-        """The input."""
-        return self.x
-
-    def back(self, gradient: Tensor, beside: Tensor | None) -> tuple[Tensor, ...]:
-        """Gradients of what stands here, given the input's."""
-        return (gradient,)
+    def read(self) -> tuple[Tensor, Back]:
+        """The input, and the way back."""
+        return self.x, lambda gradient, _: (gradient,)
 
 
 class Norm(NamedTuple):
@@ -31,15 +31,15 @@ class Norm(NamedTuple):
     weight: Tensor
     eps: float
 
-    def read(self) -> Tensor:
-        """The input."""
-        return calls.rms_norm(self.x, self.weight, self.eps)[0]
+    def read(self) -> tuple[Tensor, Back]:
+        """The input, and the way back, to x with what came beside the norm."""
+        read, inverse = calls.rms_norm(self.x, self.weight, self.eps)
 
-    def back(self, gradient: Tensor, beside: Tensor | None) -> tuple[Tensor, ...]:
-        """The gradient of x, with that of the way beside the norm, if there is one."""
-        beside = torch.zeros_like(self.x) if beside is None else beside
-        _, inverse = calls.rms_norm(self.x, self.weight, self.eps)
-        return (calls.rms_norm_backward(gradient, self.x, self.weight, inverse, beside),)
+        def back(gradient: Tensor, beside: Tensor | None) -> tuple[Tensor, ...]:
+            beside = torch.zeros_like(self.x) if beside is None else beside
+            return (calls.rms_norm_backward(gradient, self.x, self.weight, inverse, beside),)
+
+        return read, back
 
 
 class Gate(NamedTuple):
@@ -48,13 +48,9 @@ class Gate(NamedTuple):
     gate: Tensor
     up: Tensor
 
-    def read(self) -> Tensor:
-        """The input."""
-        return calls.gated(self.gate, self.up)
-
-    def back(self, gradient: Tensor, beside: Tensor | None) -> tuple[Tensor, ...]:
-        """Gradients of gate and up, given the input's."""
-        return calls.gated_backward(gradient, self.gate, self.up)
+    def read(self) -> tuple[Tensor, Back]:
+        """The input, and the way back, to gate and up."""
+        return calls.gated(self.gate, self.up), lambda gradient, _: calls.gated_backward(gradient, self.gate, self.up)
 
 
 Front = Plain | Norm | Gate
