@@ -49,9 +49,9 @@ def summary_sentence(summary: Summary) -> str:
     if win is not None:
         count = _number(summary, "win_rate", "num_prompts")
         on = f" on {count:.0f} held-out prompts" if count else ""
-        text = f"The judge prefers PPO's answer to SFT's {win:.0%} of the time{on}"
+        text = f"The judge prefers PPO's answer to SFT's {_percent(win)} of the time{on}"
         if low is not None and high is not None:
-            text += f" (95% interval {low:.0%} to {high:.0%})"
+            text += f" (95% interval {_percent(low)} to {_percent(high)})"
         parts.append(text + ".")
     kl, limit = _number(summary, "kl"), _number(summary, "kl_limit")
     if kl is not None and limit is not None:
@@ -63,8 +63,8 @@ def summary_sentence(summary: Summary) -> str:
     )
     if accuracy is not None and ceiling is not None:
         parts.append(
-            f"The reward model orders {accuracy:.0%} of held-out pairs as the annotators did; "
-            f"their own disagreement allows {ceiling:.0%}."
+            f"The reward model orders {_percent(accuracy)} of held-out pairs as the annotators did; "
+            f"their own disagreement allows {_percent(ceiling)}."
         )
     return " ".join(parts)
 
@@ -76,6 +76,11 @@ def _number(summary: Summary, *path: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def _percent(share: float) -> str:
+    """Rounded as the console's two decimals are: 0.925 is 0.93 there and 93% here."""
+    return f"{100 * float(f'{share:.2f}'):.0f}%"
+
+
 def _win_rate(summary: Summary) -> Card | None:
     mean, low, high = (_number(summary, "win_rate", key) for key in ("mean", "ci_low", "ci_high"))
     if mean is None:
@@ -84,9 +89,9 @@ def _win_rate(summary: Summary) -> Card | None:
     detail = "PPO against SFT, ties count half"
     tone = ""
     if interval:
-        detail = f"95% interval {interval[0]:.0%} to {interval[1]:.0%}. {detail}"
+        detail = f"95% interval {_percent(interval[0])} to {_percent(interval[1])}. {detail}"
         tone = "good" if interval[0] > 0.5 else "bad" if interval[1] < 0.5 else ""
-    return Card("Win rate", f"{mean:.0%}", "", detail, Gauge(0, 1, mean, interval, 0.5, "coin toss"), tone)
+    return Card("Win rate", _percent(mean), "", detail, Gauge(0, 1, mean, interval, 0.5, "coin toss"), tone)
 
 
 def _scores(summary: Summary) -> Card | None:
@@ -107,9 +112,9 @@ def _reward_model(summary: Summary) -> Card | None:
         return None
     detail, gauge = "of held-out pairs ordered as people did", Gauge(0.5, 1, accuracy)
     if ceiling is not None:
-        detail += f"; agreement allows {ceiling:.0%}"
-        gauge = Gauge(0.5, 1, accuracy, None, ceiling, f"ceiling {ceiling:.0%}")
-    return Card("Reward model accuracy", f"{accuracy:.0%}", "", detail, gauge)
+        detail += f"; agreement allows {_percent(ceiling)}"
+        gauge = Gauge(0.5, 1, accuracy, None, ceiling, f"ceiling {_percent(ceiling)}")
+    return Card("Reward model accuracy", _percent(accuracy), "", detail, gauge)
 
 
 def _kl(summary: Summary) -> Card | None:

@@ -224,5 +224,12 @@ def test_headline_says_whether_it_is_good() -> None:
     assert "over its limit of 10" in summary_sentence({**SUMMARY, "kl": 10.5})
 
 
+@pytest.mark.parametrize("low", [0.925, 0.915, 0.935, 0.5, 0.0, 1.0, 0.2949])
+def test_shares_are_rounded_as_the_console_rounds_them(low: float) -> None:
+    sentence = summary_sentence({"win_rate": {"mean": 0.95, "ci_low": low, "ci_high": 0.975}})
+    console = f"{low:.2f}"
+    assert f"interval {int(console.replace('.', ''))}% to" in sentence
+
+
 def test_bytes() -> None:
     assert [format_bytes(n) for n in (640, 118784, 2.5 * 2**20)] == ["640 B", "116 KiB", "2.5 MiB"]
