@@ -47,8 +47,7 @@ class SharedSum:
         places, self._turn = self._numbers[self._turn], 1 - self._turn
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=places[self._rank])
         torch.distributed.all_reduce(self._arrived, group=self._group)
-        total = places.sum(dim=0) if len(places) > 2 else places[0] + places[1]
-        total.mul_(1.0 / len(places))
+        total = places.sum(dim=0).mul_(1.0 / len(places))
         for parameter, gradient in zip(self._parameters, _unflatten_dense_tensors(total, gradients), strict=True):
             parameter.grad = gradient
 

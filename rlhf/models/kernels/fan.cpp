@@ -137,7 +137,10 @@ void place(const float* from, int64_t from_row, float* to, int64_t to_row, int64
     for (int64_t i = 0; i < rows; i++) std::copy_n(from + i * from_row, columns, to + i * to_row);
 }
 
-const float ONE[TALL] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+// A part's thin products, (its rows, ranks), at a block's rows.
+float* at_block(float* of_part, const Part& part, const Block& block, int64_t ranks) {
+    return of_part + (block.first - part.first) * ranks;
+}
 
 void forward(const Fan& fan, const Front& front, const float* onto) {
     const int64_t in = fan.in;
@@ -146,13 +149,13 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
     const std::vector<Block> blocks = blocks_of(fan);
     std::vector<Forth> parts;
     for (int64_t p = 0; p < fan.num_parts; p++) parts.emplace_back(fan.parts[p], fan);
-    int64_t width = 0;
-    for (const Forth& forth : parts) width = std::max(width, forth.downs.width);
+    int64_t widest = 0;
+    for (const Forth& forth : parts) widest = std::max(widest, forth.downs.width);
 #pragma omp parallel num_threads(fan.threads) if (fan.threads > 1)
     for (int64_t m = 0; m < fan.matrices; m++) {
         const Frozen& frozen = fan.frozen[m];
         const int64_t step = columns_at_once(in);
-        Space found(m == 0 ? TALL * width : 0);
+        Space found(m == 0 ? TALL * widest : 0);
         for (int64_t column = 0; column < frozen.out; column += step) {
             const int64_t columns = std::min(step, frozen.out - column);
 #pragma omp for
@@ -165,7 +168,7 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
                 const Part& part = fan.parts[block.part];
                 const Forth& forth = parts[block.part];
                 const int64_t ranks = forth.offset.back();
-                float* low = part.low + (block.first - part.first) * ranks;
+                float* low = at_block(part.low, part, block, ranks);
                 if (m == 0 && column == 0) {
                     if (front.kind != PLAIN) make_rows(front, in, block.first, block.rows, space.data());
                     if (ranks) {
@@ -178,15 +181,15 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
                 while (tuner < part.count && part.tuners[tuner].frozen != m) tuner++;
                 const float* up = tuner < part.count ? forth.ups[tuner].data() + column : nullptr;
                 if (up) factors[count++] = {low + forth.offset[tuner], ranks, nullptr, frozen.out, part.tuners[tuner].rank};
-                if (frozen.bias) factors[count++] = {ONE, 0, nullptr, 0, 1};
+                if (frozen.bias) count++;
                 each_panel(columns, [&](int64_t at, int64_t width) {
                     factors[0].right = packed.data() + at * in;
                     factors[0].right_row = width;
                     if (up) factors[1].right = up + at;
-                    if (frozen.bias) factors[count - 1].right = frozen.bias + column + at;
-                    const int64_t place = block.first * frozen.out + column + at;
-                    sum_products<false>(block.rows, width, factors, count, onto ? onto + place : nullptr, frozen.out,
-                                        frozen.beside + place, frozen.out);
+                    if (frozen.bias) factors[count - 1] = bias_factor(frozen.bias + column + at);
+                    const int64_t to = block.first * frozen.out + column + at;
+                    sum_products<false>(block.rows, width, factors, count, onto ? onto + to : nullptr, frozen.out,
+                                        frozen.beside + to, frozen.out);
                 });
             }
         }
@@ -289,7 +292,7 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
                 const Part& part = fan.parts[block.part];
                 const Return& own = parts[block.part];
                 const int64_t ranks = own.offset.back();
-                float* below = belows[block.part].data() + (block.first - part.first) * ranks;
+                float* below = at_block(belows[block.part].data(), part, block, ranks);
                 if (column == 0) {
                     for (int64_t t = 0; t < part.count; t++) {
                         const Frozen& frozen = fan.frozen[part.tuners[t].frozen];

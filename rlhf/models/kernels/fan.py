@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models.fronts import Front, Gate, Norm
+from rlhf.models.fronts import Front, Gate, Norm, Plain
 from rlhf.models.kernels import calls
+from rlhf.models.kernels.adapting import WIDTH
 from rlhf.models.products import prefers_onednn
 
-WIDTH = 16
-"""Widths of matrices are multiples of this; ranks and rows are free."""
+KINDS = (Plain, Norm, Gate)
+"""In the order of fan.cpp's numbers."""
 FEW_ROWS = 48
 """With fewer rows, copying the matrices into panels costs more than it brings."""
 
@@ -121,10 +122,9 @@ def backward(
     gradients = [gradient.contiguous() for gradient in gradients]
     fan, held = _described(frozen, gradients, parts, matrices, inner, found, len(front[0]))
     told, kept = _told(front)
-    wanted = wants_x or isinstance(
-        front, Gate
-    )  # a gate's result, which its readers' gradients need, is made on the way
-    to_x = torch.empty_like(front[0]) if wanted else None
+    # a gate's result, which the adapters' gradients need, is made on the way back through it
+    goes_back = wants_x or isinstance(front, Gate)
+    to_x = torch.empty_like(front[0]) if goes_back else None
     to_other = torch.empty_like(front[0]) if isinstance(front, Gate) else None
     if isinstance(front, Norm):
         beside = torch.zeros_like(front.x) if beside is None else beside.contiguous()
@@ -145,9 +145,10 @@ def _length(part: Any) -> int:
 def _told(front: Front) -> tuple[_Front, list[Tensor]]:
     """With the tensors it points to."""
     kept = [tensor.contiguous() for tensor in front if isinstance(tensor, Tensor)]
-    kind = 1 if isinstance(front, Norm) else 2 if isinstance(front, Gate) else 0
-    other = kept[1].data_ptr() if kind else None
-    return _Front(kind, kept[0].data_ptr(), other, front.eps if isinstance(front, Norm) else 0.0), kept
+    other = kept[1].data_ptr() if len(kept) > 1 else None
+    return _Front(
+        KINDS.index(type(front)), kept[0].data_ptr(), other, front.eps if isinstance(front, Norm) else 0.0
+    ), kept
 
 
 def _described(

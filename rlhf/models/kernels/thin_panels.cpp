@@ -6,8 +6,6 @@
 
 namespace {
 
-const float ONE = 1;
-
 // Where a layer's down matrices begin, (in, rank filled up to a multiple of 16), and its up matrices, (rank, out).
 int64_t downs_at(const Thin<float>& layer) { return layer.in * layer.out; }
 int64_t ups_at(const Thin<float>& layer) { return downs_at(layer) + layer.in * rounded(layer.rank); }
@@ -37,7 +35,7 @@ void panel_product(const Thin<float>& layer, const float* x, const float* onto, 
             Factor factors[3] = {{x + row * in, in, layer.panels + column * in, width, in}};
             int64_t count = 1;
             if (layer.rank) factors[count++] = {low.data() + row * ranks, ranks, ups + column, out, layer.rank};
-            if (layer.bias) factors[count++] = {&ONE, 0, layer.bias + column, 0, 1};
+            if (layer.bias) factors[count++] = bias_factor(layer.bias + column);
             const int64_t at = row * out + column;
             sum_products<false>(taken, width, factors, count, onto ? onto + at : nullptr, out, result + at, out);
         });

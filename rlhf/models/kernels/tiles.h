@@ -17,6 +17,12 @@ struct Factor {
     int64_t right_row, depth;
 };
 
+// A bias, from some column on, as a product of depth 1.
+static inline Factor bias_factor(const float* bias) {
+    static const float ONE = 1;
+    return {&ONE, 0, bias, 0, 1};
+}
+
 // c[M, 16 * N] = from + the sum of products, each along its depth in order, whatever the tile; from may be null.
 template <int M, int N, bool TURNED>
 static inline void sum_tile(const Factor* factors, int64_t count, const float* from, int64_t from_row, float* c,
