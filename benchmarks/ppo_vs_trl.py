@@ -4,7 +4,8 @@
 
 Both sides train with a critic and are scored by a reward model; both run in turn on all cores, and the first step of
 each run is left out. The figure is the median of the ratios of samples per second. Beside it stands the floor: the
-seconds that the matrix products of a step need at the machine's measured peak. Natural lengths: responses end by
+seconds that the matrix products of a step need at the machine's measured peak. Both take the log-probs of sampling for
+the old ones. Natural lengths: responses end by
 themselves, after 30 % of the maximum on average. TRL 1.12 is installed into build/ at the first call.
 """
 
@@ -91,6 +92,7 @@ def run_ours(work: Workload, folder: Path, ranks: int, seed: int, *, watch_memor
         "engine": {"zero_stage": 0},
         "checkpoint": {"every": 10**6},
         "num_steps": work.steps,
+        "loss": {"old_logprobs": "rollout"},  # as TRL does: it keeps those of its sampling
         "rollout": {"max_response_tokens": work.response_tokens, "max_prompt_tokens": work.prompt_tokens},
         "placement": {"num_ranks": ranks, "num_rollout_workers": ranks, "threads_per_worker": threads},
         "batch": {

@@ -146,14 +146,15 @@ def learn_operations(work: Workload, mean_response: float) -> float:
 def floor_seconds(work: Workload, peak: float, mean_response: float) -> float:
     """Seconds per step if every needed matrix product ran at the measured peak, and nothing else took time.
 
-    Counted: each response drawn once with a cache; log-probs of policy and reference, values and scores once; updates.
+    Counted: each response drawn once with a cache, which gives the policy's log-probs; the reference's, values and scores
+    once; updates.
     """
     body, tail, head = operations_per_token(work, work.prompt_tokens + mean_response)
     drawn = work.prompts_per_step * mean_response
     prompts = work.prompts_per_step * work.prompt_tokens
     tokens = drawn + prompts
-    unread = 3 * prompts + tokens - work.prompts_per_step  # scores are read at the last token
-    judged = 4 * tokens * body - unread * tail + 2 * drawn * head
+    unread = 2 * prompts + tokens - work.prompts_per_step  # scores are read at the last token
+    judged = 3 * tokens * body - unread * tail + drawn * head
     return (
         tokens * body
         - (prompts - work.prompts_per_step) * tail

@@ -112,6 +112,7 @@ def chunked_logprobs_and_entropy(
     chunk_tokens: int,
     suppress_ids: Sequence[int] = (),
     entropy_graph: bool = True,
+    read: Callable[..., LogprobsAndEntropy] = logprobs_and_entropy,
 ) -> LogprobsAndEntropy:
     """Apply the head and take log-probabilities and entropies, ``chunk_tokens`` tokens at a time.
 
@@ -127,13 +128,14 @@ def chunked_logprobs_and_entropy(
         chunk_tokens: tokens per chunk, at least 1.
         suppress_ids: ids that cannot be drawn.
         entropy_graph: whether gradients flow through the entropy.
+        read: does what :func:`logprobs_and_entropy` does.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     words: dict[str, Any] = {"temperature": temperature, "suppress_ids": suppress_ids, "entropy_graph": entropy_graph}
 
     def one_chunk(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        found = logprobs_and_entropy(head(chunk), ids, **words)  # logits: (chunk, vocabulary)
+        found = read(head(chunk), ids, **words)  # logits: (chunk, vocabulary)
         return found.logprobs, found.entropy
 
     def again(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

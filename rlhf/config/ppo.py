@@ -96,6 +96,10 @@ class PpoLossConfig(Section):
     """First steps in which only the critic learns: advantages from an untrained critic move the policy at random."""
     epoch_kl_stop: float | None = Field(None, gt=0)
     """Mean per-token k3 between old and new policy above which the step's remaining epochs are left out."""
+    old_logprobs: Literal["trainer", "rollout"] = "trainer"
+    """Whose log-probs of the drawn tokens the ratio compares with. ``rollout`` takes those that the rollout engine has
+    reported and saves the policy a quarter of judging; trainer and engine are then compared on the first step and on
+    each further step's first update only (ADR 24)."""
     importance_cap: float | None = Field(None, gt=0)
     """Weigh every token by min(trainer / sampler probability, cap); needed where rollouts run ahead."""
     entropy_floor: float | None = Field(None, gt=0)
@@ -271,6 +275,7 @@ class PpoConfig(StageConfig):
         if self.rollout.overlap and self.loss.importance_cap is None:
             raise ValueError(f"rollout.overlap={self.rollout.overlap} trains on tokens of an older policy: "
                              "set loss.importance_cap (2.0 is usual)")  # fmt: skip
+        self._check_old_logprobs()
         if self.ptx is not None and self.ptx.sequences_per_update % self.placement.num_ranks:
             raise ValueError(
                 f"ptx.sequences_per_update={self.ptx.sequences_per_update} must be a multiple of "
@@ -288,6 +293,20 @@ class PpoConfig(StageConfig):
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
         return self
+
+    def _check_old_logprobs(self) -> None:
+        if self.loss.old_logprobs == "trainer":
+            return
+        if self.rollout.overlap:
+            raise ValueError(
+                f"loss.old_logprobs=rollout needs rollout.overlap=0, not {self.rollout.overlap}: clipping would count "
+                "an older policy's distance as this step's; leave it at trainer"
+            )
+        if self.loss.importance_cap is not None:
+            raise ValueError(
+                "loss.old_logprobs=rollout makes every importance weight 1: leave loss.importance_cap out, or "
+                "loss.old_logprobs at trainer"
+            )
 
     def _check_critic(self) -> None:
         if self.roles.critic is None:

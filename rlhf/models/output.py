@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.algos.logprobs import LogprobsAndEntropy, chunked_logprobs_and_entropy, logprobs_and_entropy
+from rlhf.algos.logprobs import LogprobsAndEntropy, chunked_logprobs_and_entropy
+from rlhf.models.kernels import readout
 
 LOGITS_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """More logits than these are never held at once, by device; up to them nothing is recomputed.
@@ -48,11 +49,11 @@ def read_logprobs(
     most = LOGITS_ELEMENTS["cpu" if states.device.type == "cpu" else "cuda"]
     num_chunks = math.ceil(len(states) * head.out_features / most)
     if num_chunks <= 1:
-        return logprobs_and_entropy(head(states), token_ids, **words)
+        return readout.read(head(states), token_ids, **words)
     logits_of, size = head.forward, math.ceil(len(states) / num_chunks)
 
     def in_chunks(rows: Tensor) -> tuple[Tensor, Tensor]:
-        found = chunked_logprobs_and_entropy(rows, logits_of, token_ids, chunk_tokens=size, **words)
+        found = chunked_logprobs_and_entropy(rows, logits_of, token_ids, chunk_tokens=size, read=readout.read, **words)
         return found.logprobs, found.entropy
 
     # One call of the layer for all chunks: its hooks (ZeRO-3 fetches weights there, and again before the backward

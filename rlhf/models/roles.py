@@ -15,11 +15,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.algos.logprobs import logprobs_and_entropy
 from rlhf.algos.masks import position_ids
 from rlhf.config.methods import METHODS
 from rlhf.errors import ConfigError
 from rlhf.models import adapters, blocks, mixed, packing, principal
+from rlhf.models.kernels import readout
 from rlhf.models.output import read_logprobs, reads_last_hidden
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
@@ -281,7 +281,7 @@ class RolesModel(nn.Module):
             causal = self._model_of(role)
             if role in (POLICY, REFERENCE) and not self.reads_hidden:
                 logits = causal(**words, logits_to_keep=num_response + 1).logits[:, :-1]
-                told = logprobs_and_entropy(logits, response_ids, **self._words(temperature))
+                told = readout.read(logits, response_ids, **self._words(temperature))
                 found[role] = told.logprobs, told.entropy
                 continue
             hidden = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state  # (batch, sequence, hidden)

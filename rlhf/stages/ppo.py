@@ -52,6 +52,8 @@ class Verdict:
     scores: torch.Tensor
     kl: torch.Tensor
     figures: dict[str, Any]
+    policy_judged: bool
+    """Whether the old log-probs are the trainer's; otherwise they are the rollout engine's."""
 
 
 def run_ppo(config: PpoConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -113,10 +115,13 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         batch = collect(acted.rollouts, run.session.pad_id)
         messages = [prompts[row].messages for row in acted.prompt_rows]
         asked = _ask_scorers(run, acted, messages)  # they score while the ranks judge
-        found = _judge_on_ranks(run, batch)
+        with_policy = config.loss.old_logprobs == "trainer" or step == 0
+        found = _judge_on_ranks(run, batch, with_policy)
         model_scores = _model_scores(run, found, asked)
         batch = batch.with_judgement(
-            old_logprobs=found["old_logprobs"], ref_logprobs=found["ref_logprobs"], values=found.get("values")
+            old_logprobs=found.get("old_logprobs", batch.behaviour_logprobs),
+            ref_logprobs=found["ref_logprobs"],
+            values=found.get("values"),
         )
         scorer = run.session.scorer
         with run.spans.span("scores"):
@@ -128,20 +133,17 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         judged = compute_advantages(batch, shaped, config, run.kl.coef, groups, answer.scored)
         staleness = run.channel.version - acted.rollouts[0].version
         figures = {
-            "entropy": float(masked_mean(found["entropy"], batch.response_mask)),
             "staleness": staleness,
             "unscored": int((~answer.scored).sum()),
             "reward_errors_total": sum(scorer.errors.values()),
-            **mismatch(batch),
         }
-        if staleness == 0 and not figures["mismatch_mean"] <= config.mismatch_limit:
-            raise WeightSyncError(
-                f"step {step}: rollout engine and trainer differ by {figures['mismatch_mean']:.3g} nats per token "
-                f"(mismatch_limit={config.mismatch_limit:g}) on the same adapter: they do not compute the same model"
-            )
+        if with_policy:  # otherwise the first update tells
+            figures |= {"entropy": float(masked_mean(found["entropy"], batch.response_mask)), **mismatch(batch)}
+            if staleness == 0:
+                _refuse_mismatch(config, step, figures["mismatch_mean"])
         judged, weights = weigh(judged, config.loss.importance_cap)
         run.session.profiler.note(judged.batch)
-        return Verdict(judged, answer.scores, kl, {**figures, **weights})
+        return Verdict(judged, answer.scores, kl, {**figures, **weights}, with_policy)
 
 
 def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
@@ -160,11 +162,8 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
                 learned = run.critic.join(learned, asked)
         learned = {key: value for key, value in learned.items() if key != "norms"}
         run.updates_done += config.batch.epochs * config.minibatches
-        if not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
-            raise NumericsError(
-                f"step {step}: the first micro-batch's ratio is off 1 by {learned['ratio_first']:.3g} "
-                f"(ratio_tolerance={config.ratio_tolerance:g}): old log-probs are not those of the trained policy"
-            )
+        if not learned["updates_skipped"]:
+            _refuse_first_update(config, step, learned, verdict.policy_judged)
         run.kl.update(float(verdict.kl.mean()), batch.num_sequences)
         return learned
 
@@ -200,8 +199,8 @@ def record(
         "response_tokens_mean": float(lengths.mean()),
         "eos_rate": float(batch.finished.float().mean()),
         "explained_variance": verdict.judged.explained_variance,
-        **verdict.figures,
         **learned,
+        **verdict.figures,
         "adapter_version": run.channel.version,
         "redispatched": acted.redispatched,
         "sync": synced,
@@ -285,6 +284,25 @@ def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) 
         )
 
 
+def _refuse_first_update(config: PpoConfig, step: int, learned: dict[str, Any], policy_judged: bool) -> None:
+    """Before a step's first update the trained policy is the one that drew and that old log-probs are of."""
+    if not policy_judged:
+        _refuse_mismatch(config, step, learned["mismatch_mean"])
+    elif not learned["ratio_first"] <= config.ratio_tolerance:
+        raise NumericsError(
+            f"step {step}: the first micro-batch's ratio is off 1 by {learned['ratio_first']:.3g} "
+            f"(ratio_tolerance={config.ratio_tolerance:g}): old log-probs are not those of the trained policy"
+        )
+
+
+def _refuse_mismatch(config: PpoConfig, step: int, mean: float) -> None:
+    if not mean <= config.mismatch_limit:
+        raise WeightSyncError(
+            f"step {step}: rollout engine and trainer differ by {mean:.3g} nats per token "
+            f"(mismatch_limit={config.mismatch_limit:g}) on the same adapter: they do not compute the same model"
+        )
+
+
 def _share_anchor(run: PpoRun) -> Any:
     """The demonstrations of the coming updates, in the object store; None without any."""
     anchor, config = run.session.anchor, run.config
@@ -304,7 +322,7 @@ def _ask_scorers(run: PpoRun, acted: Acted, messages: list[tuple[Message, ...]])
 
 def _model_scores(run: PpoRun, found: dict[str, torch.Tensor], asked: Asked | None) -> torch.Tensor:
     """(rows, sources): scores of the reward models in their columns, whoever holds them."""
-    models, rows = run.session.reward_models, found["old_logprobs"].shape[0]
+    models, rows = run.session.reward_models, found["ref_logprobs"].shape[0]
     scores = torch.zeros(rows, len(run.config.scores))
     if models.shared_index is not None:
         scores[:, models.shared_index] = found["scores"]
@@ -314,12 +332,13 @@ def _model_scores(run: PpoRun, found: dict[str, torch.Tensor], asked: Asked | No
     return scores
 
 
-def _judge_on_ranks(run: PpoRun, batch: Experience) -> dict[str, torch.Tensor]:
+def _judge_on_ranks(run: PpoRun, batch: Experience, with_policy: bool) -> dict[str, torch.Tensor]:
     plan = judging_passes(run.config, batch.lengths)
     with run.spans.span("put"):
         ref = share(batch)
     asked = None if run.critic is None else run.critic.ask_for_values(ref, batch.lengths)
-    found = in_step_order(plan, run.policy.scatter("judge", [(ref, passes) for passes in plan.ranks]))
+    rows = [(ref, passes) for passes in plan.ranks]
+    found = in_step_order(plan, run.policy.scatter("judge", rows, with_policy=with_policy))
     if run.critic is not None and asked is not None:
         found["values"] = run.critic.values(asked)
     return found

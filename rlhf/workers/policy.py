@@ -76,12 +76,15 @@ class PolicyWorker(TrainingRank):
         return lend(self._lendable)
 
     @torch.no_grad()
-    def judge(self, batch: Experience, passes: tuple[Microbatch, ...]) -> dict[str, Tensor]:
+    def judge(
+        self, batch: Experience, passes: tuple[Microbatch, ...], *, with_policy: bool = True
+    ) -> dict[str, Tensor]:
         """Old and reference log-probs, entropies, values and the shared reward model's scores of the given rows.
 
         Args:
             batch: the whole step's sequences.
             passes: the rows of this rank, those of one pass together; every rank has equally many passes.
+            with_policy: False leaves out what the policy says: ``old_logprobs`` and ``entropy``.
 
         Returns:
             Tensors with one row per row of ``passes``, padded to the batch's response width; ``scores``, where a reward
@@ -90,7 +93,7 @@ class PolicyWorker(TrainingRank):
         width = batch.response_ids.shape[1]
         parts: list[dict[str, Tensor]] = []
         for rows in passes:
-            found = self._judge_part(batch.select(rows).to(self.engine.device))
+            found = self._judge_part(batch.select(rows).to(self.engine.device), with_policy)
             parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
         return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
 
@@ -136,6 +139,7 @@ class PolicyWorker(TrainingRank):
             epochs_run += 1
             totals.norms += epoch_totals.norms
             totals.ratio_first = max(totals.ratio_first, epoch_totals.ratio_first)
+            totals.mismatch_max = max(totals.mismatch_max, epoch_totals.mismatch_max)
             totals.add(**epoch_totals.sums)
             reduced = self.engine.all_reduce_sum({k: float(v) for k, v in epoch_totals.sums.items()})
             stop = self.config.loss.epoch_kl_stop
@@ -202,8 +206,8 @@ class PolicyWorker(TrainingRank):
         whole = {name: trained[own] for name, own in tied.items()}
         return whole | {n: b for n, b in model.state_dict().items() if n not in whole}
 
-    def _judge_part(self, part: Experience) -> dict[str, Tensor]:
-        roles = [POLICY, REFERENCE]
+    def _judge_part(self, part: Experience, with_policy: bool) -> dict[str, Tensor]:
+        roles = [POLICY, REFERENCE] if with_policy else [REFERENCE]
         roles += [CRITIC] if self.roles.has_critic else []
         roles += [REWARD] if self.shared_score is not None else []
         with self.spans.span("judge.pass"):
@@ -215,7 +219,9 @@ class PolicyWorker(TrainingRank):
                 response_ids=part.response_ids,
                 temperature=self.config.rollout.temperature,
             )
-        found = {"old_logprobs": told[POLICY][0], "ref_logprobs": told[REFERENCE][0], "entropy": told[POLICY][1]}
+        found = {"ref_logprobs": told[REFERENCE][0]}
+        if with_policy:
+            found["old_logprobs"], found["entropy"] = told[POLICY]
         if self.roles.has_critic:
             found["values"] = told[CRITIC]
         if self.shared_score is not None:
@@ -233,6 +239,8 @@ class PolicyWorker(TrainingRank):
             with self.spans.span("learn.loss"):
                 outputs = Outputs(logprobs, entropies, values)
                 loss, policy = ppo_loss(self.config, part, outputs, denominator, kl_coef, self.policy_weight, totals)
+                if first:
+                    totals.compare(part, outputs)
                 if first and index == 0:
                     totals.ratio_first = float(policy.ratio_deviation_max)
             with self.spans.span("learn.backward"):

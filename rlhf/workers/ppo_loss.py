@@ -18,16 +18,34 @@ from rlhf.rollout.experience import Experience
 
 @dataclass
 class LearnTotals:
-    """Sums over a step's micro-batches of one rank; read out once."""
+    """Sums over a step's micro-batches of one rank; read out once.
+
+    Attributes:
+        mismatch_max: over the first update, see ``compare``.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     ratio_first: float = 0.0
+    mismatch_max: float = 0.0
     norms: list[dict[str, float] | None] = field(default_factory=list)
     """Per update, each role's before clipping; None for one that was skipped."""
 
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().cpu()
+
+    def compare(self, part: Experience, outputs: Outputs) -> None:
+        """Counts a micro-batch of a step's first update, whose policy is the one that drew it: what the trainer says of
+        its tokens beside what the rollout engine has reported, and the entropy."""
+        mask, here, drawn = part.response_mask, outputs.logprobs.detach(), part.behaviour_logprobs
+        drift = (drawn - here).abs().masked_fill(~mask, 0.0)
+        self.mismatch_max = max(self.mismatch_max, float(drift.max()))
+        self.add(
+            mismatch_mean=drift.sum(),
+            mismatch_kl=kl_k3(drawn, here, mask).sum(),
+            entropy=outputs.entropies.detach().masked_fill(~mask, 0.0).sum(),
+            first_tokens=mask.sum(),
+        )
 
     @property
     def num_skipped(self) -> int:

@@ -25,7 +25,9 @@ from rlhf.workers.ppo_loss import LearnTotals
 logger = logging.getLogger(__name__)
 
 PER_UPDATE = {"policy_loss", "value_loss", "kl_loss", "ptx_loss"}
-"""Figures that are means over updates; all others are means over tokens."""
+"""Figures that are means over updates."""
+OF_FIRST_UPDATE = {"mismatch_mean", "mismatch_kl", "entropy"}
+"""Figures that are means over the tokens of a step's first update; all others are means over all tokens."""
 
 
 class TrainingRank:
@@ -122,18 +124,21 @@ class TrainingRank:
         """A step's figures, summed or maximised over ranks; equal on every rank.
 
         Returns:
-            Means per token or update, ``ratio_first``, norms (``norms`` of every update: for whoever joins two groups),
-            ``updates``, ``updates_skipped``, and ``speed`` of this group's ranks together.
+            Means per token or update, ``ratio_first`` and ``mismatch_max``, norms (``norms`` of every update: for
+            whoever joins two groups), ``updates``, ``updates_skipped``, and ``speed`` of this group's ranks together.
         """
         updates = len(totals.norms)
         reduced = self.engine.all_reduce_sum({k: float(v) for k, v in totals.sums.items()} | {"peak": self.peak})
         operations, whole_peak = reduced.pop("operations"), reduced.pop("peak")
-        tokens = max(1.0, reduced.pop("tokens"))
-        worst = torch.tensor([totals.ratio_first, time.perf_counter() - started], device=self.engine.device)
+        tokens, first = max(1.0, reduced.pop("tokens")), max(1.0, reduced.pop("first_tokens", 0.0))
+        counts = dict.fromkeys(PER_UPDATE, updates) | dict.fromkeys(OF_FIRST_UPDATE, first)
+        worst = torch.tensor(
+            [totals.ratio_first, totals.mismatch_max, time.perf_counter() - started], device=self.engine.device
+        )
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        ratio_first, seconds = worst.tolist()
-        metrics: dict[str, Any] = {k: v / (updates if k in PER_UPDATE else tokens) for k, v in reduced.items()}
-        metrics["ratio_first"] = ratio_first
+        ratio_first, mismatch_max, seconds = worst.tolist()
+        metrics: dict[str, Any] = {k: v / counts.get(k, tokens) for k, v in reduced.items()}
+        metrics |= {"ratio_first": ratio_first, "mismatch_max": mismatch_max}
         metrics |= totals.mean_norms()
         metrics["norms"] = totals.norms
         metrics["updates"], metrics["updates_skipped"] = updates, totals.num_skipped

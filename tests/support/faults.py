@@ -141,6 +141,22 @@ class ShiftedRollout(RolloutWorker):
         return [replace(one, logprobs=tuple(value + 0.7 for value in one.logprobs)) for one in drawn]
 
 
+class SlightlyShiftedRollout(RolloutWorker):
+    """Its log-probs are 0.1 nats too high: below the default limit."""
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
+        drawn = super().generate(tasks, sampling, version)
+        return [replace(one, logprobs=tuple(value + 0.1 for value in one.logprobs)) for one in drawn]
+
+
+class LaterShiftedRollout(RolloutWorker):
+    """As ``ShiftedRollout``, from the second step on."""
+
+    def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
+        drawn = super().generate(tasks, sampling, version)
+        return [replace(one, logprobs=tuple(value + 0.7 * version for value in one.logprobs)) for one in drawn]
+
+
 class ForgetfulRollout(RolloutWorker):
     """One worker was replaced by a fresh one without its adapter."""
 
@@ -153,8 +169,8 @@ class ForgetfulRollout(RolloutWorker):
 class OffPolicy(PolicyWorker):
     """Old log-probs that are not those of the policy that learns."""
 
-    def judge(self, *args: Any) -> dict[str, Any]:
-        found = super().judge(*args)
+    def judge(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = super().judge(*args, **kwargs)
         found["old_logprobs"] = found["old_logprobs"] - 0.01
         found["ref_logprobs"] = found["ref_logprobs"] - 0.01
         return found
@@ -163,8 +179,8 @@ class OffPolicy(PolicyWorker):
 class MovedReference(PolicyWorker):
     """A reference that is not the start policy."""
 
-    def judge(self, *args: Any) -> dict[str, Any]:
-        found = super().judge(*args)
+    def judge(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = super().judge(*args, **kwargs)
         found["ref_logprobs"] = found["ref_logprobs"] - 0.01
         return found
 

@@ -32,6 +32,8 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "attention": (*[c_void_p] * 8, *[c_int64] * 4, c_float, c_int),
     "attention_backward": (*[c_void_p] * 12, *[c_int64] * 4, c_float, c_int),
     "decode": (*[c_void_p] * 6, c_int64, c_int),
+    "tell": (*[c_void_p] * 6, *[c_int64] * 3, c_float, c_int),
+    "tell_backward": (*[c_void_p] * 6, *[c_int64] * 3, c_float, c_int),
     "adapt": (*[c_void_p] * 3, *[c_int64] * 3, c_int),
     "adapt_backward": (*[c_void_p] * 4, *[c_int64] * 3, c_int),
 }
@@ -187,6 +189,41 @@ def attention_backward(
     back = (torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2]))
     sizes = (len(starts) - 1, heads, groups, size)
     _run("attention_backward", gradient.contiguous(), *inputs, *angles, *results, *back, starts, *sizes, scale)
+    return back
+
+
+def tells(logits: Tensor) -> bool:
+    """Whether there is a kernel for what these logits say of tokens."""
+    return logits.device.type == "cpu" and _has(logits.dtype)
+
+
+def tell(logits: Tensor, token_ids: Tensor, never: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What logits (n, vocabulary), contiguous, say of tokens, in float32.
+
+    Args:
+        token_ids: (n,) long.
+        never: (m,) long, tokens that are not drawn.
+        scale: of the logits.
+
+    Returns:
+        Log-probabilities, entropies, and normalizers for the way back; (n,) each.
+    """
+    rows, size = logits.shape
+    token_ids = token_ids.contiguous()
+    found = [logits.new_empty(rows, dtype=torch.float32) for _ in range(3)]
+    _run("tell", logits, token_ids, never, *found, rows, size, len(never), scale)
+    return found[0], found[1], found[2]
+
+
+def tell_backward(
+    gradient: Tensor, logits: Tensor, token_ids: Tensor, never: Tensor, normalizers: Tensor, scale: float
+) -> Tensor:
+    """Gradient of the logits, given that of the log-probabilities, (n,) float32."""
+    rows, size = logits.shape
+    back = torch.empty_like(logits)
+    tensors = (gradient.contiguous(), logits, token_ids.contiguous(), never, normalizers, back)
+    kernel = function_of("tell_backward", logits.dtype)
+    kernel(*[t.data_ptr() for t in tensors], rows, size, len(never), scale, torch.get_num_threads())
     return back
 
 

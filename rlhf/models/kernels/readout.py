@@ -1,0 +1,58 @@
+"""Log-probabilities and entropies from logits: on a CPU in two passes over each row, one on the way back.
+
+Written in torch they are some twelve passes, each with a tensor of all logits for its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rlhf.algos.logprobs import LogprobsAndEntropy, logprobs_and_entropy
+from rlhf.models.kernels import calls
+
+
+def read(
+    logits: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float,
+    suppress_ids: Sequence[int] = (),
+    entropy_graph: bool = True,
+) -> LogprobsAndEntropy:
+    """As ``logprobs_and_entropy``, to which everything goes that the kernel does not do.
+
+    Args:
+        logits: ``(n, vocabulary)`` or ``(batch, response, vocabulary)``; the results lack the last axis.
+        token_ids: what was drawn from each slot, long.
+        temperature: logits are divided by it.
+        suppress_ids: ids that cannot be drawn.
+        entropy_graph: whether gradients flow through the entropy: the kernel has no such way.
+    """
+    differentiates = torch.is_grad_enabled() and logits.requires_grad and entropy_graph
+    if differentiates or not temperature > 0 or not calls.tells(logits):
+        words: dict[str, Any] = {"temperature": temperature, "suppress_ids": suppress_ids}
+        return logprobs_and_entropy(logits, token_ids, entropy_graph=entropy_graph, **words)
+    never = torch.tensor(list(suppress_ids), dtype=torch.long)
+    found = _Readout.apply(logits.flatten(0, -2), token_ids.flatten(), never, 1.0 / temperature)
+    return LogprobsAndEntropy(*(one.view(token_ids.shape) for one in found))
+
+
+class _Readout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token_ids: Tensor, never: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        logits = logits.contiguous()
+        logprobs, entropies, normalizers = calls.tell(logits, token_ids, never, scale)
+        ctx.save_for_backward(logits, token_ids, never, normalizers)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+        return calls.tell_backward(gradient, *ctx.saved_tensors, ctx.scale), None, None, None
