@@ -146,8 +146,8 @@ def learn_operations(work: Workload, mean_response: float) -> float:
 def floor_seconds(work: Workload, peak: float, mean_response: float) -> float:
     """Seconds per step if every needed matrix product ran at the measured peak, and nothing else took time.
 
-    Counted: each response drawn once with a cache, which gives the policy's log-probs; the reference's, values and scores
-    once; updates.
+    Counted: each response drawn once with a cache, which gives the old log-probs; those of the reference, values and
+    scores once; updates.
     """
     body, tail, head = operations_per_token(work, work.prompt_tokens + mean_response)
     drawn = work.prompts_per_step * mean_response

@@ -9,6 +9,7 @@ CPU one token per slot of a cache, and needs the compiled kernels there; all oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -235,14 +236,44 @@ def _decode(layer: Any, x: Tensor, slices: Slices, angles: Any, cache: Any) -> T
     cos, sin = (angle.flatten(0, -2).contiguous() for angle in angles)
     if cos.shape != (len(x), layer.self_attn.head_dim) or {cos.dtype, step[0].dtype} != {x.dtype}:
         return None
+    return decoding.decode(_described(layer, slices[0][0], cache), x.contiguous(), cos, sin, *step)
+
+
+def decodes(layer: Any) -> bool:
+    """Whether a step of decoding is one call here, as far as the layer is concerned."""
+    halves = getattr(layer, "halves", None)
+    return halves is not None and halves.attention is not None
+
+
+def decode_through(layers: Sequence[Any], x: Tensor, cos: Tensor, sin: Tensor, cache: Any) -> Tensor | None:
+    """A step of decoding through all layers, a call each; None where one of them cannot be described.
+
+    Args:
+        x: (slots, hidden), contiguous, as the result.
+        cos: (slots, head size), as ``sin``, of the same type.
+    """
+    for number, layer in enumerate(layers):
+        slices, step = layer.mix.slices(len(x)), cache.step_of(number)
+        if (
+            len(slices) != 1
+            or step is None
+            or {step[0].dtype, cos.dtype, layer.halves.attention.weight.dtype} != {x.dtype}
+        ):
+            return None
+        x = decoding.decode(_described(layer, slices[0][0], cache), x, cos, sin, *step)
+    return x
+
+
+def _described(layer: Any, adapter: str, cache: Any) -> Any:
+    """The layer as the kernel sees it, for all steps of a cache."""
     known = cache.notes.get(layer)
     if known is None:
-        name, halves, attention = slices[0][0], layer.halves, layer.self_attn
+        halves, attention = layer.halves, layer.self_attn
         cache.notes[layer] = known = decoding.describe(
-            halves.attention, halves.feed_forward, name, attention.head_dim, attention.scaling,
+            halves.attention, halves.feed_forward, adapter, attention.head_dim, attention.scaling,
             num_layers=attention.config.num_hidden_layers,
         )  # fmt: skip
-    return decoding.decode(known, x.contiguous(), cos, sin, *step)
+    return known
 
 
 def _attend(

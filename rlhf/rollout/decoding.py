@@ -16,7 +16,8 @@ from rlhf.errors import NumericsError
 from rlhf.rollout.graphs import StepGraphs
 from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.sampling import draw, uniforms
-from rlhf.rollout.slots import SlotCache, slot_attention
+from rlhf.rollout.slots import GROW, SlotCache, slot_attention
+from rlhf.rollout.steps import LayerSteps
 
 REFILL_SHARE = 8
 """A refill waits until one slot in this many is free: a pass over one short prompt costs as much as over several."""
@@ -52,6 +53,7 @@ class SlotDecoder:
         model: the causal model, adapters inside.
         num_slots: samples that run together.
         reads_hidden: logits are the output layer's product with the last hidden states, and nothing else.
+        steps: a shorter way through the model, one token per slot.
         graphs: replays steps on a GPU; None: every step is launched operation by operation.
         beat: called at every look: a replayed step runs no hooks.
     """
@@ -67,12 +69,14 @@ class SlotDecoder:
         num_slots: int,
         suppress_ids: Sequence[int],
         reads_hidden: bool = False,
+        steps: LayerSteps | None = None,
         graphs: bool = False,
         beat: Callable[[], None] | None = None,
     ) -> None:
         self._model: Any = model
         self._tasks, self._sampling = tasks, sampling
         self._device, self._pad_id, self._reads_hidden, self._beat = model.device, pad_id, reads_hidden, beat
+        self._steps = steps
         self._suppress = self._on_device(list(suppress_ids), torch.long)
         self._look_every = LOOK_EVERY.get(self._device.type, 1)
         order = sorted(range(len(tasks)), key=lambda i: (len(tasks[i].prompt_ids), tasks[i].prompt_ids))
@@ -87,8 +91,9 @@ class SlotDecoder:
         self._logprobs = torch.zeros(len(tasks), limit + 1, device=self._device)
         self._stop = self._on_device(list(stop_ids))
         on_gpu = self._device.type == "cuda"
-        # a graph finds keys and values where they were: all columns from the start
-        self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + (limit if on_gpu else 1))
+        # a graph finds keys and values where they were: all columns from the start; else few, as adding copies all
+        ahead = limit if on_gpu else min(limit, GROW)
+        self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + ahead)
         self._graphs = StepGraphs() if graphs and on_gpu else None
         numbers_of_slots = torch.zeros(4, self._num_slots, dtype=torch.long, device=self._device)
         self._whole = *numbers_of_slots, torch.zeros(self._num_slots, dtype=torch.bool, device=self._device)
@@ -128,6 +133,18 @@ class SlotDecoder:
     def _run_step(self, width: int) -> None:
         """The same, with everything that moves written where it stood: a replay finds it there."""
         self._cache.begin_step(self._column, width)
+        token, live = self._draw(self._step_logits(width), self._task, self._step)
+        self._token.copy_(token)
+        self._step += self._live
+        self._column += self._live
+        self._live &= live
+
+    def _step_logits(self, width: int) -> Tensor:
+        """(slots, vocabulary) behind the newest token of every slot."""
+        steps = self._steps
+        found = None if steps is None or steps.serves is False else steps.logits(self._token, self._column, self._cache)
+        if found is not None and steps is not None and steps.serves:
+            return found
         columns = torch.arange(width, device=self._device)
         logits = self._model(
             input_ids=self._token[:, None],
@@ -136,12 +153,10 @@ class SlotDecoder:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]  # (slots, vocabulary)
-        token, live = self._draw(logits, self._task, self._step)
-        self._token.copy_(token)
-        self._step += self._live
-        self._column += self._live
-        self._live &= live
+        ).logits[:, -1]
+        if steps is not None:
+            steps.serves = found is not None and torch.equal(found, logits)
+        return logits
 
     def _draw(self, logits: Tensor, task: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Draws and keeps one token each; returns them and whether the sample goes on."""

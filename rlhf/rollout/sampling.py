@@ -50,11 +50,12 @@ def pick(weights: Tensor, uniform: Tensor) -> Tensor:
     """
     num_rows, size = weights.shape
     if size > 2 * CHUNK:
-        blocks = F.pad(weights, (0, -size % CHUNK)).view(num_rows, -1, CHUNK)  # (rows, blocks, tokens of a block)
+        filled = F.pad(weights, (0, -size % CHUNK)) if size % CHUNK else weights
+        blocks = filled.reshape(num_rows, -1, CHUNK)  # (rows, blocks, tokens of a block)
         sums = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
         target = uniform[:, None] * sums[:, -1:]
         block = torch.searchsorted(sums, target, right=True).clamp(max=blocks.shape[1] - 1)
-        before = F.pad(sums, (1, 0)).gather(1, block)
+        before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
         inside = blocks[torch.arange(num_rows, device=weights.device), block.squeeze(1)]
         token = block * CHUNK + _first_above(inside, target - before)
     else:

@@ -18,6 +18,7 @@ from rlhf.rollout.batching import BatchDecoder
 from rlhf.rollout.decoding import SlotDecoder
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.slots import fits_slots
+from rlhf.rollout.steps import LayerSteps
 from rlhf.weights.parts import write_parts
 from rlhf.weights.snapshot import Snapshot
 
@@ -55,7 +56,11 @@ class TransformersGenerator:
             blocks.install(self._model, self._mix)
         causal: Any = self._model.get_base_model() if self._adapted else self._model
         self._causal, self._slots = causal, fits_slots(causal)
-        self._slot_words: dict[str, Any] = {"reads_hidden": reads_last_hidden(causal), "graphs": graphs, "beat": beat}
+        reads_hidden = reads_last_hidden(causal)
+        steps = LayerSteps.of(causal) if self._slots and reads_hidden else None
+        self._slot_words: dict[str, Any] = {
+            "reads_hidden": reads_hidden, "steps": steps, "graphs": graphs, "beat": beat,
+        }  # fmt: skip
         self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch
         self._suppress_ids = suppress_ids
         self._version, self._sha = (-1, "") if self._adapted or follows_trainer else (0, "base")

@@ -132,7 +132,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         shaped = scorer.shape(answer.scores, batch.finished)
         judged = compute_advantages(batch, shaped, config, run.kl.coef, groups, answer.scored)
         staleness = run.channel.version - acted.rollouts[0].version
-        figures = {
+        figures: dict[str, Any] = {
             "staleness": staleness,
             "unscored": int((~answer.scored).sum()),
             "reward_errors_total": sum(scorer.errors.values()),

@@ -76,9 +76,10 @@ class AdapterChannel:
                 "step: the trained tensors are not the published ones"
             )
         nearer = self.between_hosts.receive(headers) if self.between_hosts is not None else {}
+        told = self.policy.submit("canary", [self.canary] * ranks)  # while the workers write and hash
         self.rollout.install(list(map(Shipped, headers, buffers)), nearer)
         milliseconds = (time.perf_counter() - started) * 1e3
-        difference = self._canary_difference()
+        difference = self._canary_difference(self.policy.wait(told))
         if not difference <= self.tolerance:
             raise WeightSyncError(
                 f"after sync of version {version} the canary's log-probs differ by {difference:.3g} between "
@@ -119,8 +120,7 @@ class AdapterChannel:
                 "the trained tensors were not restored"
             )
 
-    def _canary_difference(self) -> float:
-        trained = self.policy.call("canary", *self.canary)
+    def _canary_difference(self, trained: list[list[float]]) -> float:
         drawn = self.rollout.call("canary", *self.canary, self.temperature).values()
         return max(abs(a - b) for ours in trained for theirs in drawn for a, b in zip(ours, theirs, strict=True))
 

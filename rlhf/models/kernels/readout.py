@@ -55,4 +55,6 @@ class _Readout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-        return calls.tell_backward(gradient, *ctx.saved_tensors, ctx.scale), None, None, None
+        logits, token_ids, never, normalizers = ctx.saved_tensors
+        back = calls.tell_backward(gradient, logits, token_ids, never, normalizers, ctx.scale)
+        return back, None, None, None
