@@ -54,6 +54,20 @@ def test_eight_bit_adam_moves_what_it_trains() -> None:
     assert torch.allclose(parameter, torch.full_like(parameter, 0.9), atol=1e-3)
 
 
+def test_eight_bit_adam_moves_what_has_no_gradient() -> None:
+    """Why it is refused where a part of a matrix is held by zero gradients; AdamW leaves that part as it is."""
+    moved = {}
+    for name in ("adamw", "adamw_8bit"):
+        parameter = torch.nn.Parameter(torch.ones(4096))
+        groups = [ParameterGroup("policy", [parameter], 0.1, 1.0)]
+        optimizer = _build_optimizer(groups, OptimConfig(optimizer=name))  # type: ignore[arg-type]
+        for _ in range(3):
+            parameter.grad = torch.tensor([1.0, 0.0]).repeat(2048)
+            optimizer.step()
+        moved[name] = float((parameter.detach()[1::2] - 1).abs().max())
+    assert moved["adamw"] == 0.0 < moved["adamw_8bit"]
+
+
 def test_eight_bit_adam_is_clipped_by_group_too() -> None:
     """Its hooks run although it is no optimizer of torch's own: gradients of 64 and 6.4 are cut to 1 and 3.2."""
     policy, critic = torch.nn.Parameter(torch.ones(4096)), torch.nn.Parameter(torch.ones(4096))
