@@ -124,17 +124,19 @@ def logits_activations(
 ) -> tuple[float, float]:
     """(kept, transient) bytes of log-probabilities and entropy over the vocabulary, per response token.
 
-    Kept: the scaled logits under logsumexp, fp32; the entropy has no graph unless it is in the loss. Transient: the
-    logits themselves and what the entropy is made from; later, in backward, two fp32 gradients of their size.
+    On a CPU, by the compiled kernel: the logits are kept, and backward makes their gradient. On a GPU the scaled logits
+    under logsumexp are kept, fp32, as the entropy has no graph unless it is in the loss; transient are the logits
+    themselves and what the entropy is made from, and later, in backward, two fp32 gradients of their size.
 
     Above ``LOGITS_ELEMENTS`` logits the states that they are made from are kept instead, and one of several equal
     chunks is alive at a time, forward and, recomputed, in backward.
     """
     entries = rows * response * shape.vocab
     chunks = math.ceil(entries / LOGITS_ELEMENTS["cuda" if on_gpu else "cpu"])
+    held, transient = (FP32, width + 3 * FP32) if on_gpu else (width, width)
     if chunks > 1:
-        return rows * response * shape.hidden * width, entries / chunks * (width + 4 * FP32)
-    return entries * FP32, entries * (width + 3 * FP32)
+        return rows * response * shape.hidden * width, entries / chunks * (held + transient)
+    return entries * held, entries * transient
 
 
 def ppo_peak(
@@ -167,8 +169,8 @@ def ppo_peak(
     values = rows * response * shape.hidden * width * (2 if halves else 1) if critic else 0
     roles = 2 if critic else 1
     if packed:
-        # a half's way back holds its middle, and the gradients of that, of gate and of up
-        gates = 4 if keeps_gates else 6
+        # a half's way back holds the gradients of gate and up; but in the tiles of ADR 22 its middle and that's, too
+        gates = (2 if width == FP32 and not on_gpu else 4) + (0 if keeps_gates else 2)
         way_back = rows * tokens * width * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
         return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))
     policy = kept + max(logits + transient, recomputed)

@@ -29,14 +29,15 @@ class FragileRollout(RolloutWorker):
     def generate(self, tasks: list[PromptTask], sampling: SamplingConfig, version: int) -> list[Rollout]:
         passes = 0
 
-        def count(*_: Any) -> None:
+        def count() -> None:
             nonlocal passes
             passes += 1
             if passes == TOKENS_BEFORE_A_FAULT:
                 self.faults.reach(f"generate-{version}")
 
-        handle = self.generator._causal.register_forward_pre_hook(count)
+        words, beat = self.generator._slot_words, self.generator._slot_words["beat"]
+        words["beat"] = lambda: (count(), beat())
         try:
             return super().generate(tasks, sampling, version)
         finally:
-            handle.remove()
+            words["beat"] = beat

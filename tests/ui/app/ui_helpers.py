@@ -186,6 +186,10 @@ AXE = Path(str(files("axe_playwright_python"))) / "axe.min.js"
 
 def violations(page: Page) -> list[str]:
     """What axe-core finds on the page as it is now, of any severity, target sizes of WCAG 2.2 included."""
+    # What is being fetched is shown faint, with its old content, until it is there.
+    page.wait_for_function("!document.querySelector('.pending') && document.getAnimations().every(idle)".replace(
+        "idle", "a => a.playState !== 'running' || a.effect.getTiming().iterations === Infinity"
+    ))  # fmt: skip
     # Through the debugger, so that the page's own policy stays as it is.
     page.evaluate(AXE.read_text(encoding="utf-8") + "; undefined")
     options = "{resultTypes: ['violations'], rules: {'target-size': {enabled: true}}}"

@@ -24,8 +24,8 @@ def ids(rows: list[PromptRow]) -> list[str]:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 99), fraction=st.sampled_from([0.1, 0.3, 0.5]))
 def test_appending_and_shuffling_rows_moves_none(seed: int, fraction: float) -> None:
-    before = split_by_prompt(prompts(range(100)), eval_fraction=fraction, seed=seed)
-    grown = prompts(range(150))
+    before = split_by_prompt(prompts(range(300)), eval_fraction=fraction, seed=seed)  # of 100, seed 15 evaluates none
+    grown = prompts(range(350))
     random.Random(seed).shuffle(grown)
     after = split_by_prompt(grown, eval_fraction=fraction, seed=seed)
     for old, new in zip(before, after, strict=True):
