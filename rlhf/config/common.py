@@ -31,13 +31,14 @@ class StageConfig(Section):
             if reason := why_not(method, quantization=quantization, zero_stage=zero_stage):
                 raise ValueError(reason)
             optim = getattr(self, "optim", None)
-            holds_half = METHODS[method].holds_half and optim is not None
-            if holds_half and optim.optimizer == "adamw_8bit":
+            if not METHODS[method].holds_half or optim is None:
+                return self
+            if optim.optimizer == "adamw_8bit":
                 raise ValueError(
-                    f"optim.optimizer=adamw_8bit would move the half of a lora.method={method} adapter that has to stay "
-                    "as it starts, because its 8 bits have no exact zero: set it to adamw"
+                    f"optim.optimizer=adamw_8bit would move the half of a lora.method={method} adapter that has to "
+                    "stay as it starts, because its 8 bits have no exact zero: set it to adamw"
                 )
-            if holds_half and optim.weight_decay:
+            if optim.weight_decay:
                 raise ValueError(
                     f"optim.weight_decay={optim.weight_decay:g} would shrink the half of a lora.method={method} "
                     "adapter that has to stay as it starts: set it to 0"
