@@ -20,18 +20,24 @@ VLLM: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_the_policy_learns_from_what_vllm_draws(overlap: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WAYS: dict[str, dict[str, Any]] = {
+    "in turn": {},
+    "a step ahead": {"rollout.overlap": 1, "loss.importance_cap": 2.0},
+    "old log-probs of the engine": {"loss.old_logprobs": "rollout"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_policy_learns_from_what_vllm_draws(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    ahead = {"rollout.overlap": 1, "loss.importance_cap": 2.0} if overlap else {}
-    config = tiny_config(Path(BASE), tmp_path / "run", **VLLM, **ahead)
+    config = tiny_config(Path(BASE), tmp_path / "run", **VLLM, **WAYS[way])
     summary = run_ppo(config)
     rows = read_metrics(tmp_path / "run")
     assert len(rows) == 3 and summary["adapter_version"] == 3
     assert summary["sync"]["max_logprob_diff"] < 2e-4, "every version that vLLM took is the trainer's"
     assert all(row["updates_skipped"] == 0 and 0 < row["response_tokens_mean"] <= 12 for row in rows)
-    fresh = rows[:1] if overlap else rows  # later ones are drawn by an older policy
+    fresh = rows[:1] if "overlap" in str(WAYS[way]) else rows  # later ones are drawn by an older policy
     assert all(row["mismatch_max"] < 0.02 for row in fresh), "what vLLM says it drew is what the ranks say"
     assert all(row["mismatch_mean"] < 0.5 for row in rows)
     trained, _ = read_adapter_file(tmp_path / "run" / "adapter")
