@@ -272,10 +272,10 @@ class PpoConfig(StageConfig):
         if self.rollout.top_p < 1 or self.rollout.top_k:
             raise ValueError("rollout.top_p and rollout.top_k must stay off (1 and 0) in PPO: truncated sampling draws "
                              "from another distribution than the one whose log-probabilities are trained")  # fmt: skip
+        self._check_old_logprobs()
         if self.rollout.overlap and self.loss.importance_cap is None:
             raise ValueError(f"rollout.overlap={self.rollout.overlap} trains on tokens of an older policy: "
                              "set loss.importance_cap (2.0 is usual)")  # fmt: skip
-        self._check_old_logprobs()
         if self.ptx is not None and self.ptx.sequences_per_update % self.placement.num_ranks:
             raise ValueError(
                 f"ptx.sequences_per_update={self.ptx.sequences_per_update} must be a multiple of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.runtime import ActorPool
 OF_ROLLOUT = {"loss.old_logprobs": "rollout"}
 ONE_UPDATE = {"batch.minibatch_sequences": 16, "num_steps": 3}
 """Per epoch: a step's first update then holds all of its sequences."""
+LOOSE = {"sync_tolerance": 0.5, "ratio_tolerance": 0.5}
 MISMATCH = ("mismatch_mean", "mismatch_max", "mismatch_kl")
 
 
@@ -54,6 +56,20 @@ def test_the_first_update_measures_what_judging_did(
         assert row["mismatch_kl"] == pytest.approx(0.1 + 2.718281828**-0.1 - 1, abs=1e-4)
         assert row["ratio_first"] == pytest.approx(1 - 2.718281828**-0.1, abs=1e-3)
     assert all(value < 1e-4 for key in MISMATCH for value in of_trainer.series(key))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora.use_dora": True}, {"advantage.method": "reinforce_plus_plus"}, {"model.dtype": "bfloat16", **LOOSE}],
+    ids=["passes of their own", "no critic", "bfloat16"],
+)
+def test_other_ways_of_judging_and_learning(
+    changes: dict[str, Any], actor_pool: ActorPool, tiny_base: Path, tmp_path: Path
+) -> None:
+    found = run(tiny_config(tiny_base, tmp_path / "run", **OF_ROLLOUT, **changes), actor_pool)
+    assert says_of_policy(found) == [True, False]
+    bound = 0.2 if "model.dtype" in changes else 1e-4
+    assert all(0 < row["mismatch_mean"] <= row["mismatch_max"] < bound and row["entropy"] > 0 for row in found.rows)
 
 
 def test_an_engine_that_says_what_it_did_not_draw_is_stopped_before_its_version(

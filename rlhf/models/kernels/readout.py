@@ -32,12 +32,18 @@ def read(
         temperature: logits are divided by it.
         suppress_ids: ids that cannot be drawn.
         entropy_graph: whether gradients flow through the entropy: the kernel has no such way.
+
+    Raises:
+        IndexError: an id is no token of the vocabulary.
     """
     differentiates = torch.is_grad_enabled() and logits.requires_grad and entropy_graph
     if differentiates or not temperature > 0 or not calls.tells(logits):
         words: dict[str, Any] = {"temperature": temperature, "suppress_ids": suppress_ids}
         return logprobs_and_entropy(logits, token_ids, entropy_graph=entropy_graph, **words)
     never = torch.tensor(list(suppress_ids), dtype=torch.long)
+    for ids in (token_ids, never):  # the kernel reads and writes where they point
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < logits.shape[-1]:
+            raise IndexError(f"token ids must be in 0..{logits.shape[-1] - 1}, got {int(ids.min())}..{int(ids.max())}")
     found = _Readout.apply(logits.flatten(0, -2), token_ids.flatten(), never, 1.0 / temperature)
     return LogprobsAndEntropy(*(one.view(token_ids.shape) for one in found))
 

@@ -145,6 +145,14 @@ RULES = [
     ),
     ({"rollout.top_p": 0.9}, ("rollout.top_p", "1 and 0")),
     ({"rollout.top_k": 40}, ("top_k", "1 and 0")),
+    (
+        {"loss.old_logprobs": "rollout", "rollout.overlap": 1},
+        ("loss.old_logprobs=rollout", "rollout.overlap=0, not 1", "leave it at trainer"),
+    ),
+    (
+        {"loss.old_logprobs": "rollout", "loss.importance_cap": 2.0},
+        ("loss.old_logprobs=rollout", "leave loss.importance_cap out"),
+    ),
     ({"lora.dropout": 0.1}, ("lora.dropout", "0")),
     ({"model.trust_remote_code": True}, ("trust_remote_code", "revision")),
     ({"engine.offload_parameters": True}, ("offload_parameters", "zero_stage=3")),

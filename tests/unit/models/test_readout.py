@@ -113,6 +113,14 @@ def test_the_rest_goes_torch_s_way(reason: str, monkeypatch: pytest.MonkeyPatch)
     assert found.entropy.requires_grad == (reason == "entropy's gradient")
 
 
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_ids_outside_the_vocabulary_are_refused(bad: int) -> None:
+    logits, ids = logits_of(2, 4)
+    for token_ids, suppress in ((torch.tensor([0, bad]), ()), (ids, (bad,))):
+        with pytest.raises(IndexError, match=r"token ids must be in 0\.\.3"):
+            readout.read(logits, token_ids, suppress_ids=suppress, **WORDS)
+
+
 def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         readout.read(*logits_of(2, 4), temperature=0)
