@@ -237,6 +237,20 @@ def test_chunks_never_hold_all_logits():
     assert largest.num_elements == chunk_tokens * vocabulary
 
 
+def test_chunks_are_read_by_whoever_is_given():
+    hidden, weight, ids = torch.randn(5, 3), torch.randn(7, 3), torch.arange(5)
+    seen = []
+
+    def read(logits, token_ids, **words):
+        seen.append((tuple(logits.shape), token_ids.tolist(), words["temperature"], words["suppress_ids"]))
+        return logprobs_and_entropy(logits, token_ids, **words)
+
+    given = {"temperature": 0.5, "chunk_tokens": 2, "suppress_ids": (6,)}
+    with torch.no_grad():
+        chunked_logprobs_and_entropy(hidden, lambda x: x @ weight.T, ids, read=read, **given)
+    assert seen == [((2, 7), [0, 1], 0.5, (6,)), ((2, 7), [2, 3], 0.5, (6,)), ((1, 7), [4], 0.5, (6,))]
+
+
 def test_no_tokens_and_bad_chunks():
     head, empty = torch.nn.Linear(3, 5), torch.zeros(0, dtype=torch.long)
     out = chunked_logprobs_and_entropy(torch.randn(0, 3), head, empty, temperature=1.0, chunk_tokens=2)
