@@ -276,7 +276,9 @@ def test_only_an_entropy_that_is_trained_has_a_graph(chunked, entropy_graph):
     torch.testing.assert_close(out.entropy, entropy(logits, temperature=0.7, suppress_ids=(8,)))
     with torch.no_grad():
         judged = run()
+        of_trained = logprobs_and_entropy(logits, ids, temperature=0.7, entropy_graph=entropy_graph)
     assert not judged.logprobs.requires_grad and not judged.entropy.requires_grad
+    assert logits.requires_grad and not of_trained.logprobs.requires_grad and not of_trained.entropy.requires_grad
     assert torch.equal(judged.logprobs, out.logprobs) and torch.equal(judged.entropy, out.entropy)
 
 
