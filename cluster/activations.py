@@ -169,7 +169,8 @@ def ppo_peak(
     values = rows * response * shape.hidden * width * (2 if halves else 1) if critic else 0
     roles = 2 if critic else 1
     if packed:
-        # a half's way back holds the gradients of gate and up; but in the tiles of ADR 22 its middle and that's, too
+        # a half's way back holds the gradients of gate and up; without the tiles of ADR 22 also its middle and the
+        # middle's gradient
         gates = (2 if width == FP32 and not on_gpu else 4) + (0 if keeps_gates else 2)
         way_back = rows * tokens * width * (gates * shape.intermediate + 2 * shape.hidden) if halves else 0
         return roles * kept + max(logits + values + transient, roles * (recomputed + way_back))

@@ -52,8 +52,6 @@ class Verdict:
     scores: torch.Tensor
     kl: torch.Tensor
     figures: dict[str, Any]
-    policy_judged: bool
-    """Whether the old log-probs are the trainer's; otherwise they are the rollout engine's."""
 
 
 def run_ppo(config: PpoConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -115,7 +113,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         batch = collect(acted.rollouts, run.session.pad_id)
         messages = [prompts[row].messages for row in acted.prompt_rows]
         asked = _ask_scorers(run, acted, messages)  # they score while the ranks judge
-        with_policy = config.loss.old_logprobs == "trainer" or step == 0
+        with_policy = _judges_policy(config, step)
         found = _judge_on_ranks(run, batch, with_policy)
         model_scores = _model_scores(run, found, asked)
         batch = batch.with_judgement(
@@ -143,7 +141,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
                 _refuse_mismatch(config, step, figures["mismatch_mean"])
         judged, weights = weigh(judged, config.loss.importance_cap)
         run.session.profiler.note(judged.batch)
-        return Verdict(judged, answer.scores, kl, {**figures, **weights}, with_policy)
+        return Verdict(judged, answer.scores, kl, {**figures, **weights})
 
 
 def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
@@ -162,8 +160,7 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
                 learned = run.critic.join(learned, asked)
         learned = {key: value for key, value in learned.items() if key != "norms"}
         run.updates_done += config.batch.epochs * config.minibatches
-        if not learned["updates_skipped"]:
-            _refuse_first_update(config, step, learned, verdict.policy_judged)
+        _refuse_first_update(config, step, learned)
         run.kl.update(float(verdict.kl.mean()), batch.num_sequences)
         return learned
 
@@ -284,11 +281,16 @@ def _refuse_beyond_limits(config: PpoConfig, step: int, values: dict[str, Any]) 
         )
 
 
-def _refuse_first_update(config: PpoConfig, step: int, learned: dict[str, Any], policy_judged: bool) -> None:
+def _judges_policy(config: PpoConfig, step: int) -> bool:
+    """Whether a step's old log-probs are the trainer's; otherwise they are the rollout engine's."""
+    return config.loss.old_logprobs == "trainer" or step == 0
+
+
+def _refuse_first_update(config: PpoConfig, step: int, learned: dict[str, Any]) -> None:
     """Before a step's first update the trained policy is the one that drew and that old log-probs are of."""
-    if not policy_judged:
+    if not _judges_policy(config, step):
         _refuse_mismatch(config, step, learned["mismatch_mean"])
-    elif not learned["ratio_first"] <= config.ratio_tolerance:
+    elif not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
         raise NumericsError(
             f"step {step}: the first micro-batch's ratio is off 1 by {learned['ratio_first']:.3g} "
             f"(ratio_tolerance={config.ratio_tolerance:g}): old log-probs are not those of the trained policy"

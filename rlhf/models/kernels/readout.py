@@ -24,14 +24,8 @@ def read(
     suppress_ids: Sequence[int] = (),
     entropy_graph: bool = True,
 ) -> LogprobsAndEntropy:
-    """As ``logprobs_and_entropy``, to which everything goes that the kernel does not do.
-
-    Args:
-        logits: ``(n, vocabulary)`` or ``(batch, response, vocabulary)``; the results lack the last axis.
-        token_ids: what was drawn from each slot, long.
-        temperature: logits are divided by it.
-        suppress_ids: ids that cannot be drawn.
-        entropy_graph: whether gradients flow through the entropy: the kernel has no such way.
+    """Takes and gives what ``logprobs_and_entropy`` does, to which everything goes that the kernel has no way for:
+    an entropy with gradients, other devices and types of numbers.
 
     Raises:
         IndexError: an id is no token of the vocabulary.

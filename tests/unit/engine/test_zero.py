@@ -57,14 +57,14 @@ def test_eight_bit_adam_moves_what_it_trains() -> None:
 def test_eight_bit_adam_moves_what_has_no_gradient() -> None:
     """Why it is refused where a part of a matrix is held by zero gradients; AdamW leaves that part as it is."""
     moved = {}
-    for name in ("adamw", "adamw_8bit"):
+    for optim in (OptimConfig(), OptimConfig(optimizer="adamw_8bit")):
         parameter = torch.nn.Parameter(torch.ones(4096))
         groups = [ParameterGroup("policy", [parameter], 0.1, 1.0)]
-        optimizer = _build_optimizer(groups, OptimConfig(optimizer=name))  # type: ignore[arg-type]
+        optimizer = _build_optimizer(groups, optim)
         for _ in range(3):
             parameter.grad = torch.tensor([1.0, 0.0]).repeat(2048)
             optimizer.step()
-        moved[name] = float((parameter.detach()[1::2] - 1).abs().max())
+        moved[optim.optimizer] = float((parameter.detach()[1::2] - 1).abs().max())
     assert moved["adamw"] == 0.0 < moved["adamw_8bit"]
 
 
