@@ -20,7 +20,7 @@ from transformers.activations import SiLUActivation
 
 from rlhf.models.fans import Bundle, Fan, bundle, is_plain
 from rlhf.models.fronts import Gate, Norm, Plain
-from rlhf.models.kernels import calls, decoding
+from rlhf.models.kernels import calls, decoding, fan
 from rlhf.models.mixed import Mix
 from rlhf.models.packing import Kept, Packing
 
@@ -142,7 +142,7 @@ def _answers_alike(layer: Any, halves: Halves, mix: Mix) -> bool:
     like = halves.feed_forward.weight
     x = torch.arange(float(tokens * width)).view(1, tokens, width).sin().to(like)  # nothing random: models start here
     turn = torch.outer(torch.arange(1.0, tokens + 1), torch.arange(1.0, size // 2 + 1)).repeat(1, 2)[None]
-    packing = Packing(torch.arange(tokens, device=like.device), (tokens,), 1)
+    packing = Packing(torch.arange(tokens, device=like.device), (tokens,))
     words: Any = {
         "attention_mask": None,
         "position_embeddings": (turn.cos().to(like), turn.sin().to(like)),
@@ -169,6 +169,22 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
         return torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
     away = (found.float() - wanted.float()).norm() / wanted.float().norm()
     return float(away) < 4 * torch.finfo(found.dtype).eps
+
+
+def in_tiles(model: nn.Module) -> bool:
+    """Whether all layers' frozen products run in tiles of our own, which take any number of rows."""
+    layers = [module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")]
+    found = [getattr(layer, "halves", None) for layer in layers]
+    return bool(found) and all(
+        halves is not None
+        and halves.attention is not None
+        and all(
+            fan.serves(part.weight, matrices.frozen)
+            for part in (halves.attention, halves.feed_forward)
+            for matrices in (part.enters, part.leaves)
+        )
+        for halves in found
+    )
 
 
 def tail_of(model: nn.Module) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import peft
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -120,10 +121,13 @@ class RolesModel(nn.Module):
         """Whether log-probs can be read from the last hidden states; otherwise the model makes all logits itself."""
         self.mixes = self._can_mix()
         """Whether one pass can serve several roles; otherwise each role takes a pass of its own."""
+        self._multiple = packing.MULTIPLE
         if self.mixes:
             mixed.install(self.model, self._active)
             if self.policy_copy is None:  # it starts at the reference, to the last bit: both go the same way
                 blocks.install(self.model, self._active)
+                if blocks.in_tiles(base):
+                    self._multiple = packing.TILE_MULTIPLE
 
     def _start_as_policy(self) -> bool:
         """Copies the reference into a critic of the same shape, instead of taking all weights apart once more."""
@@ -237,20 +241,22 @@ class RolesModel(nn.Module):
     ) -> dict[str, Any]:
         """One pass of each model over the real tokens of all its roles; zeros are put back where the padding was."""
         keep = attention_mask.bool()
-        given = keep[:, -response_ids.shape[1] :]
-        number = keep.flatten().cumsum(0).view_as(keep) - 1  # of each token in the packed row
-        before, last = number[:, -response_ids.shape[1] - 1 : -1][given], number.max(dim=1).values
+        short, num_response = packing.without_last(keep), response_ids.shape[1]
+        given = keep[:, -num_response:]
+        before = _numbers(short)[:, -num_response - 1 : -1][given]  # in the packed row
+        last = keep.sum(dim=1).cumsum(0) - 1
         hidden: dict[str, Tensor] = {}  # states that are read, and filler behind them
         for causal in self._causal_models():
             own = [role for role in roles if self._model_of(role) is causal]
             if own:
                 reads = [last if role == REWARD else before for role in own]
-                words, num_tokens = packing.pack(input_ids, attention_mask, len(own))
-                kept = packing.Kept.of(reads, num_tokens)
+                keeps = [keep if role == REWARD else short for role in own]
+                words, counts = packing.pack(input_ids, keeps, self._multiple)
+                kept = packing.Kept.of(reads, counts, self._multiple)
                 words["packing"] = replace(words["packing"], kept=kept)
-                self._select(tuple((role, num_tokens) for role in own))
+                self._select(tuple(zip(own, counts, strict=True)))
                 states = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0]
-                parts = states.split(kept.counts if kept.done else num_tokens)
+                parts = states.split(kept.counts if kept.done else counts)
                 hidden |= {
                     role: part if kept.done else part[read] for role, part, read in zip(own, parts, reads, strict=True)
                 }
@@ -309,6 +315,8 @@ class RolesModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """From the states before the response tokens that are ``given`` (batch, response), and filler behind them."""
         head, ids = self._model_of(role).get_output_embeddings(), response_ids[given]
+        rest = -len(states) % packing.MULTIPLE
+        states = F.pad(states, (0, 0, 0, rest)) if rest else states
         filler = ids.new_zeros(len(states) - len(ids))
         told = read_logprobs(head, states, torch.cat([ids, filler]), **self._words(temperature))
         return _back(told.logprobs[: len(ids)], given), _back(told.entropy[: len(ids)], given)
@@ -368,3 +376,8 @@ def _critic_shape(init: RoleInit) -> Any:
 def _back(values: Tensor, given: Tensor) -> Tensor:
     """Values (n,) of the real tokens in their slots (batch, response), zeros elsewhere."""
     return values.new_zeros(given.shape).masked_scatter(given, values)
+
+
+def _numbers(keep: Tensor) -> Tensor:
+    """(batch, sequence) long: which of the kept tokens each is, in order."""
+    return keep.flatten().cumsum(0).view_as(keep) - 1

@@ -73,8 +73,13 @@ class _Back(Structure):
 
 
 def takes(like: Tensor, frozen: Frozen) -> bool:
-    """Whether products of tokens like these with such matrices are computed here."""
-    if like.device.type != "cpu" or like.dtype != torch.float32 or len(like) < FEW_ROWS:
+    """Whether products of these tokens with such matrices are computed here."""
+    return len(like) >= FEW_ROWS and serves(like, frozen)
+
+
+def serves(like: Tensor, frozen: Frozen) -> bool:
+    """Whether they are if there are enough of them."""
+    if like.device.type != "cpu" or like.dtype != torch.float32:
         return False
     widths = [size for weight, _ in frozen for size in weight.shape]
     return not any(width % WIDTH for width in widths) and prefers_onednn() and calls.library() is not None
