@@ -135,12 +135,12 @@ def learn_operations(work: Workload, mean_response: float) -> float:
     """Operations of a step's updates: per epoch a forward and a backward pass of policy and critic.
 
     A frozen matrix costs 2 operations per weight and token forward and 2 backward. Only the states before response
-    tokens are read, and only the policy's need logits.
+    tokens are read, so that a sequence's last token is left out, and only the policy's need logits.
     """
     body, tail, head = operations_per_token(work, work.prompt_tokens + mean_response)
     drawn = work.prompts_per_step * mean_response
-    prompts = work.prompts_per_step * work.prompt_tokens
-    return work.epochs * 2 * (2 * ((drawn + prompts) * body - prompts * tail) + drawn * head)
+    before = work.prompts_per_step * (work.prompt_tokens - 1)
+    return work.epochs * 2 * (2 * ((drawn + before) * body - before * tail) + drawn * head)
 
 
 def floor_seconds(work: Workload, peak: float, mean_response: float) -> float:
@@ -150,15 +150,11 @@ def floor_seconds(work: Workload, peak: float, mean_response: float) -> float:
     scores once; updates.
     """
     body, tail, head = operations_per_token(work, work.prompt_tokens + mean_response)
-    drawn = work.prompts_per_step * mean_response
-    prompts = work.prompts_per_step * work.prompt_tokens
-    tokens = drawn + prompts
-    unread = 2 * prompts + tokens - work.prompts_per_step  # scores are read at the last token
-    judged = 3 * tokens * body - unread * tail + drawn * head
+    sequences = work.prompts_per_step
+    drawn = sequences * mean_response
+    before = sequences * (work.prompt_tokens - 1)  # with them the states before all drawn tokens
+    tokens = drawn + before + sequences
+    judged = (2 * (drawn + before) + tokens) * body - (2 * before + tokens - sequences) * tail + drawn * head
     return (
-        tokens * body
-        - (prompts - work.prompts_per_step) * tail
-        + drawn * head
-        + judged
-        + learn_operations(work, mean_response)
+        (drawn + before) * body - before * tail + drawn * head + judged + learn_operations(work, mean_response)
     ) / peak

@@ -4,11 +4,12 @@
 
 A small pretrained model continues the prompts of ``tasks/happy_words.py`` and is paid for every happy word. Both
 sides: 48 tokens, LoRA rank 8 on all linear layers, 64 samples per step, 4 epochs of one update each (TRL's gradient
-accumulation counts across minibatches, so more of them would not be more updates there), the same learning rate, Adam,
-clipping, KL penalty and discount, the log-probs of sampling for the old ones; a critic each. TRL trains every weight of its critic, this system an adapter of rank
-8 on the policy's base, at three times the rate (``--critic-learning-rate``; at the policy's rate its scores stay 0.6
-behind after 20 steps). Scores are those of the samples drawn, so step k shows what k steps
-have taught. The figure is the difference of the mean score of the last five steps beside the spread over the seeds.
+accumulation counts across minibatches, so more of them would not be more updates there), the same learning rate,
+Adam, clipping, KL penalty and discount, the log-probs of sampling for the old ones; a critic each. TRL trains every
+weight of its critic, this system an adapter of rank 8 on the policy's base, at three times the rate (``--critic-
+learning-rate``; at the policy's rate its scores stay 0.6 behind after 20 steps). Scores are those of the samples
+drawn, so step k shows what k steps have taught. The figure is the difference of the mean score of the last five steps
+beside the spread over the seeds.
 """
 
 from __future__ import annotations

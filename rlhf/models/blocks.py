@@ -20,7 +20,7 @@ from transformers.activations import SiLUActivation
 
 from rlhf.models.fans import Bundle, Fan, bundle, is_plain
 from rlhf.models.fronts import Gate, Norm, Plain
-from rlhf.models.kernels import calls, decoding, fan
+from rlhf.models.kernels import calls, decoding
 from rlhf.models.mixed import Mix
 from rlhf.models.packing import Kept, Packing
 
@@ -169,39 +169,6 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
         return torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
     away = (found.float() - wanted.float()).norm() / wanted.float().norm()
     return float(away) < 4 * torch.finfo(found.dtype).eps
-
-
-def in_tiles(model: nn.Module) -> bool:
-    """Whether all layers' frozen products run in tiles of our own, which take any number of rows."""
-    layers = [module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")]
-    found = [getattr(layer, "halves", None) for layer in layers]
-    return bool(found) and all(
-        halves is not None
-        and halves.attention is not None
-        and all(
-            fan.serves(part.weight, matrices.frozen)
-            for part in (halves.attention, halves.feed_forward)
-            for matrices in (part.enters, part.leaves)
-        )
-        for halves in found
-    )
-
-
-def tail_of(model: nn.Module) -> list[nn.Module]:
-    """Modules that only those tokens of a packed row meet whose last hidden states are read; none where all do."""
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "halves")]
-    for layer in layers:
-        if layer.halves.is_last and is_plain(layer.halves.feed_forward.weight):
-            return [layer.mlp] if layer.halves.attention is None else [layer.self_attn.o_proj, layer.mlp]
-    return []
-
-
-def recompute(model: nn.Module) -> int:
-    """Feed-forwards that go the shorter way keep neither gate nor up for the way back; returns how many these are."""
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "halves")]
-    for layer in layers:
-        layer.halves = replace(layer.halves, keeps_gates=False)
-    return len(layers)
 
 
 def _forward(

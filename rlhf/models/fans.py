@@ -61,13 +61,14 @@ class Fan:
 
     frozen: tuple[tuple[Tensor, Tensor | None], ...]
     parts: tuple[Part, ...]
+    panels: fan.Panels | None = None
 
     def forward(
         self, front: Front, matrices: Sequence[Tensor], onto: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Results (tokens, out), of a single matrix added to ``onto``; each part's thin product (its tokens, ranks)."""
         if fan.takes(front[0], self.frozen):
-            return fan.forward(front, self.frozen, self.parts, matrices, onto)
+            return fan.forward(front, self.frozen, self.parts, matrices, onto, self.panels)
         x, _ = front.read()
         if onto is None:
             results = [linear(x, dense(weight), bias) for weight, bias in self.frozen]
@@ -103,7 +104,8 @@ class Fan:
             beside: the gradient of the way beside a norm, which that of its x is added to.
         """
         if fan.takes(front[0], self.frozen):
-            return fan.backward(front, self.frozen, self.parts, gradients, matrices, inner, wants, beside, wants_x)
+            ways = beside, wants_x, self.panels
+            return fan.backward(front, self.frozen, self.parts, gradients, matrices, inner, wants, *ways)
         x, to_front = front.read()
         back: Tensor | None = None
         if wants_x:
@@ -154,10 +156,14 @@ class Fan:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Linear layers with the same input, looked at once: frozen matrices; each adapter's members, and A, B of each."""
+    """Linear layers with the same input, looked at once: frozen matrices; each adapter's members, and A, B of each.
+
+    ``panels``: the frozen matrices in the order of tiles, where they are kept.
+    """
 
     frozen: tuple[tuple[Tensor, Tensor | None], ...]
     adapters: Mapping[str, tuple[tuple[Member, ...], tuple[Tensor, ...]]]
+    panels: fan.Panels | None = None
 
     def fan(self, slices: Sequence[tuple[str, slice]]) -> tuple[Fan, list[Tensor]]:
         """What they do to the tokens of a pass, and the trained matrices that take part."""
@@ -168,7 +174,7 @@ class Bundle:
             if members:
                 parts.append(Part(where, members, len(matrices)))
                 matrices += own
-        return Fan(self.frozen, tuple(parts)), matrices
+        return Fan(self.frozen, tuple(parts), self.panels), matrices
 
 
 def bundle(modules: Sequence[Any]) -> Bundle | None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models import blocks, products
+from rlhf.models import halved, products
 
 CPU_SIZE, GPU_SIZE = 1024, 8192
 
@@ -31,7 +31,7 @@ class UpdateCosts:
         head: weights of the output layer.
         attention: heads x head size, summed over layers.
         whole_policy: the policy trains body and head themselves, not an adapter on them.
-        tail: of ``body``, what only those tokens meet whose last hidden states are read (``blocks``).
+        tail: of ``body``, what only those tokens meet whose last hidden states are read (``halved``).
         adapter_tails: the same of ``adapters``.
     """
 
@@ -52,8 +52,11 @@ class UpdateCosts:
         trained: bool,
         logits: bool = False,
         whole: bool = False,
+        to_end: bool = False,
     ) -> float:
         """Operations of one role's pass over sequences of these lengths, forward alone or with backward.
+
+        A sequence's last token is predicted and valued by the states before it, and needs none itself.
 
         A frozen weight costs 2 operations per token forward and 2 backward, a trained one 2 more; attention 2 per pair
         of tokens and unit of width under the causal mask, and twice that backward.
@@ -63,7 +66,9 @@ class UpdateCosts:
             num_read: tokens whose last hidden states are read.
             logits: each of these gets logits.
             whole: body and head are what it trains; there is no adapter.
+            to_end: what is read is the last token's state.
         """
+        lengths = lengths if to_end else [length - 1 for length in lengths]
         tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
         unread = tokens - num_read
         frozen, own = (4, 6) if trained else (2, 2)
@@ -89,7 +94,7 @@ def update_costs(model: PreTrainedModel, trained: dict[str, int], *, whole_polic
     config: Any = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = size * config.num_attention_heads * config.num_hidden_layers
-    tail = blocks.tail_of(model)
+    tail = halved.tail_of(model)
     return UpdateCosts(
         body,
         tuple(trained.values()),

@@ -35,6 +35,7 @@ def pass_operations(
             trained=trained,
             logits=role in (POLICY, REFERENCE),
             whole=costs.whole_policy and role == POLICY,
+            to_end=role == REWARD,
         )
         for number, role in enumerate(roles)
     }

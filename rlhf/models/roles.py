@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rlhf.algos.masks import position_ids
 from rlhf.config.methods import METHODS
 from rlhf.errors import ConfigError
-from rlhf.models import adapters, blocks, mixed, packing, principal
+from rlhf.models import adapters, blocks, halved, mixed, packing, principal
 from rlhf.models.kernels import readout
 from rlhf.models.output import read_logprobs, reads_last_hidden
 
@@ -126,7 +126,7 @@ class RolesModel(nn.Module):
             mixed.install(self.model, self._active)
             if self.policy_copy is None:  # it starts at the reference, to the last bit: both go the same way
                 blocks.install(self.model, self._active)
-                if blocks.in_tiles(base):
+                if halved.in_tiles(base):
                     self._multiple = packing.TILE_MULTIPLE
 
     def _start_as_policy(self) -> bool:
@@ -196,7 +196,7 @@ class RolesModel(nn.Module):
             ConfigError: some layers do not run in halves, and would go on keeping all.
         """
         layers = sum(type(module).__name__.endswith("DecoderLayer") for module in self.model.modules())
-        if not self.mixes or self.policy_copy is not None or blocks.recompute(self.model) < layers:
+        if not self.mixes or self.policy_copy is not None or halved.recompute(self.model) < layers:
             raise ConfigError(
                 "roles.recompute_feed_forward=true: this model's layers do not run in the halves that can be computed "
                 "again one by one (plain LoRA on Llama's kind of layer, fp32 on a CPU or bf16 on a GPU, ZeRO below 3); "

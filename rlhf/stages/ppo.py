@@ -140,7 +140,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
             if staleness == 0:
                 _refuse_mismatch(config, step, figures["mismatch_mean"])
         judged, weights = weigh(judged, config.loss.importance_cap)
-        run.session.profiler.note(judged.batch)
+        run.session.profiler.note(judged.batch, with_policy=with_policy)
         return Verdict(judged, answer.scores, kl, {**figures, **weights})
 
 

@@ -38,6 +38,7 @@ class Profiler:
         self._steps: dict[int, dict[str, Any]] = {}
         self._last: deque[StepSpans] = deque(maxlen=TRACED_STEPS)
         self._batch: Experience | None = None
+        self._with_policy = True
         self._late: dict[str, list[Span]] = {}
         if on:
             self.spans.switch(Footprint())
@@ -49,10 +50,10 @@ class Profiler:
             record_spans(dict(enumerate(group.actors)))
         return group
 
-    def note(self, batch: Experience) -> None:
-        """Tells which sequences the step judges and learns from."""
+    def note(self, batch: Experience, *, with_policy: bool) -> None:
+        """Tells which sequences the step judges and learns from, and whether the policy is one of the judges."""
         if self.on:
-            self._batch = batch
+            self._batch, self._with_policy = batch, with_policy
 
     def step_done(
         self, step: int, actors: Mapping[str, Mapping[int, Any]], costs: UpdateCosts, *, shared_reward: bool
@@ -65,7 +66,9 @@ class Profiler:
             shared_reward: a reward model is one of the roles.
         """
         self.costs = costs
-        shares = role_shares(costs, self._batch, shared_reward) if self._batch is not None else {}
+        shares = {}
+        if self._batch is not None:
+            shares = role_shares(costs, self._batch, shared_reward, with_policy=self._with_policy)
         own = self.spans.take()
         whole = [span for span in own.done if span.name == STEP][-1]  # one that failed and is repeated came before
         driver = [span for span in own.done if span.start >= whole.start]
@@ -87,11 +90,13 @@ class Profiler:
             write_profile(self._run_dir, [self._steps[step] for step in sorted(self._steps)], list(self._last))
 
 
-def role_shares(costs: UpdateCosts, batch: Experience, shared_reward: bool) -> dict[str, dict[str, float]]:
+def role_shares(
+    costs: UpdateCosts, batch: Experience, shared_reward: bool, *, with_policy: bool = True
+) -> dict[str, dict[str, float]]:
     """How the roles share the passes of a step, by counted operations, and the optimizer's, by weights."""
     lengths, responses = batch.lengths, int(batch.response_mask.sum())
     learning = [POLICY, CRITIC][: len(costs.adapters)]
-    judging = [POLICY, REFERENCE, *learning[1:], *([REWARD] if shared_reward else [])]
+    judging = [*([POLICY] if with_policy else []), REFERENCE, *learning[1:], *([REWARD] if shared_reward else [])]
     return {
         "learn": pass_shares(costs, learning, lengths, responses, trained=True),
         "optimizer": weight_shares(costs, learning),

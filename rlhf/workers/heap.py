@@ -4,8 +4,8 @@ The C library, and torch on a GPU, keep what was freed for the same process: aft
 hold its activations while the rollout workers draw, and they their caches while it learns. The machine would need the
 sum of all peaks instead of the largest.
 
-A little may stay. A page that went back is cleared by the system, and in a virtual machine found again by the host, when
-it is touched next: for a small model a twentieth of a step.
+A little may stay. A page that went back is cleared by the system, and in a virtual machine found again by the host,
+when it is touched next: for a small model a twentieth of a step.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ WITHIN_AN_ACT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
-"""Environment in which glibc returns nothing by itself but what was larger than 32 MiB. The last of the three is address
-space; it keeps the heaps of threads from being given up one by one."""
+"""Environment in which glibc returns nothing by itself but what was larger than 32 MiB. The last of the three is
+address space; it keeps the heaps of threads from being given up one by one."""
 STATM = Path("/proc/self/statm")
 
 

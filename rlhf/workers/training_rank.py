@@ -16,6 +16,7 @@ from rlhf.config import PpoConfig, derive_seed
 from rlhf.engine.clipping import ParameterGroup
 from rlhf.engine.engine import TrainEngine, init_process_group
 from rlhf.errors import CheckpointError, NumericsError
+from rlhf.models import halved
 from rlhf.models.loading import to_device, torch_dtype
 from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, RolesModel
@@ -24,6 +25,8 @@ from rlhf.workers.ppo_loss import LearnTotals
 
 logger = logging.getLogger(__name__)
 
+PANEL_BYTES = 1 << 26
+"""Up to so much a rank holds of its frozen matrices once more, in the order of tiles (CPU, fp32)."""
 PER_UPDATE = {"policy_loss", "value_loss", "kl_loss", "ptx_loss"}
 """Figures that are means over updates."""
 OF_FIRST_UPDATE = {"mismatch_mean", "mismatch_kl", "entropy"}
@@ -66,6 +69,7 @@ class TrainingRank:
             roles.recompute_feed_forward()
         self.context.beat_with(roles)
         self.engine = self._build_engine()
+        halved.keep_panels(base, PANEL_BYTES)  # ranks have the same base by now, and nothing will change it
         learning = {role: count for role, count in self.trainable().items() if count}
         self.costs = update_costs(base, learning, whole_policy=whole_policy)
         self.peak = product_peak(self.engine.device, torch_dtype(self.config.model))

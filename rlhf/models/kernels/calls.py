@@ -37,7 +37,10 @@ SIGNATURES = {  # pointers, then sizes, a factor where there is one, threads
     "adapt": (*[c_void_p] * 3, *[c_int64] * 3, c_int),
     "adapt_backward": (*[c_void_p] * 4, *[c_int64] * 3, c_int),
 }
-OF_FLOATS = {"fan_forward": (c_void_p,) * 3, "fan_backward": (c_void_p,) * 3, "pack_thin": (c_void_p,) * 2}
+OF_FLOATS = {
+    **{name: (c_void_p,) * 3 for name in ("fan_forward", "fan_backward")},
+    **{name: (c_void_p,) * 2 for name in ("pack_forth", "pack_back", "pack_thin")},
+}
 """Of floats alone."""
 SUFFIXES = {torch.float32: "", torch.bfloat16: "_bfloat16"}
 """Of the names above, by the type of all numbers but factors and normalizers."""

@@ -7,6 +7,7 @@
 #include "narrow.h"
 #include "rows.h"
 
+// The caller writes these structures as words: every field takes 8 bytes.
 // weight (in, out) by its strides, of which one is 1; bias (out,) or null; beside (rows, out): results, or gradients.
 struct Frozen {
     const float* weight;
@@ -21,7 +22,7 @@ struct Tuner {
     const float *down, *up;
     float *to_down, *to_up;
     int64_t frozen, rank;
-    float scaling;
+    double scaling;
 };
 
 // Rows first to first + rows under one adapter; low (rows, sum of its ranks): x down^T, one beside the other.
@@ -37,7 +38,8 @@ struct Fan {
     int64_t matrices;
     const Part* parts;  // one behind the other, all rows
     int64_t num_parts, in, rows;
-    int threads;
+    int64_t threads;
+    const float* panels;  // all matrices as pack_forth or pack_back leaves them, or null
 };
 
 enum Kind : int64_t { PLAIN, NORM, GATE };
@@ -46,7 +48,7 @@ enum Kind : int64_t { PLAIN, NORM, GATE };
 struct Front {
     Kind kind;
     const float *x, *other;
-    float eps;
+    double eps;
 };
 
 // Where gradients go: of x, and of a gate's other; added to `beside` where there is a norm. to_x may be null, but for a
@@ -93,7 +95,7 @@ void make_rows(const Front& front, int64_t in, int64_t first, int64_t rows, floa
     for (int64_t row = first; row < first + rows; row++) {
         const int64_t at = row * in;
         if (front.kind == NORM)
-            norm_row(front.x + at, front.other, read + at, in, front.eps);
+            norm_row(front.x + at, front.other, read + at, in, (float)front.eps);
         else
             gate_row(front.x + at, front.other + at, read + at, in);
     }
@@ -111,7 +113,7 @@ struct Forth {
             const int64_t out = fan.frozen[tuner.frozen].out;
             downs.take(tuner.down, tuner.rank, offset[t]);
             ups.emplace_back(tuner.rank * out);
-            turn(tuner.up, out, tuner.rank, tuner.scaling, ups[t].data(), out);
+            turn(tuner.up, out, tuner.rank, (float)tuner.scaling, ups[t].data(), out);
         }
     }
 };
@@ -126,7 +128,7 @@ struct Return {
         for (int64_t t = 0; t < part.count; t++) {
             const Tuner& tuner = part.tuners[t];
             ups.emplace_back(tuner.rank, fan.frozen[tuner.frozen].out);
-            ups[t].take_turned(tuner.up, tuner.scaling);
+            ups[t].take_turned(tuner.up, (float)tuner.scaling);
             std::copy_n(tuner.down, tuner.rank * fan.in, downs.data() + offset[t] * fan.in);
         }
     }
@@ -144,7 +146,7 @@ float* at_block(float* of_part, const Part& part, const Block& block, int64_t ra
 
 void forward(const Fan& fan, const Front& front, const float* onto) {
     const int64_t in = fan.in;
-    Space space(front.kind == PLAIN ? 0 : fan.rows * in), packed(columns_at_once(in) * in);
+    Space space(front.kind == PLAIN ? 0 : fan.rows * in), here(fan.panels ? 0 : columns_at_once(in) * in);
     const float* read = front.kind == PLAIN ? front.x : space.data();
     const std::vector<Block> blocks = blocks_of(fan);
     std::vector<Forth> parts;
@@ -155,13 +157,18 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
     for (int64_t m = 0; m < fan.matrices; m++) {
         const Frozen& frozen = fan.frozen[m];
         const int64_t step = columns_at_once(in);
+        const float* kept = fan.panels;
+        for (int64_t before = 0; kept && before < m; before++) kept += fan.frozen[before].out * in;
         Space found(m == 0 ? TALL * widest : 0);
         for (int64_t column = 0; column < frozen.out; column += step) {
             const int64_t columns = std::min(step, frozen.out - column);
+            const float* packed = kept ? kept + column * in : here.data();
+            if (!kept) {
 #pragma omp for
-            for (int64_t at = 0; at < columns; at += PANEL)
-                pack_panel({frozen.weight, frozen.row, frozen.column}, in, column + at, std::min(PANEL, columns - at),
-                           packed.data() + at * in);
+                for (int64_t at = 0; at < columns; at += PANEL)
+                    pack_panel({frozen.weight, frozen.row, frozen.column}, in, column + at,
+                               std::min(PANEL, columns - at), here.data() + at * in);
+            }
 #pragma omp for
             for (size_t b = 0; b < blocks.size(); b++) {
                 const Block& block = blocks[b];
@@ -183,7 +190,7 @@ void forward(const Fan& fan, const Front& front, const float* onto) {
                 if (up) factors[count++] = {low + forth.offset[tuner], ranks, nullptr, frozen.out, part.tuners[tuner].rank};
                 if (frozen.bias) count++;
                 each_panel(columns, [&](int64_t at, int64_t width) {
-                    factors[0].right = packed.data() + at * in;
+                    factors[0].right = packed + at * in;
                     factors[0].right_row = width;
                     if (up) factors[1].right = up + at;
                     if (frozen.bias) factors[count - 1] = bias_factor(frozen.bias + column + at);
@@ -246,9 +253,15 @@ void to_adapter(const Fan& fan, const Part& part, const std::vector<int64_t>& of
             Space found(tuner.rank * width);
             sum_over_rows(part.low + offset[t], ranks, tuner.rank, frozen.beside + part.first * frozen.out + column,
                           frozen.out, width, part.rows, found.data());
-            turn(found.data(), tuner.rank, width, tuner.scaling, tuner.to_up + column * tuner.rank, tuner.rank);
+            turn(found.data(), tuner.rank, width, (float)tuner.scaling, tuner.to_up + column * tuner.rank, tuner.rank);
         }
     }
+}
+
+// Of the way back: columns of the input from one matrix after the other, (sum of outs, width).
+void pack_below(const Fan& fan, int64_t column, int64_t width, float* to) {
+    for (int64_t m = 0; m < fan.matrices; to += fan.frozen[m++].out * width)
+        pack_panel({fan.frozen[m].weight, fan.frozen[m].column, fan.frozen[m].row}, fan.frozen[m].out, column, width, to);
 }
 
 void backward(const Fan& fan, const Front& front, const Back& back) {
@@ -257,7 +270,7 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
     for (int64_t m = 0; m < fan.matrices; m++) depth += fan.frozen[m].out;
     const bool wants_x = back.to_x != nullptr;
     const int64_t step = columns_at_once(depth);
-    Space space(front.kind == PLAIN ? 0 : fan.rows * in), packed(wants_x ? step * depth : 0);
+    Space space(front.kind == PLAIN ? 0 : fan.rows * in), here(wants_x && !fan.panels ? step * depth : 0);
     Space gradient(front.kind == PLAIN || !wants_x ? 0 : fan.rows * in), inverse(fan.rows);
     const float* read = front.kind == PLAIN ? front.x : space.data();
     float* target = front.kind == PLAIN ? back.to_x : gradient.data();
@@ -276,15 +289,11 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
         std::vector<Factor> factors(fan.matrices + 1);
         for (int64_t column = 0; column < (wants_x ? in : 1); column += step) {
             const int64_t columns = std::min(step, in - column);
-            if (wants_x) {
+            const float* packed = fan.panels ? fan.panels + column * depth : here.data();
+            if (wants_x && !fan.panels) {
 #pragma omp for
-                for (int64_t at = 0; at < columns; at += PANEL) {
-                    const int64_t width = std::min(PANEL, columns - at);
-                    float* to = packed.data() + at * depth;
-                    for (int64_t m = 0; m < fan.matrices; to += fan.frozen[m++].out * width)
-                        pack_panel({fan.frozen[m].weight, fan.frozen[m].column, fan.frozen[m].row}, fan.frozen[m].out,
-                                   column + at, width, to);
-                }
+                for (int64_t at = 0; at < columns; at += PANEL)
+                    pack_below(fan, column + at, std::min(PANEL, columns - at), here.data() + at * depth);
             }
 #pragma omp for
             for (size_t b = 0; b < blocks.size(); b++) {
@@ -302,7 +311,7 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
                     }
                     if (front.kind == NORM)
                         for (int64_t row = block.first; row < block.first + block.rows; row++)
-                            inverse[row] = norm_row(front.x + row * in, front.other, space.data() + row * in, in, front.eps);
+                            inverse[row] = norm_row(front.x + row * in, front.other, space.data() + row * in, in, (float)front.eps);
                 }
                 if (!wants_x) continue;
                 for (int64_t m = 0; m < fan.matrices; m++) {
@@ -311,7 +320,7 @@ void backward(const Fan& fan, const Front& front, const Back& back) {
                 }
                 factors[fan.matrices] = {below, ranks, nullptr, in, ranks};
                 each_panel(columns, [&](int64_t at, int64_t width) {
-                    const float* from = packed.data() + at * depth;
+                    const float* from = packed + at * depth;
                     for (int64_t m = 0; m < fan.matrices; from += fan.frozen[m++].out * width) {
                         factors[m].right = from;
                         factors[m].right_row = width;
@@ -336,3 +345,18 @@ extern "C" void fan_forward(const Fan* fan, const Front* front, const float* ont
 
 // Given the gradients of the results and low: gradients of the input and of the adapters.
 extern "C" void fan_backward(const Fan* fan, const Front* front, const Back* back) { backward(*fan, *front, *back); }
+
+// All matrices' panels, as large as the matrices, for the way there and for the way back; parts are not looked at.
+extern "C" void pack_forth(const Fan* fan, float* to) {
+    for (int64_t m = 0; m < fan->matrices; to += fan->frozen[m++].out * fan->in)
+        each_panel(fan->frozen[m].out, [&](int64_t at, int64_t width) {
+            pack_panel({fan->frozen[m].weight, fan->frozen[m].row, fan->frozen[m].column}, fan->in, at, width,
+                       to + at * fan->in);
+        });
+}
+
+extern "C" void pack_back(const Fan* fan, float* to) {
+    int64_t depth = 0;
+    for (int64_t m = 0; m < fan->matrices; m++) depth += fan->frozen[m].out;
+    each_panel(fan->in, [&](int64_t at, int64_t width) { pack_below(*fan, at, width, to + at * depth); });
+}

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rlhf.models import adapters, blocks, mixed, packing
+from rlhf.models import adapters, blocks, halved, mixed, packing
 from rlhf.models.kernels import calls, decoding
 from rlhf.rollout.slots import SlotCache, slot_attention
 from tests.unit.models.test_mixed import NAMES, ragged, two_adapters
@@ -50,10 +50,16 @@ def make(model: Any, *, shorter: bool) -> tuple[Any, mixed.Mix]:
     return model, mix
 
 
+def packed() -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The second adapter's sequences end a token earlier."""
+    ids, mask = ragged()
+    return packing.pack(ids, [mask, packing.without_last(mask)])
+
+
 def run(model: Any, mix: mixed.Mix) -> Tensor:
     """Hidden states of both adapters' tokens, (tokens, hidden)."""
-    words, num_tokens = packing.pack(*ragged(), 2)
-    mix.parts = tuple((name, num_tokens) for name in NAMES)
+    words, counts = packed()
+    mix.parts = tuple(zip(NAMES, counts, strict=True))
     return model.get_base_model().model(**words).last_hidden_state[0]
 
 
@@ -171,7 +177,7 @@ def test_bfloat16_decodes_as_near_to_float32_as_the_layers_own(kind: str, tiny_b
 def test_gates_that_are_made_again_change_nothing(tiny_base: Path) -> None:
     own = two_adapters(tiny_base, causal("llama", tiny_base), r=3)
     kept, again = make(copy.deepcopy(own), shorter=True), make(own, shorter=True)
-    assert blocks.recompute(again[0]) == 2
+    assert halved.recompute(again[0]) == 2
     saved: list[list[int]] = [[], []]
     found = []
     for sizes, made in zip(saved, (kept, again), strict=True):
@@ -203,13 +209,12 @@ def test_states_and_gradients_are_the_layers_own(kind: str, tiny_base: Path) -> 
 def test_tokens_that_nobody_reads_end_at_the_last_attention(kind: str, tiny_base: Path) -> None:
     model, mix = make(two_adapters(tiny_base, causal(kind, tiny_base), r=3), shorter=True)
     wanted = run(model, mix)
-    _, num_tokens = packing.pack(*ragged(), 2)
-    reads = [torch.tensor([1, 5, 6, 11]), torch.tensor([4, num_tokens - 1])]
-    rows = torch.cat([reads[0], reads[1] + num_tokens])
+    words, counts = packed()
+    reads = [torch.tensor([1, 5, 6, 11]), torch.tensor([4, counts[1] - 1])]
+    rows = torch.cat([reads[0], reads[1] + counts[0]])
     expected = gradients(model, wanted[rows])
     model.zero_grad()
-    words, _ = packing.pack(*ragged(), 2)
-    kept = packing.Kept.of(reads, num_tokens)
+    kept = packing.Kept.of(reads, counts)
     assert len(kept.rows) == 32 and kept.counts == (16, 16)  # a kernel is compiled for every other number of tokens
     entered: list[int] = []
     last = model.get_base_model().model.layers[-1]

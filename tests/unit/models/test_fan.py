@@ -189,6 +189,38 @@ def test_a_matrix_that_stands_turned_is_the_same() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, [*results, *inner, *case.backward(inner)], strict=True))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_panels_change_no_bit(kind: str, shape: str) -> None:
+    case = Case.make(kind, shape)
+    plain = Fan(tuple(case.frozen), tuple(case.parts))
+    kept = Fan(plain.frozen, plain.parts, fan.Panels())
+    found = []
+    for each in (plain, kept, kept):
+        results, inner = fan.forward(case.front, each.frozen, each.parts, case.matrices, case.onto, each.panels)
+        words = case.gradients, case.matrices, inner, [True] * len(case.matrices), case.beside, True, each.panels
+        back, rest = fan.backward(case.front, each.frozen, each.parts, *words)
+        found.append([*results, *inner, *back, *rest])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_panels_are_what_is_read() -> None:
+    case, panels = Case.make("plain", "query, key, value of two roles"), fan.Panels()
+    forth, back = panels.forth(case.frozen), panels.back(case.frozen)
+    assert forth is panels.forth(case.frozen) and back is panels.back(case.frozen)
+    assert sorted(forth.tolist()) == sorted(back.tolist()) == sorted(torch.cat([w.flatten() for w, _ in case.frozen]))
+    before, inner = case.forward()
+    forth.zero_()
+    words = case.front, case.frozen, case.parts, case.matrices, None
+    results, _ = fan.forward(*words, panels)
+    adapters_alone, _ = fan.forward(case.front, [(0 * w, b) for w, b in case.frozen], *words[2:])
+    for mine, whole, alone in zip(results, before, adapters_alone, strict=True):
+        assert torch.equal(mine, alone) and not torch.equal(mine, whole)
+    rest = case.gradients, case.matrices, inner, [True] * len(case.matrices), None
+    nothing, _ = fan.backward(*words[:3], *rest, False, panels)
+    assert nothing == ()
+
+
 def test_no_tokens_give_none() -> None:
     weight, down, up = torch.ones(32, 16), torch.ones(4, 16), torch.ones(32, 4)
     part = Part(slice(0, 0), (Member(0, 1.0, slice(0, 4)),), 0)

@@ -62,11 +62,11 @@ def together(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     mix = mixed.Mix()
     assert mixed.can_mix(model, NAMES) and packing.enable(model.get_base_model())
     mixed.install(model, mix)
-    words, count = packing.pack(ids, mask, len(NAMES))
-    mix.parts = tuple((name, count) for name in NAMES)
+    words, counts = packing.pack(ids, [mask] * len(NAMES))
+    mix.parts = tuple(zip(NAMES, counts, strict=True))
     hidden = model.get_base_model().model(**words).last_hidden_state[0]
     real = int(mask.sum())
-    return {name: part[:real] for name, part in zip(NAMES, hidden.split(count), strict=True)}
+    return {name: part[:real] for name, part in zip(NAMES, hidden.split(counts), strict=True)}
 
 
 def gradients(model: Any, hidden: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ def test_an_update_costs_what_the_counter_sees(critic: bool, whole: bool, monkey
         logprobs, _, values = roles("train", input_ids=ids, attention_mask=mask, response_ids=ids[:, 16:],
                                     temperature=1.0, want_values=critic)  # fmt: skip
         (logprobs.sum() + (values.sum() if values is not None else 0)).backward()
-    predicted = costs.update([48] * 4, 4 * 32)
+    predicted = costs.update([48 + 1] * 4, 4 * 32)  # a padded pass takes the last token, too
     # eager attention multiplies what the mask hides, too; nothing goes back through the first layer's q, k and v
     hidden_by_mask = (2 if critic else 1) * 6 * costs.attention * 4 * 48**2
     assert predicted + hidden_by_mask == pytest.approx(counter.get_total_flops(), rel=0.02)
@@ -43,16 +43,17 @@ def test_an_update_costs_what_the_counter_sees(critic: bool, whole: bool, monkey
 
 def test_costs_grow_with_tokens_and_roles() -> None:
     one = UpdateCosts(body=1000, adapters=(10,), head=100, attention=0)
-    assert one.update([5, 7], 3) == 4 * 1000 * 12 + 6 * 10 * 12 + 4 * 100 * 3
+    assert one.update([6, 8], 3) == 4 * 1000 * 12 + 6 * 10 * 12 + 4 * 100 * 3
+    assert one.role(0, [5, 7], 2, trained=False, to_end=True) == one.role(0, [6, 8], 2, trained=False)
     two = UpdateCosts(body=1000, adapters=(10, 11), head=100, attention=2)
-    assert two.update([5], 0) == 2 * (4 * 1000 * 5 + 6 * 2 * 25) + 6 * 21 * 5
+    assert two.update([6], 0) == 2 * (4 * 1000 * 5 + 6 * 2 * 25) + 6 * 21 * 5
 
 
 def test_unread_tokens_end_at_the_last_attention() -> None:
     costs = UpdateCosts(body=1000, adapters=(10, 20), head=100, attention=0, tail=300, adapter_tails=(3, 6))
-    forward = costs.role(1, [5, 7], 2, trained=False)
+    forward = costs.role(1, [6, 8], 2, trained=False)
     assert forward == 2 * (1000 * 12 - 300 * 10 + 20 * 12 - 6 * 10)
-    assert costs.update([5, 7], 4) == sum(
+    assert costs.update([6, 8], 4) == sum(
         4 * (1000 * 12 - 300 * 8) + 6 * (own * 12 - tail * 8) for own, tail in ((10, 3), (20, 6))
     ) + 4 * 100 * 4  # fmt: skip
 

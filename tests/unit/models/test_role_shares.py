@@ -19,5 +19,8 @@ def test_parts_of_the_roles_are_the_whole_update() -> None:
 def test_shares_add_up_to_one() -> None:
     judged = pass_shares(COSTS, ["policy", "ref", "critic", "reward"], [5, 7], 4, trained=False)
     assert sum(judged.values()) == pytest.approx(1)
-    assert judged["policy"] == judged["ref"] > judged["critic"] == judged["reward"]
+    assert judged["policy"] == judged["ref"] > judged["critic"]
+    assert judged["reward"] / judged["critic"] == pytest.approx(
+        COSTS.role(0, [6, 8], 4, trained=False) / COSTS.role(0, [5, 7], 4, trained=False)
+    ), "the reward model alone reads the last tokens"
     assert weight_shares(COSTS, ["policy", "critic"]) == {"policy": 10 / 21, "critic": 11 / 21}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.errors import ConfigError
-from rlhf.models import adapters, blocks
+from rlhf.models import adapters, blocks, packing
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RewardStart, RoleInit, RolesModel
 from rlhf.models.source import resolve_model
@@ -122,6 +123,29 @@ def test_values_are_of_the_state_before_each_token(tiny_base: Path) -> None:
         for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
             hidden = hidden_states(critic, row)[len(prompt) - 1 : len(prompt) + len(response) - 1]
             assert torch.allclose(found[row, : len(response)], roles.value_head(hidden)[:, 0], atol=1e-5)
+
+
+def test_the_last_token_is_taken_by_the_reward_model_alone(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles, taken = build(tiny_base, reward=True), {}
+    ids, keep, response_ids, mask = batch(right=2)
+
+    def pack(input_ids: Tensor, keeps: Sequence[Tensor], multiple: int) -> Any:
+        taken.update(zip((REFERENCE, CRITIC, REWARD), [int(each.sum()) for each in keeps], strict=True))
+        return packing.pack(input_ids, keeps, multiple)
+
+    with torch.no_grad():
+        monkeypatch.setattr("rlhf.models.roles.packing.pack", pack)
+        before = roles.read([REFERENCE, CRITIC, REWARD], ids, keep, response_ids, 1.0)
+        monkeypatch.undo()
+        whole = int(keep.sum())
+        assert taken == {REFERENCE: whole - len(ids), CRITIC: whole - len(ids), REWARD: whole}
+        other = ids.clone()
+        for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+            other[row, ids.shape[1] - 2 - max(map(len, RESPONSES)) + len(response) - 1] = 1 + len(prompt)
+        after = roles.read([REFERENCE, CRITIC, REWARD], other, keep, response_ids, 1.0)
+    assert torch.equal(before[CRITIC][mask], after[CRITIC][mask])
+    assert torch.equal(before[REFERENCE][0][mask], after[REFERENCE][0][mask])
+    assert not torch.isclose(before[REWARD], after[REWARD], atol=1e-4).any()
 
 
 def test_a_value_cannot_see_its_own_token(tiny_base: Path) -> None:

@@ -71,7 +71,9 @@ def test_within_an_act_pages_are_made_once() -> None:
     own = base_environment(threads=1, use_gpu=False)
     faults = []
     for environment in (plain, plain | {name: own[name] for name in WITHIN_AN_ACT}):
-        done = subprocess.run([sys.executable, "-c", CHURN], env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", CHURN], env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         faults.append(int(done.stdout))
     assert faults[1] < 500 < 5000 < faults[0], faults
