@@ -126,12 +126,12 @@ def test_values_are_of_the_state_before_each_token(tiny_base: Path) -> None:
 
 
 def test_the_last_token_is_taken_by_the_reward_model_alone(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    roles, taken = build(tiny_base, reward=True), {}
+    roles, taken, own = build(tiny_base, reward=True), {}, packing.pack
     ids, keep, response_ids, mask = batch(right=2)
 
     def pack(input_ids: Tensor, keeps: Sequence[Tensor], multiple: int) -> Any:
         taken.update(zip((REFERENCE, CRITIC, REWARD), [int(each.sum()) for each in keeps], strict=True))
-        return packing.pack(input_ids, keeps, multiple)
+        return own(input_ids, keeps, multiple)
 
     with torch.no_grad():
         monkeypatch.setattr("rlhf.models.roles.packing.pack", pack)
