@@ -10,6 +10,8 @@ import torch
 from deepspeed.utils import safe_get_local_grad
 from torch import Tensor, nn
 
+from rlhf.engine.flat import Layout
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -32,9 +34,18 @@ class GroupClipping:
     def __init__(self, optimizer: torch.optim.Optimizer, groups: list[ParameterGroup], zero_stage: int) -> None:
         self._groups = {group.name: group for group in groups}
         self._zero_stage = zero_stage
+        self._flat: dict[str, Tensor] = {}
         self.norms: dict[str, float] = {}
         """Of every group before clipping; under ZeRO 1 and 2 of the groups whose step has begun."""
-        optimizer.register_step_pre_hook(self._clip)
+        optimizer.register_step_pre_hook(self.clip)
+
+    def lie_flat(self, gradients: Tensor) -> None:
+        """Tells that the gradients of all groups lie in one tensor, laid out group after group (``flat``)."""
+        start = 0
+        for name, group in self._groups.items():
+            size = Layout(group.parameters).size
+            self._flat[name] = gradients[start : start + size]
+            start += size
 
     def measure(self) -> bool:
         """Takes norms that must be known before the step; all ranks call it after the last backward pass.
@@ -45,15 +56,21 @@ class GroupClipping:
         self.norms = {}
         if self._zero_stage == 0:
             for name, group in self._groups.items():
-                self.norms[name] = math.sqrt(_squares([p.grad for p in group.parameters if p.grad is not None]))
+                gradients = [p.grad for p in group.parameters if p.grad is not None]
+                self.norms[name] = math.sqrt(_squares([self._flat[name]] if name in self._flat else gradients))
         if self._zero_stage == 3:
             for name, group in self._groups.items():
                 self.norms[name] = _norm_over_ranks([safe_get_local_grad(p) for p in group.parameters])
         return self._zero_stage != 0 or all(map(math.isfinite, self.norms.values()))
 
-    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Scales the gradients of every group whose norm is above its limit."""
         for group in optimizer.param_groups:
-            gradients, name = [p.grad for p in group["params"] if p.grad is not None], group["name"]
+            name = group["name"]
+            if name in self._flat:
+                gradients = [self._flat[name]]
+            else:
+                gradients = [p.grad for p in group["params"] if p.grad is not None]
             if not gradients:
                 continue
             if self._zero_stage in (1, 2):

@@ -26,6 +26,7 @@ from rlhf.engine import alike, master_weights, shared_sum, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
+from rlhf.engine.flat import FlatStep
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 
@@ -95,16 +96,27 @@ class TrainEngine:
         if takes_empty_step:
             optimizer.state.clear()
             self.steps_shorter = master_weights.shorten_step(self._engine.optimizer)
+        self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
         self.sums_shared = False
         """Whether ranks of one host sum their gradients in shared memory."""
+        self.steps_flat = False
+        """Whether the optimizer takes a group's tensors as one."""
         if engine.zero_stage == 0 and self._engine.device.type == "cpu":
-            trained = [p for group in groups for p in group.parameters]
-            data_parallel = deepspeed_groups._get_sequence_data_parallel_group()
-            self.sums_shared = shared_sum.install(self._engine, trained, data_parallel)
-        self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
+            self._share_sums(optimizer)
         self.zero_stage = engine.zero_stage
         self.world_size = torch.distributed.get_world_size()
         self.rank = torch.distributed.get_rank()
+
+    def _share_sums(self, optimizer: torch.optim.Optimizer) -> None:
+        trained = [p for group in self._groups for p in group.parameters]
+        data_parallel = deepspeed_groups._get_sequence_data_parallel_group()
+        found = shared_sum.install(self._engine, trained, data_parallel)
+        self.sums_shared = found is not None
+        if found is not None and self._engine.optimizer is optimizer and type(optimizer) is torch.optim.AdamW:
+            self._clipping.lie_flat(found.mean)
+            step: Any = FlatStep(optimizer, found.mean, self._clipping.clip)
+            optimizer.step = step  # type: ignore[method-assign]
+            self.steps_flat = True
 
     @property
     def type_name(self) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
+
+from rlhf.engine.flat import Layout
 
 MOST_BYTES = 1 << 26
 """With more the sum itself takes the time, and the memory is better used otherwise."""
@@ -32,23 +33,32 @@ class SharedSum:
     Every rank has two places, used in turn: who is still reading one sum is never overtaken by the next but one.
 
     Args:
-        numbers: (2, ranks, all parameters' elements) of the parameters' type.
+        numbers: (2, ranks, the layout's size) of the parameters' type, zeros.
+
+    Attributes:
+        mean: (the layout's size,) what the last sum gave; parameters' gradients are views of it.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], numbers: Tensor, group: Any) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], layout: Layout, numbers: Tensor, group: Any) -> None:
         self._parameters = list(parameters)
         self._numbers, self._group = numbers, group
         self._rank, self._turn = torch.distributed.get_rank(group), 0
+        self._own = [layout.views(places[self._rank]) for places in numbers]
+        self.mean = numbers.new_zeros(layout.size)
+        self._means = layout.views(self.mean)
         self._arrived = torch.zeros(1)
 
     def reduce(self) -> None:
         """Gives every parameter the mean of all ranks' gradients, none counting as zeros. All ranks call it."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        places, self._turn = self._numbers[self._turn], 1 - self._turn
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=places[self._rank])
+        places, own, self._turn = self._numbers[self._turn], self._own[self._turn], 1 - self._turn
+        given = [(view, p.grad) for view, p in zip(own, self._parameters, strict=True) if p.grad is not None]
+        for view, parameter in zip(own, self._parameters, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+        torch._foreach_copy_([view for view, _ in given], [gradient for _, gradient in given])
         torch.distributed.all_reduce(self._arrived, group=self._group)
-        total = places.sum(dim=0).mul_(1.0 / len(places))
-        for parameter, gradient in zip(self._parameters, _unflatten_dense_tensors(total, gradients), strict=True):
+        torch.sum(places, dim=0, out=self.mean).mul_(1.0 / len(places))
+        for parameter, gradient in zip(self._parameters, self._means, strict=True):
             parameter.grad = gradient
 
 
@@ -62,8 +72,8 @@ def form(parameters: Sequence[nn.Parameter], group: Any) -> SharedSum | None:
     kinds = {(p.dtype, p.device.type) for p in parameters}
     if ranks < 2 or len(kinds) != 1 or next(iter(kinds))[1] != "cpu":
         return None
-    dtype, count = parameters[0].dtype, sum(p.numel() for p in parameters)
-    size = TOKEN_BYTES + 2 * ranks * count * dtype.itemsize
+    dtype, layout = parameters[0].dtype, Layout(parameters)
+    size = TOKEN_BYTES + 2 * ranks * layout.size * dtype.itemsize
     if size > MOST_BYTES:
         return None
     with contextlib.ExitStack() as open_files:
@@ -79,8 +89,8 @@ def form(parameters: Sequence[nn.Parameter], group: Any) -> SharedSum | None:
         torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN, group=group)
     if memory is None or not everywhere.item():
         return None
-    numbers = torch.frombuffer(memory, dtype=dtype, offset=TOKEN_BYTES).view(2, ranks, count)
-    return SharedSum(parameters, numbers, group)
+    numbers = torch.frombuffer(memory, dtype=dtype, offset=TOKEN_BYTES).view(2, ranks, layout.size)
+    return SharedSum(parameters, layout, numbers, group)
 
 
 @contextmanager
@@ -108,12 +118,11 @@ def _mapped(process: int, descriptor: int, token: bytes, size: int) -> mmap.mmap
         return None
 
 
-def install(engine: Any, parameters: Sequence[nn.Parameter], group: Any) -> bool:
-    """Lets a DeepSpeed engine without ZeRO take the mean here; False where its own way stays."""
+def install(engine: Any, parameters: Sequence[nn.Parameter], group: Any) -> SharedSum | None:
+    """Lets a DeepSpeed engine without ZeRO take the mean here; None where its own way stays."""
     if engine.has_moe_layers or not engine.gradient_average or engine.gradient_predivide_factor() != 1.0:
-        return False
+        return None
     found = form(parameters, group)
-    if found is None:
-        return False
-    engine.buffered_allreduce_fallback = lambda *_, **__: found.reduce()
-    return True
+    if found is not None:
+        engine.buffered_allreduce_fallback = lambda *_, **__: found.reduce()
+    return found
