@@ -233,7 +233,7 @@ class LeadPage:
         def edit(person_id: str | None, kind: str, on: bool, secret: str, request: gr.Request) -> tuple[str, Any, str]:
             boss = self.caller(request, "admin")
             if person_id is None:
-                return *load(request), ""
+                raise gr.Error(self.say("people.nobody"))
             if person_id == boss.id and (kind != "admin" or not on):
                 raise gr.Error(self.texts["error.role"])
             try:

@@ -86,8 +86,12 @@ def test_lead_decides_and_admits(lead_site: tuple[Server, Store], visit: Callabl
 
         # The newcomer forgot the password: the lead gives another, which ends every session.
         forgotten = auth.login(store, "newcomer", PASSWORD).token
+        page.wait_for_selector("table.people >> text=newcomer")  # the message comes before the page's new contents
+        page.get_by_role("button", name="Change", exact=True).click()
+        page.wait_for_selector("text=Choose a person first")
         page.get_by_label("Person").click()
         page.get_by_role("option", name="newcomer").click()
+        expect(page.get_by_label("Person")).to_have_value("newcomer", timeout=30_000)
         page.get_by_label("New password").fill("a third long password")
         page.get_by_role("button", name="Change", exact=True).click()
         page.wait_for_selector("text=Changed.")
