@@ -10,7 +10,7 @@ import torch
 from deepspeed.utils import safe_get_local_grad
 from torch import Tensor, nn
 
-from rlhf.engine.flat import Layout
+from rlhf.engine.flat import group_spans
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,8 @@ class GroupClipping:
 
     def lie_flat(self, gradients: Tensor) -> None:
         """Tells that the gradients of all groups lie in one tensor, laid out group after group (``flat``)."""
-        start = 0
-        for name, group in self._groups.items():
-            size = Layout(group.parameters).size
-            self._flat[name] = gradients[start : start + size]
-            start += size
+        spans = group_spans([group.parameters for group in self._groups.values()], gradients)
+        self._flat = dict(zip(self._groups, spans, strict=True))
 
     def measure(self) -> bool:
         """Takes norms that must be known before the step; all ranks call it after the last backward pass.
@@ -56,8 +53,7 @@ class GroupClipping:
         self.norms = {}
         if self._zero_stage == 0:
             for name, group in self._groups.items():
-                gradients = [p.grad for p in group.parameters if p.grad is not None]
-                self.norms[name] = math.sqrt(_squares([self._flat[name]] if name in self._flat else gradients))
+                self.norms[name] = math.sqrt(_squares(self._gradients(name, group.parameters)))
         if self._zero_stage == 3:
             for name, group in self._groups.items():
                 self.norms[name] = _norm_over_ranks([safe_get_local_grad(p) for p in group.parameters])
@@ -67,10 +63,7 @@ class GroupClipping:
         """Scales the gradients of every group whose norm is above its limit."""
         for group in optimizer.param_groups:
             name = group["name"]
-            if name in self._flat:
-                gradients = [self._flat[name]]
-            else:
-                gradients = [p.grad for p in group["params"] if p.grad is not None]
+            gradients = self._gradients(name, group["params"])
             if not gradients:
                 continue
             if self._zero_stage in (1, 2):
@@ -78,6 +71,10 @@ class GroupClipping:
             norm, limit = self.norms[name], self._groups[name].max_grad_norm
             if norm > limit:
                 torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+
+    def _gradients(self, name: str, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """Of a group: one tensor where they lie flat."""
+        return [self._flat[name]] if name in self._flat else [p.grad for p in parameters if p.grad is not None]
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:

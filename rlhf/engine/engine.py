@@ -22,11 +22,10 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from rlhf.config import EngineConfig, OptimConfig
-from rlhf.engine import alike, master_weights, shared_sum, uncompiled
+from rlhf.engine import alike, flat, master_weights, shared_sum, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
-from rlhf.engine.flat import FlatStep
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 
@@ -114,8 +113,7 @@ class TrainEngine:
         self.sums_shared = found is not None
         if found is not None and self._engine.optimizer is optimizer and type(optimizer) is torch.optim.AdamW:
             self._clipping.lie_flat(found.mean)
-            step: Any = FlatStep(optimizer, found.mean, self._clipping.clip)
-            optimizer.step = step  # type: ignore[method-assign]
+            flat.install(optimizer, found.mean, self._clipping.clip)
             self.steps_flat = True
 
     @property

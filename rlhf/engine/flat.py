@@ -43,6 +43,11 @@ class Layout:
         ]
 
 
+def group_spans(groups: Sequence[Sequence[nn.Parameter]], flat: Tensor) -> list[Tensor]:
+    """Each group's part of a tensor in which all groups' parameters are laid out, one behind the other."""
+    return list(flat.split([Layout(parameters).size for parameters in groups]))
+
+
 class FlatStep:
     """An AdamW's step over one tensor per group, where gradients lie flat; its state stays what torch's would be.
 
@@ -56,11 +61,9 @@ class FlatStep:
 
     def __init__(self, optimizer: Any, gradients: Tensor, before: Callable[[Any], None]) -> None:
         self._optimizer, self._before = optimizer, before
-        self._groups, start = [], 0
-        for group in optimizer.param_groups:
-            layout = Layout(group["params"])
-            self._groups.append(_Group(optimizer, group["params"], layout, gradients[start : start + layout.size]))
-            start += layout.size
+        groups = [group["params"] for group in optimizer.param_groups]
+        spans = group_spans(groups, gradients)
+        self._groups = [_Group(optimizer, own, span) for own, span in zip(groups, spans, strict=True)]
 
     @torch.no_grad()
     def __call__(self, closure: None = None) -> None:
@@ -70,11 +73,17 @@ class FlatStep:
             group.step(settings)
 
 
+def install(optimizer: Any, gradients: Tensor, before: Callable[[Any], None]) -> None:
+    """Gives an optimizer such a step instead of its own; arguments as of ``FlatStep``."""
+    optimizer.step = FlatStep(optimizer, gradients, before)
+
+
 class _Group:
     """Weights and moments of one group, flat."""
 
-    def __init__(self, optimizer: Any, parameters: list[nn.Parameter], layout: Layout, gradients: Tensor) -> None:
+    def __init__(self, optimizer: Any, parameters: list[nn.Parameter], gradients: Tensor) -> None:
         self._optimizer, self._parameters, self._gradients = optimizer, parameters, gradients
+        layout = Layout(parameters)
         self._weights, self._mean, self._square = (parameters[0].new_zeros(layout.size) for _ in range(3))
         self._steps = torch.zeros(len(parameters))  # torch counts for each by itself
         self._views = list(zip(layout.views(self._mean), layout.views(self._square), strict=True))

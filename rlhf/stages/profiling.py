@@ -37,8 +37,7 @@ class Profiler:
         self._run_dir = run_dir
         self._steps: dict[int, dict[str, Any]] = {}
         self._last: deque[StepSpans] = deque(maxlen=TRACED_STEPS)
-        self._batch: Experience | None = None
-        self._with_policy = True
+        self._judged: tuple[Experience, bool] | None = None
         self._late: dict[str, list[Span]] = {}
         if on:
             self.spans.switch(Footprint())
@@ -53,7 +52,7 @@ class Profiler:
     def note(self, batch: Experience, *, with_policy: bool) -> None:
         """Tells which sequences the step judges and learns from, and whether the policy is one of the judges."""
         if self.on:
-            self._batch, self._with_policy = batch, with_policy
+            self._judged = batch, with_policy
 
     def step_done(
         self, step: int, actors: Mapping[str, Mapping[int, Any]], costs: UpdateCosts, *, shared_reward: bool
@@ -66,9 +65,7 @@ class Profiler:
             shared_reward: a reward model is one of the roles.
         """
         self.costs = costs
-        shares = {}
-        if self._batch is not None:
-            shares = role_shares(costs, self._batch, shared_reward, with_policy=self._with_policy)
+        shares = {} if self._judged is None else role_shares(costs, *self._judged, shared_reward)
         own = self.spans.take()
         whole = [span for span in own.done if span.name == STEP][-1]  # one that failed and is repeated came before
         driver = [span for span in own.done if span.start >= whole.start]
@@ -91,7 +88,7 @@ class Profiler:
 
 
 def role_shares(
-    costs: UpdateCosts, batch: Experience, shared_reward: bool, *, with_policy: bool = True
+    costs: UpdateCosts, batch: Experience, with_policy: bool, shared_reward: bool
 ) -> dict[str, dict[str, float]]:
     """How the roles share the passes of a step, by counted operations, and the optimizer's, by weights."""
     lengths, responses = batch.lengths, int(batch.response_mask.sum())

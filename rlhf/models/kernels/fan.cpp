@@ -7,7 +7,7 @@
 #include "narrow.h"
 #include "rows.h"
 
-// The caller writes these structures as words: every field takes 8 bytes.
+// The caller writes the structures below as words: every field takes 8 bytes.
 // weight (in, out) by its strides, of which one is 1; bias (out,) or null; beside (rows, out): results, or gradients.
 struct Frozen {
     const float* weight;
@@ -57,6 +57,9 @@ struct Back {
     const float* beside;
     float *to_x, *to_other;
 };
+
+static_assert(sizeof(Frozen) == 6 * 8 && sizeof(Tuner) == 7 * 8 && sizeof(Part) == 5 * 8);
+static_assert(sizeof(Fan) == 8 * 8 && sizeof(Front) == 4 * 8 && sizeof(Back) == 3 * 8);
 
 namespace {
 

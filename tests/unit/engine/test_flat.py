@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlhf.config.model import OptimConfig
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
 from rlhf.engine.engine import _build_optimizer
-from rlhf.engine.flat import LINE_BYTES, FlatStep, Layout
+from rlhf.engine.flat import LINE_BYTES, Layout, install
 from rlhf.errors import CheckpointError
 
 SHAPES = {"policy": [(16, 40), (24, 16), (5,)], "critic": [(3, 7), (1, 40), ()]}
@@ -31,7 +31,7 @@ def build(*, flat: bool) -> tuple[list[ParameterGroup], Any, GroupClipping, Tens
     gradients = torch.zeros(Layout([p for group in groups for p in group.parameters]).size)
     if flat:
         clipping.lie_flat(gradients)
-        optimizer.step = FlatStep(optimizer, gradients, clipping.clip)
+        install(optimizer, gradients, clipping.clip)
     return groups, optimizer, clipping, gradients
 
 
