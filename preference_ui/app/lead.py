@@ -230,10 +230,11 @@ class LeadPage:
             person = get_annotator(self.site.store, str(person_id))
             return person.role, person.active
 
-        def edit(person_id: str | None, kind: str, on: bool, secret: str, request: gr.Request) -> tuple[str, Any, str]:
+        def edit(person_id: str | None, kind: str, on: bool, secret: str, request: gr.Request) -> Any:
             boss = self.caller(request, "admin")
             if person_id is None:
-                raise gr.Error(self.say("people.nobody"))
+                gr.Warning(self.say("people.nobody"))  # an error would be marked on the table, too
+                return gr.skip()
             if person_id == boss.id and (kind != "admin" or not on):
                 raise gr.Error(self.texts["error.role"])
             try:
