@@ -53,6 +53,10 @@ class AskTab:
         )  # fmt: skip
         done.success(None, None, None, js=_SHOW_TASK, api_visibility="private")
 
+    def _no(self, key: str) -> gr.Error:
+        """An error, not a warning: what follows a success must not follow. It is no fault, so no traceback either."""
+        return gr.Error(self.texts[key], print_exception=False)
+
     def ask(self, words: str, count: int, request: gr.Request) -> str:
         """Draw candidates, add them as a task of the project, and give it to the caller.
 
@@ -64,26 +68,26 @@ class AskTab:
             person = require_role(get_annotator(store, str(request.username)), "annotator")
             text = check_text(words.strip(), "prompt") if isinstance(words, str) else ""
         except (AuthError, DataError) as error:
-            raise gr.Error(self.texts["error.role"]) from error
+            raise self._no("error.role") from error
         if not text:
-            raise gr.Error(self.texts["ask.empty"])
+            raise self._no("ask.empty")
         if len(text) > MAX_CHARACTERS:
-            raise gr.Error(self.texts["ask.long"])
+            raise self._no("ask.long")
         if count not in range(MIN_RESPONSES, MAX_RESPONSES + 1):
-            raise gr.Error(self.texts["error.data"])
+            raise self._no("error.data")
         try:
             spec = self.policy.item(text, count, secrets.randbits(31))
         except DataError as error:
-            raise gr.Error(self.texts["ask.few"]) from error
+            raise self._no("ask.few") from error
         except GenerationError as error:
             logger.error("live generation: %s", error)
-            raise gr.Error(self.texts["ask.failed"]) from error
+            raise self._no("ask.failed") from error
         project = get_project(store, self.site.project)
         item_id = add_items(store, project.id, [spec], actor=person.id)[0]
         try:
             queue.claim_item(store, project.id, person.id, item_id)
         except LeaseError as error:
             # The very same answers were ranked by this person before.
-            raise gr.Error(self.texts["ask.few"]) from error
+            raise self._no("ask.few") from error
         gr.Info(self.texts["ask.ready"])
         return ""

@@ -13,6 +13,7 @@ import gradio as gr
 from preference_ui.app.dashboard import Dashboard, number, percent
 from preference_ui.app.lead_settings import settings_form
 from preference_ui.app.pages import widget
+from preference_ui.app.refusal import Refusal, refusable
 from preference_ui.app.site import Site
 from preference_ui.auth import require_role
 from preference_ui.errors import AuthError, ConfigError, DataError
@@ -46,12 +47,12 @@ class LeadPage:
         """Who sent an event, insisting on a role.
 
         Raises:
-            gr.Error: the role is too low; shown in the page's language.
+            Refusal: the role is too low, in the page's language.
         """
         try:
             return require_role(get_annotator(self.site.store, str(request.username)), role)
         except (AuthError, DataError) as error:
-            raise gr.Error(self.texts["error.role"]) from error
+            raise Refusal(self.texts["error.role"]) from error
 
     def build(self) -> gr.Blocks:
         """The page."""
@@ -81,8 +82,8 @@ class LeadPage:
             self.caller(request, "reviewer")
             return self.dashboard.render(self.locale)
 
-        page.load(show, None, board, **_EVENT)
-        refresh.click(show, None, board, **_EVENT)
+        page.load(refusable(show), None, board, **_EVENT)
+        refresh.click(refusable(show), None, board, **_EVENT)
 
     # ---- disagreements -------------------------------------------------------------------------------------
 
@@ -154,9 +155,9 @@ class LeadPage:
                 self._rule(person, item, kind, why, text)
             return *load(request), ""
 
-        page.load(load, None, [pick, shown, words], **_EVENT)
-        pick.input(choose, pick, shown, **_EVENT)
-        button.click(rule, [pick, verdict, note, words], [pick, shown, words, note], **_EVENT)
+        page.load(refusable(load), None, [pick, shown, words], **_EVENT)
+        pick.input(refusable(choose), pick, shown, **_EVENT)
+        button.click(refusable(rule), [pick, verdict, note, words], [pick, shown, words, note], **_EVENT)
 
     def _rule(self, person: Person, item: str, kind: str, why: str, text: str) -> None:
         """Only "unclear" makes a new version, and only when the text was changed."""
@@ -166,7 +167,7 @@ class LeadPage:
         try:
             version = decide(store, item, kind, why, decided_by=person.id, new_guideline=text if changed else None)
         except DataError as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise Refusal(str(error)) from error
         gr.Info(self.say("inbox.decided.version", version=version) if changed else self.say("inbox.decided"))
 
     # ---- people --------------------------------------------------------------------------------------------
@@ -221,35 +222,36 @@ class LeadPage:
                     self.site.store, handle, role=kind, password=secret, locale=self.locale, actor=boss.id
                 )
             except (ConfigError, DataError) as error:
-                raise gr.Error(html.escape(str(error))) from error
+                raise Refusal(str(error)) from error
             gr.Info(html.escape(self.say("people.added", name=person.handle)))
             return *load(request), "", ""
 
-        def pick(person_id: str | None, request: gr.Request) -> tuple[str, bool]:
+        def pick(person_id: str | None, request: gr.Request) -> Any:
             self.caller(request, "reviewer")
-            person = get_annotator(self.site.store, str(person_id))
+            if person_id is None:
+                return gr.skip()
+            person = get_annotator(self.site.store, person_id)
             return person.role, person.active
 
         def edit(person_id: str | None, kind: str, on: bool, secret: str, request: gr.Request) -> Any:
             boss = self.caller(request, "admin")
             if person_id is None:
-                gr.Warning(self.say("people.nobody"))  # an error would be marked on the table, too
-                return gr.skip()
+                raise Refusal(self.say("people.nobody"))
             if person_id == boss.id and (kind != "admin" or not on):
-                raise gr.Error(self.texts["error.role"])
+                raise Refusal(self.texts["error.role"])
             try:
                 update_annotator(
                     self.site.store, person_id, actor=boss.id, role=kind, active=on, password=secret or None
                 )
             except (ConfigError, DataError) as error:
-                raise gr.Error(html.escape(str(error))) from error
+                raise Refusal(str(error)) from error
             gr.Info(self.say("people.changed"))
             return *load(request), ""
 
-        page.load(load, None, [table, who], **_EVENT)
-        who.input(pick, who, [new_role, active], **_EVENT)
-        add.click(insert, [name, role, password], [table, who, name, password], **_EVENT)
-        change.click(edit, [who, new_role, active, new_password], [table, who, new_password], **_EVENT)
+        page.load(refusable(load), None, [table, who], **_EVENT)
+        who.input(refusable(pick), who, [new_role, active], **_EVENT)
+        add.click(refusable(insert), [name, role, password], [table, who, name, password], **_EVENT)
+        change.click(refusable(edit), [who, new_role, active, new_password], [table, who, new_password], **_EVENT)
 
     # ---- guidelines ----------------------------------------------------------------------------------------
 
@@ -277,10 +279,10 @@ class LeadPage:
             try:
                 version = publish_guideline(self.site.store, project.id, text, reason=why, actor=person.id)
             except DataError as error:
-                raise gr.Error(html.escape(str(error))) from error
+                raise Refusal(str(error)) from error
             gr.Info(self.say("guideline.published", version=version))
             return ""
 
-        page.load(load, None, [words, preview], **_EVENT)
+        page.load(refusable(load), None, [words, preview], **_EVENT)
         words.change(show, words, preview, **_EVENT | {"show_progress": "hidden"})
-        publish.click(save, [words, reason], reason, **_EVENT)
+        publish.click(refusable(save), [words, reason], reason, **_EVENT)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from preference_ui.app.refusal import Refusal, refusable
 from preference_ui.errors import ConfigError
 from preference_ui.projects import get_project, update_settings
 from preference_ui.settings import DEFAULT_MARGINS, Axis, ProjectSettings
@@ -88,12 +88,12 @@ def settings_form(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> Non
         try:
             update_settings(lead.site.store, project.id, _read(project.settings, values), actor=person.id)
         except ConfigError as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise Refusal(str(error)) from error
         gr.Info(say("settings.saved"))
 
-    page.load(load, None, fields, **event)
+    page.load(refusable(load), None, fields, **event)
 
-    save.click(write, fields, None, **event)
+    save.click(refusable(write, outputs=False), fields, None, **event)
 
 
 def _read(before: ProjectSettings, values: tuple[Any, ...]) -> ProjectSettings:

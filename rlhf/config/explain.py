@@ -61,6 +61,8 @@ def _explain(cls: type[BaseModel], problem: Mapping[str, Any], where: str) -> st
         close = difflib.get_close_matches(str(context.get("tag", "")), tags, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{where}.kind: {message}{hint}" if "tag" in context else f"{where}.kind is required"
+    if problem.get("input", "") is None and kind.endswith("_type"):
+        return f"{where}: no value is given (got None): write one, or leave the key out if it has a default"
     return f"{where}: {message}{_shown(problem, where)}"
 
 

@@ -100,7 +100,8 @@ def _scores(summary: Summary) -> Card | None:
         return None
     if before is None:
         return Card("Mean score", f"{after:.2f}", "", "PPO")
-    return Card("Mean score", f"{before:.2f} → {after:.2f}", "", f"SFT → PPO, a change of {after - before:+.2f}")
+    change = round(after, 2) - round(before, 2)  # of the figures beside it: the reader may subtract them
+    return Card("Mean score", f"{before:.2f} → {after:.2f}", "", f"SFT → PPO, a change of {change:+.2f}")
 
 
 def _reward_model(summary: Summary) -> Card | None:

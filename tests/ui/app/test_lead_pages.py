@@ -79,6 +79,16 @@ def test_lead_decides_and_admits(lead_site: tuple[Server, Store], visit: Callabl
         page.get_by_role("button", name="Add").click()
         page.wait_for_selector("text=newcomer can log in now")
         assert find_annotator(store, "newcomer") is not None
+
+        # What is refused is said, and nothing on the page is touched: no field is emptied or marked as broken.
+        page.wait_for_selector("table.people >> text=newcomer")  # the message comes before the page's new contents
+        page.get_by_label("Name").fill("newcomer")
+        page.get_by_label("Password").first.fill(PASSWORD)
+        page.get_by_role("button", name="Add").click()
+        page.wait_for_selector("text=there is an account 'newcomer' already")
+        expect(page.get_by_label("Name")).to_have_value("newcomer")
+        assert page.locator(".tabitem .error").count() == 0
+        assert "Traceback" not in server.log()
         assert (
             page.evaluate("document.querySelector('.gradio-container img[onerror], .gradio-container img[src=x]')")
             is None
@@ -86,7 +96,6 @@ def test_lead_decides_and_admits(lead_site: tuple[Server, Store], visit: Callabl
 
         # The newcomer forgot the password: the lead gives another, which ends every session.
         forgotten = auth.login(store, "newcomer", PASSWORD).token
-        page.wait_for_selector("table.people >> text=newcomer")  # the message comes before the page's new contents
         page.get_by_role("button", name="Change", exact=True).click()
         page.wait_for_selector("text=Choose a person first")
         page.get_by_label("Person").click()

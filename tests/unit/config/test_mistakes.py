@@ -138,6 +138,8 @@ def test_a_mistake_ends_with_exit_code_2_and_a_remedy(
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
+        ("run_dir", None, "run_dir: no value is given .got None.: write one"),
+        ("seed", None, "seed: no value is given .got None.: write one"),
         ("run_dir", "", "run_dir: String should have at least 1 character"),
         ("model.name", "", "model.name: String should have at least 1 character"),
         ("prompts", [], "at least 1 item"),

@@ -231,5 +231,12 @@ def test_shares_are_rounded_as_the_console_rounds_them(low: float) -> None:
     assert f"interval {int(console.replace('.', ''))}% to" in sentence
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.514, 0.936), (0.515, 0.9449), (-0.004, 0.0051), (1.2, 1.2)])
+def test_the_change_of_a_score_is_that_of_the_scores_shown(before: float, after: float) -> None:
+    (card,) = headline_cards({"mean_score": {"sft": before, "ppo": after}})
+    first, last = map(float, card.value.split(" → "))
+    assert card.detail.endswith(f"a change of {last - first:+.2f}")
+
+
 def test_bytes() -> None:
     assert [format_bytes(n) for n in (640, 118784, 2.5 * 2**20)] == ["640 B", "116 KiB", "2.5 MiB"]
