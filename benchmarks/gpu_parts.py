@@ -173,7 +173,8 @@ def main() -> None:
         if args.profile:
             print(passes.profile(rows[-1]), file=sys.stderr, flush=True)
     halves = [layer.halves for layer in base.model.layers if hasattr(layer, "halves")]
-    del passes, roles, base
+    in_halves = [len(halves), sum(h.attention is not None for h in halves)]
+    del passes, roles, base, take, halves  # each of them holds the layers
     gc.collect()
     torch.cuda.empty_cache()
     found["decode"] = decode(build(args.layers), args.decode_rows, args.decode_tokens)
@@ -182,7 +183,7 @@ def main() -> None:
         "device": {"name": device.name, "memory_gib": round(device.total_memory / 2**30, 1)},
         "matrix_peak_tflops": round(peak / 1e12, 1),
         "layers": args.layers,
-        "layers_in_halves": [len(halves), sum(h.attention is not None for h in halves)],
+        "layers_in_halves": in_halves,
         "prompt_and_response_tokens": [PROMPT, RESPONSE],
         "cases": found,
     })  # fmt: skip

@@ -45,11 +45,16 @@ def main() -> None:
     with ExitStack() as stack:
         run = start(open_session(build_config(PpoConfig, order["config"], source="benchmark"), stack), stack)
 
-        def step_done(*_: Any, **__: Any) -> None:
-            ended, actors = time.perf_counter(), {"policy": run.policy.actors[0], "rollout": run.fleet.living[0]}
+        def memory_of_both() -> dict[str, Any]:
+            actors = {"policy": run.policy.actors[0], "rollout": run.fleet.living[0]}
             asked = {role: actor.__ray_call__.remote(read_memory) for role, actor in actors.items()}
-            memory = {role: ray.get(ref, timeout=60) for role, ref in asked.items()}
-            steps.append({"ended": ended, "memory": memory, "goes_on": time.perf_counter()})
+            return {role: ray.get(ref, timeout=60) for role, ref in asked.items()}
+
+        at_start = memory_of_both()  # a worker loads a base of its own before it borrows the rank's
+
+        def step_done(*_: Any, **__: Any) -> None:
+            ended, memory = time.perf_counter(), memory_of_both()
+            steps.append({"ended": ended, "memory": memory, "at_start": at_start, "goes_on": time.perf_counter()})
             Path(order["output"]).write_text(json.dumps(steps), encoding="utf-8")
 
         train(run, step_done)

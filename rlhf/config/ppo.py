@@ -262,6 +262,7 @@ class PpoConfig(StageConfig):
                 f"{self.advantage.method} has no critic"
             )
         self._check_critic()
+        self._check_halves()
         if self.kl.mode == "loss" and self.kl.estimator == "k1":
             raise ValueError("kl.estimator=k1 has zero expected gradient as a loss: use k2 (reverse KL) or k3")
         if self.kl.target is not None and self.kl.mode == "none":
@@ -306,6 +307,13 @@ class PpoConfig(StageConfig):
             raise ValueError(
                 "loss.old_logprobs=rollout makes every importance weight 1: leave loss.importance_cap out, or "
                 "loss.old_logprobs at trainer"
+            )
+
+    def _check_halves(self) -> None:
+        if self.roles.recompute_feed_forward and self.engine.zero_stage == 3:
+            raise ValueError(
+                "roles.recompute_feed_forward=true needs engine.zero_stage below 3: where weights are gathered layer "
+                "by layer, nothing runs in halves; model.gradient_checkpointing=true does it there"
             )
 
     def _check_critic(self) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import SamplingConfig
 from rlhf.errors import NumericsError
-from rlhf.rollout.graphs import StepGraphs
+from rlhf.rollout.graphs import Captures, StepGraphs
 from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.sampling import draw, uniforms
 from rlhf.rollout.slots import GROW, SlotCache, slot_attention
@@ -54,7 +54,7 @@ class SlotDecoder:
         num_slots: samples that run together.
         reads_hidden: logits are the output layer's product with the last hidden states, and nothing else.
         steps: a shorter way through the model, one token per slot.
-        graphs: replays steps on a GPU; None: every step is launched operation by operation.
+        captures: steps are replayed on a GPU as long as these can be used; None: each is launched by its operations.
         beat: called at every look: a replayed step runs no hooks.
     """
 
@@ -70,7 +70,7 @@ class SlotDecoder:
         suppress_ids: Sequence[int],
         reads_hidden: bool = False,
         steps: LayerSteps | None = None,
-        graphs: bool = False,
+        captures: Captures | None = None,
         beat: Callable[[], None] | None = None,
     ) -> None:
         self._model: Any = model
@@ -94,7 +94,8 @@ class SlotDecoder:
         # a graph finds keys and values where they were: all columns from the start; else few, as adding copies all
         ahead = limit if on_gpu else min(limit, GROW)
         self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + ahead)
-        self._graphs = StepGraphs() if graphs and on_gpu else None
+        self._grows = not on_gpu
+        self._graphs = StepGraphs(captures) if captures is not None and captures.usable and on_gpu else None
         numbers_of_slots = torch.zeros(4, self._num_slots, dtype=torch.long, device=self._device)
         self._whole = *numbers_of_slots, torch.zeros(self._num_slots, dtype=torch.bool, device=self._device)
         self._begun: list[int] = []  # per slot: column minus number of steps at its start
@@ -124,11 +125,16 @@ class SlotDecoder:
     def _advance(self) -> None:
         """One token for every slot."""
         self._num_steps += 1
-        width = self._num_steps + max(self._begun)
+        width = self._width()
         if self._graphs is None:
             self._run_step(width)
         else:
             self._graphs.run(self._run_step, len(self._begun), self._cache.fit(width))
+
+    def _width(self) -> int:
+        """Columns that are in use; slots that ended and were not looked at yet count on."""
+        width = self._num_steps + max(self._begun)
+        return width if self._grows else min(width, self._cache.num_columns)
 
     def _run_step(self, width: int) -> None:
         """The same, with everything that moves written where it stood: a replay finds it there."""
@@ -162,7 +168,9 @@ class SlotDecoder:
         """Draws and keeps one token each; returns them and whether the sample goes on."""
         token, logprob = draw(logits, self._uniforms[task, step], self._sampling, self._suppress)
         self._tokens[task, step], self._logprobs[task, step] = token, logprob
-        return token, ~torch.isin(token, self._stop) & (step + 1 < self._sampling.max_response_tokens)
+        # not isin: with many stop tokens it sorts, and a GPU would be waited for
+        stopped = (token[:, None] == self._stop).any(dim=1)
+        return token, ~stopped & (step + 1 < self._sampling.max_response_tokens)
 
     def _settle(self) -> None:
         """Looks at what has ended; refills free slots, or closes the gaps when nothing waits."""
@@ -252,7 +260,7 @@ class SlotDecoder:
         movers = [slot for slot in range(num_left, len(self._begun)) if slot not in ended]
         if movers:
             source, target = self._on_device(movers), self._on_device(gaps)
-            self._cache.move(source, target)
+            self._cache.move(source, target, self._width())
             for tensor in self._whole:
                 tensor[target] = tensor[source]
             for mover, gap in zip(movers, gaps, strict=True):

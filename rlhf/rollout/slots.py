@@ -63,10 +63,10 @@ class SlotCache(Cache):
         for layer in self._own_layers():
             layer.place(source, slots)
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copies slots onto others."""
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copies the first ``width`` columns of slots onto others."""
         for layer in self._own_layers():
-            layer.move(source, target, self.width)
+            layer.move(source, target, width)
 
     def close(self) -> None:
         """Lets go of all keys and values: cache and layers know each other, and would wait for the collector."""

@@ -16,6 +16,7 @@ from rlhf.models.output import reads_last_hidden
 from rlhf.models.roles import POLICY
 from rlhf.rollout.batching import BatchDecoder
 from rlhf.rollout.decoding import SlotDecoder
+from rlhf.rollout.graphs import Captures, can_be_captured
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.slots import fits_slots
 from rlhf.rollout.steps import LayerSteps
@@ -58,8 +59,9 @@ class TransformersGenerator:
         self._causal, self._slots = causal, fits_slots(causal)
         reads_hidden = reads_last_hidden(causal)
         steps = LayerSteps.of(causal) if self._slots and reads_hidden else None
+        captures = Captures() if graphs and can_be_captured(causal) else None
         self._slot_words: dict[str, Any] = {
-            "reads_hidden": reads_hidden, "steps": steps, "graphs": graphs, "beat": beat,
+            "reads_hidden": reads_hidden, "steps": steps, "captures": captures, "beat": beat,
         }  # fmt: skip
         self._stop_ids, self._pad_id, self._microbatch = tuple(stop_ids), pad_id, microbatch
         self._suppress_ids = suppress_ids

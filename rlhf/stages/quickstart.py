@@ -107,7 +107,7 @@ def run_quickstart(
     quick = _open(root, seed, fresh, rehearsal)
     started = time.perf_counter()
     print_header("Quickstart: from demonstrations to a better policy", f"{root}, seed {quick.seed}")
-    placement = PlacementConfig(num_ranks=2, num_rollout_workers=2)
+    placement = PlacementConfig(num_ranks=2, num_rollout_workers=2, gpus_per_rank=0, gpus_per_rollout_worker=0)
     if _sampled(quick) and (annotate or quick.state.get("people") == "real") and not _rankings(quick, annotate):
         return None  # told at once, without starting Ray
     with _store_variable(quick.store), PeakMemory() as memory, ray_runtime(placement, num_workers=4):

@@ -106,9 +106,10 @@ class CriticWorker(TrainingRank):
         denominator = max(1.0, float(batch.response_mask[list(plan.rows)].sum()))
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
-            part = batch.select(rows).to(self.engine.device)
-            tokens = int(part.response_mask.sum())
+            part = batch.select(rows)
+            tokens = int(part.response_mask.sum())  # before the rows go to a GPU, which would have to be waited for
             totals.add(operations=self.costs.role(0, part.lengths, tokens, trained=True), tokens=float(tokens))
+            part = part.to(self.engine.device)
             with self.spans.span("learn.forward"):
                 values = self.engine("read", **self._words(part))[CRITIC]
             with self.spans.span("learn.loss"):

@@ -234,8 +234,8 @@ class PolicyWorker(TrainingRank):
         denominator = max(1.0, float(batch.response_mask[list(plan.rows)].sum()))
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
-            part = batch.select(rows).to(self.engine.device)
-            logprobs, entropies, values = self._forward(part, totals, want_values=self.roles.has_critic)
+            part = self._part(batch, rows, totals, policy_alone=not self.roles.has_critic)
+            logprobs, entropies, values = self._forward(part, want_values=self.roles.has_critic)
             with self.spans.span("learn.loss"):
                 outputs = Outputs(logprobs, entropies, values)
                 loss, policy = ppo_loss(self.config, part, outputs, denominator, kl_coef, self.policy_weight, totals)
@@ -251,20 +251,25 @@ class PolicyWorker(TrainingRank):
         tokens = float(anchor.batch.response_mask[list(plan.rows)].sum())
         mine = plan.ranks[self.context.rank]
         for index, rows in enumerate(mine):
-            part = anchor.batch.select(rows).to(self.engine.device)
-            logprobs, _, _ = self._forward(part, totals, want_values=False, temperature=1.0)
+            part = self._part(anchor.batch, rows, totals, policy_alone=True)
+            logprobs, _, _ = self._forward(part, want_values=False, temperature=1.0)
             with self.spans.span("learn.loss"):
                 loss = sft_anchor_loss(logprobs, part.response_mask, denominator=tokens)
                 totals.add(ptx_loss=loss)
             with self.spans.span("learn.backward"):
                 self.engine.backward(self.policy_weight * anchor.coef * loss, last=index == len(mine) - 1)
 
+    def _part(self, batch: Experience, rows: Microbatch, totals: LearnTotals, *, policy_alone: bool) -> Experience:
+        """Rows of one pass on the engine's device; they are counted before, as a GPU would have to be waited for."""
+        part = batch.select(rows)
+        operations = self.costs.update(part.lengths, int(part.response_mask.sum()), policy_alone=policy_alone)
+        totals.add(operations=operations)
+        return part.to(self.engine.device)
+
     def _forward(
-        self, part: Experience, totals: LearnTotals, *, want_values: bool, temperature: float | None = None
+        self, part: Experience, *, want_values: bool, temperature: float | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs, entropies and, if wanted, values of one pass with a graph; by default at sampling temperature."""
-        operations = self.costs.update(part.lengths, int(part.response_mask.sum()), policy_alone=not want_values)
-        totals.add(operations=operations)
         with self.spans.span("learn.forward"):
             return self.engine(
                 "train",

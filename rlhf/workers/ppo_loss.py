@@ -31,8 +31,10 @@ class LearnTotals:
     """Per update, each role's before clipping; None for one that was skipped."""
 
     def add(self, **values: Tensor | float) -> None:
+        """Adds to the sums, each of them where its values are: a GPU is waited for when they are read out."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().cpu()
+            found = torch.as_tensor(value).detach()
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=found.device)) + found
 
     def compare(self, part: Experience, outputs: Outputs) -> None:
         """Counts a micro-batch of a step's first update, whose policy is the one that drew it: what the trainer says of

@@ -88,6 +88,7 @@ class RolloutWorker:
         self.sleeps = rollout is not None and rollout.sleep_while_learning
         if source.adapter and not follows_trainer:
             self.load(str(source.adapter))
+        give_back()
 
     def describe(self) -> dict[str, Any]:
         """What runs here."""

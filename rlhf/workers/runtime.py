@@ -148,6 +148,7 @@ def base_environment(*, threads: int, use_gpu: bool, shares_gpu: bool = False) -
     if shares_gpu:
         environment[SHARED] = "1"
     if not use_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of the host's to a worker that asked for none
         environment["DS_ACCELERATOR"] = "cpu"
         environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
     return environment

@@ -21,6 +21,7 @@ from rlhf.models.loading import to_device, torch_dtype
 from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, RolesModel
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.heap import give_back
 from rlhf.workers.ppo_loss import LearnTotals
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class TrainingRank:
         learning = {role: count for role, count in self.trainable().items() if count}
         self.costs = update_costs(base, learning, whole_policy=whole_policy)
         self.peak = product_peak(self.engine.device, torch_dtype(self.config.model))
+        give_back()  # what loading and measuring left: whoever shares the GPU starts now
 
     def trainable(self) -> dict[str, int]:
         """Trained weights of policy and critic; 0 for a role that is not here."""

@@ -65,7 +65,8 @@ def turn_(states: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Te
     """
     tokens, heads, size = states.shape
     half = size // 2
-    _turn[(tokens * heads,)](states, cos, sin, heads, HALF=half, WIDTH=triton.next_power_of_2(half), BACK=back)
+    words = {"HALF": half, "WIDTH": triton.next_power_of_2(half), "BACK": back}
+    _turn[(tokens * heads,)](states, cos, sin, heads, **words, num_warps=1)  # a head has but 64 or 128 numbers
     return states
 
 

@@ -154,6 +154,10 @@ RULES = [
         ("loss.old_logprobs=rollout", "leave loss.importance_cap out"),
     ),
     ({"lora.dropout": 0.1}, ("lora.dropout", "0")),
+    (
+        {"roles.recompute_feed_forward": True, "engine.zero_stage": 3},
+        ("roles.recompute_feed_forward", "zero_stage below 3", "gradient_checkpointing"),
+    ),
     ({"model.trust_remote_code": True}, ("trust_remote_code", "revision")),
     ({"engine.offload_parameters": True}, ("offload_parameters", "zero_stage=3")),
     (
@@ -271,6 +275,17 @@ def test_sixty_mutated_configs_are_refused_quickly() -> None:
             build_config(PpoConfig, tree, source="t")
         assert key.rsplit(".", 1)[-1] in str(caught.value), (key, str(caught.value))
     assert time.perf_counter() - started < 2.0
+
+
+def test_what_was_made_for_cpus_asks_for_no_gpu() -> None:
+    """A host with one GPU would refuse two ranks, and bf16 on four would miss what is promised of the quickstart."""
+    files = [*Path("configs/quickstart").glob("*.yaml"), *Path("configs").glob("*/*_cpu.yaml")]
+    assert len(files) >= 13
+    for path in files:
+        stage = yaml.safe_load(path.read_text("utf-8"))["stage"]
+        placement = load_config(stage, path).placement
+        used = {"sft": ["rank"], "reward": ["rank"], "ppo": ["rank", "rollout_worker"]}.get(stage, ["rollout_worker"])
+        assert [getattr(placement, f"gpus_per_{role}") for role in used] == [0] * len(used), path
 
 
 def test_seeds_depend_on_every_part() -> None:
