@@ -91,7 +91,7 @@ def test_a_critic_on_a_base_of_its_own_has_ranks_of_its_own(capsys: pytest.Captu
         return {role["role"]: role for role in plain["roles"]}, plain
 
     shared, before = found("engine.zero_stage=2")
-    apart = ("--critic-shape", "llama-7b", "roles.critic=runs/reward-7b", "placement.num_critic_ranks=2")
+    apart = ("--critic-shape", "llama-7b", "roles.critic=runs/reward_7b", "placement.num_critic_ranks=2")
     roles, after = found(*apart, "engine.zero_stage=2")
     assert "critic" not in shared and roles["critic"]["processes"] == 2
     assert after["gpus_needed"] == before["gpus_needed"] + 2
@@ -104,13 +104,13 @@ def test_a_critic_on_a_base_of_its_own_has_ranks_of_its_own(capsys: pytest.Captu
     assert cut["critic"]["weights"] == pytest.approx(roles["critic"]["weights"] / 2, rel=0.01)
     seconds = after["estimate"]["seconds"]
     assert seconds["learn"] > 2 * before["estimate"]["seconds"]["learn"], "the larger critic is waited for"
-    large = ("--gpu", "l4", "--critic-shape", "llama-3-70b", "roles.critic=runs/reward-70b")
+    large = ("--gpu", "l4", "--critic-shape", "llama-3-70b", "roles.critic=runs/reward_70b")
     assert main(["--config", PPO, "--shape", "llama-3.2-1b", *large]) == 1
     answer = capsys.readouterr().out
     assert re.search(r"would fit with engine.zero_stage=3 .*num_ranks=(\d+) placement.num_critic_ranks=\1 and", answer)
     assert "held as that run was trained" in answer
-    with pytest.raises(ConfigError, match=r"'runs/reward-7b' is not known here; give --critic-shape"):
-        found("roles.critic=runs/reward-7b")
+    with pytest.raises(ConfigError, match=r"'runs/reward_7b' is not known here; give --critic-shape"):
+        found("roles.critic=runs/reward_7b")
     with pytest.raises(ConfigError, match=r"--critic-shape needs roles\.critic"):
         found("--critic-shape", "llama-7b")
 
