@@ -17,6 +17,7 @@ from cluster.plan_fit import changed
 from cluster.shapes import SHAPES
 from rlhf.config import load_config
 from rlhf.errors import ConfigError
+from scripts import plan_table
 
 ROOT = Path(__file__).parents[3]
 PPO = str(ROOT / "configs/ppo/7b_lora_zero3_8gpu.yaml")
@@ -233,6 +234,17 @@ def test_the_page_of_the_docs_is_what_the_model_says_today() -> None:
         [sys.executable, "scripts/plan_table.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_on_a_single_gpu_the_page_counts_both_who_share_it() -> None:
+    alone, apart = (plan_table.report("PPO, LoRA", "llama-7b", gpus) for gpus in (1, 2))
+    trainer, rollout = (role.memory.total for role in alone.roles)
+    assert plan_table.fullest_gpu(alone) == trainer + rollout
+    assert alone.roles[1].memory.weights == 0, "one base for both"
+    assert plan_table.fullest_gpu(apart) == max(role.memory.total for role in apart.roles)
+    large = plan_table.report("PPO, LoRA", "qwen2.5-32b", 1)
+    assert all(role.memory.total < large.budget.usable_bytes for role in large.roles)
+    assert plan_table.cell(large) == "77", "each alone would fit, both do not"
 
 
 def test_what_is_taken_for_granted_is_told(capsys: pytest.CaptureFixture[str]) -> None:
