@@ -13,11 +13,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cluster.memory_model import LIVE_ELEMENTS  # noqa: E402
 from cluster.plan import Report, make_plan  # noqa: E402
 from cluster.plan_cost import GPUS  # noqa: E402
-from cluster.plan_roles import GIB  # noqa: E402
+from cluster.plan_roles import GIB, Setting  # noqa: E402
 from cluster.shapes import SHAPES  # noqa: E402
-from rlhf.config import STAGES, build_config  # noqa: E402
+from rlhf.config import STAGES, EngineConfig, build_config  # noqa: E402
 from rlhf.config.base import Section  # noqa: E402
 
 MODELS = ("qwen2.5-0.5b", "llama-3.2-1b", "qwen2.5-3b", "llama-7b", "llama-3-8b", "llama-13b", "qwen2.5-32b",
@@ -51,9 +52,9 @@ to fragmentation and 1 GiB to the driver.
 
 
 def ppo(gpus: int, **changes: Any) -> Section:
-    """PPO with LoRA: half of the GPUs train, half roll out; a single GPU is shared."""
+    """PPO with LoRA: half of the GPUs train, half roll out; a single GPU is shared, and its base too."""
     ranks = max(1, gpus // 2)
-    share = 0.5 if gpus == 1 else 1
+    share, layout = (0.5, "colocated") if gpus == 1 else (1, "split")
     tree: dict[str, Any] = {
         "stage": "ppo",
         "run_dir": "runs/plan",
@@ -62,7 +63,7 @@ def ppo(gpus: int, **changes: Any) -> Section:
         "scores": [{"kind": "reward_model", "run": "runs/reward"}],
         "engine": {"zero_stage": 3 if ranks > 1 else 2},
         "placement": {"num_ranks": ranks, "num_rollout_workers": ranks, "gpus_per_rank": share,
-                      "gpus_per_rollout_worker": share},
+                      "gpus_per_rollout_worker": share, "layout": layout},
         "rollout": {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE, "microbatch_sequences": 16},
         "batch": {"prompts_per_step": 256, "minibatch_sequences": 64, "microbatch_sequences_per_gpu": 1, "epochs": 2},
     }  # fmt: skip
@@ -98,10 +99,16 @@ def report(method: str, model: str, gpus: int) -> Report:
     return make_plan(METHODS[method](gpus), shape=SHAPES[model], gpus=gpus, speed=SPEED, num_rows=50_000)
 
 
+def fullest_gpu(found: Report) -> float:
+    """Bytes on the fullest GPU: those of the largest process, or of all that share a single GPU."""
+    sizes = [role.memory.total for role in found.roles]
+    return sum(sizes) if found.needed <= 1 else max(sizes)
+
+
 def cell(found: Report) -> str:
-    """The fullest process in GiB; in bold when it fits."""
-    size = max(r.memory.total for r in found.roles) / GIB
-    return f"**{size:.0f}**" if found.fits else f"{size:.0f}"
+    """The fullest GPU in GiB; in bold when that fits, whatever fractions of a GPU its processes are given."""
+    size = fullest_gpu(found)
+    return f"**{size / GIB:.0f}**" if size <= found.budget.usable_bytes else f"{size / GIB:.0f}"
 
 
 def table(method: str) -> list[str]:
@@ -132,16 +139,21 @@ def page() -> str:
     lines.append(
         f"GPUs of {SPEED.memory_gib:g} GiB; **bold fits**. Prompts and responses of {PROMPT} tokens, r = 16 on all "
         "matrices, bf16, gradient checkpointing, one sequence per GPU and pass, ZeRO-3 from two ranks on. In PPO half "
-        "of the GPUs train and half roll out (16 sequences at a time); a single GPU is shared. A rollout worker holds "
-        "the whole base: from 32B on in bf16 it, not the trainer, decides.\n"
+        "of the GPUs train and half roll out (16 sequences at a time). On a single GPU both share it and one base "
+        "(`placement.layout=colocated`, fractions by what each needs): the column is their sum. Elsewhere a rollout "
+        "worker holds the whole base: in bf16, from 3B parameters and four GPUs on it, not the trainer, is the fuller "
+        "one.\n"
     )
     lines.append("![What fits on 80 GiB GPUs](plan.svg)\n")
     for method in METHODS:
         lines += [f"### {method}\n", "Number of GPUs across.\n", *table(method), ""]
     lines += ["## PPO with LoRA on eight GPUs, GiB per GPU\n", *cost_table(), ""]
+    bucket = EngineConfig().reduce_bucket_elements
     lines.append(
-        "The workspace is mostly DeepSpeed's: under ZeRO-3 one reduction bucket of 500 million elements for the whole "
-        "run, and parameters that are gathered for use.\n"
+        f"The workspace is mostly parameters that ZeRO-3 has gathered for use, up to {LIVE_ELEMENTS / 1e9:g} billion "
+        f"elements ({2 * LIVE_ELEMENTS / GIB:.1f} GiB), and the GPU's driver ({Setting().runtime_bytes / GIB:g} GiB). "
+        f"The reduction bucket of {bucket / 1e6:g} million elements, held for the whole run, is "
+        f"{2 * bucket / GIB:.2f} GiB; fp32 gradients for the step are 0.4 at most.\n"
     )
     lines.append("This page is written by `python scripts/plan_table.py`.\n")
     return "\n".join(lines)
@@ -158,7 +170,7 @@ def picture() -> str:
     for index, method in enumerate(METHODS):
         axes = figure.add_subplot(2, 2, index + 1)
         for at, model in enumerate(MODELS):
-            sizes = [max(r.memory.total for r in report(method, model, n).roles) / GIB for n in GPU_COUNTS]
+            sizes = [fullest_gpu(report(method, model, n)) / GIB for n in GPU_COUNTS]
             axes.plot(GPU_COUNTS, sizes, marker="o", markersize=3, color=colors(at), label=model)
         axes.axhline(SPEED.memory_gib * 0.92, color="#c0392b", linestyle="--", linewidth=1.2, label="usable")
         axes.set_xscale("log", base=2)
@@ -170,7 +182,7 @@ def picture() -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(method, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("GPUs", fontsize=9)
-        axes.set_ylabel("GiB on the fullest process", fontsize=9)
+        axes.set_ylabel("GiB on the fullest GPU", fontsize=9)
         axes.grid(True, color="#dddddd", linewidth=0.6)
         if index == 0:
             handles, labels = axes.get_legend_handles_labels()

@@ -17,6 +17,7 @@ from cluster.plan_fit import changed
 from cluster.shapes import SHAPES
 from rlhf.config import load_config
 from rlhf.errors import ConfigError
+from scripts import plan_table
 
 ROOT = Path(__file__).parents[3]
 PPO = str(ROOT / "configs/ppo/7b_lora_zero3_8gpu.yaml")
@@ -91,7 +92,7 @@ def test_a_critic_on_a_base_of_its_own_has_ranks_of_its_own(capsys: pytest.Captu
         return {role["role"]: role for role in plain["roles"]}, plain
 
     shared, before = found("engine.zero_stage=2")
-    apart = ("--critic-shape", "llama-7b", "roles.critic=runs/reward-7b", "placement.num_critic_ranks=2")
+    apart = ("--critic-shape", "llama-7b", "roles.critic=runs/reward_7b", "placement.num_critic_ranks=2")
     roles, after = found(*apart, "engine.zero_stage=2")
     assert "critic" not in shared and roles["critic"]["processes"] == 2
     assert after["gpus_needed"] == before["gpus_needed"] + 2
@@ -104,13 +105,13 @@ def test_a_critic_on_a_base_of_its_own_has_ranks_of_its_own(capsys: pytest.Captu
     assert cut["critic"]["weights"] == pytest.approx(roles["critic"]["weights"] / 2, rel=0.01)
     seconds = after["estimate"]["seconds"]
     assert seconds["learn"] > 2 * before["estimate"]["seconds"]["learn"], "the larger critic is waited for"
-    large = ("--gpu", "l4", "--critic-shape", "llama-3-70b", "roles.critic=runs/reward-70b")
+    large = ("--gpu", "l4", "--critic-shape", "llama-3-70b", "roles.critic=runs/reward_70b")
     assert main(["--config", PPO, "--shape", "llama-3.2-1b", *large]) == 1
     answer = capsys.readouterr().out
     assert re.search(r"would fit with engine.zero_stage=3 .*num_ranks=(\d+) placement.num_critic_ranks=\1 and", answer)
     assert "held as that run was trained" in answer
-    with pytest.raises(ConfigError, match=r"'runs/reward-7b' is not known here; give --critic-shape"):
-        found("roles.critic=runs/reward-7b")
+    with pytest.raises(ConfigError, match=r"'runs/reward_7b' is not known here; give --critic-shape"):
+        found("roles.critic=runs/reward_7b")
     with pytest.raises(ConfigError, match=r"--critic-shape needs roles\.critic"):
         found("--critic-shape", "llama-7b")
 
@@ -233,6 +234,17 @@ def test_the_page_of_the_docs_is_what_the_model_says_today() -> None:
         [sys.executable, "scripts/plan_table.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_on_a_single_gpu_the_page_counts_both_who_share_it() -> None:
+    alone, apart = (plan_table.report("PPO, LoRA", "llama-7b", gpus) for gpus in (1, 2))
+    trainer, rollout = (role.memory.total for role in alone.roles)
+    assert plan_table.fullest_gpu(alone) == trainer + rollout
+    assert alone.roles[1].memory.weights == 0, "one base for both"
+    assert plan_table.fullest_gpu(apart) == max(role.memory.total for role in apart.roles)
+    large = plan_table.report("PPO, LoRA", "qwen2.5-32b", 1)
+    assert all(role.memory.total < large.budget.usable_bytes for role in large.roles)
+    assert plan_table.cell(large) == "77", "each alone would fit, both do not"
 
 
 def test_what_is_taken_for_granted_is_told(capsys: pytest.CaptureFixture[str]) -> None:

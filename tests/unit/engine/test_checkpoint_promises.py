@@ -7,6 +7,7 @@ from pathlib import Path
 
 import preference_ui.errors
 import rlhf.errors
+from cluster.plan import EXIT_FITS, EXIT_TOO_LARGE
 from rlhf.errors import RlhfError
 
 ROOT = Path(__file__).parents[3]
@@ -32,5 +33,5 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         for found in vars(module).values()
         if isinstance(found, type) and issubclass(found, RlhfError) and found is not RlhfError
     ]
-    assert told == {0} | {error.exit_code for error in errors}
+    assert told == {EXIT_FITS, EXIT_TOO_LARGE} | {error.exit_code for error in errors}
     assert RlhfError.exit_code == 1

@@ -1,0 +1,134 @@
+"""Every command that README.md, docs/ or a config's head shows can be given as it stands, and README's follow on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.pipeline import check_pipeline
+from cluster.plan import main as plan
+from rlhf.cli import DELEGATES, build_parser
+from rlhf.config import STAGES, load_config
+from rlhf.config.base import Section
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+FILES = sorted((ROOT / "configs").glob("*/*.yaml"))
+OWN_FILE = "my.yaml"
+"""What pages call a config that the reader writes."""
+IMPORT = ("rlhf", "prefs", "import")
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each command in blocks and, after ``# Launch:`` or ``# Before:``, in a config's head."""
+    text = re.sub(r"\\\n\s*", "", text)
+    found = re.findall(r"^(?: {4,}|# (?:Launch|Before): |)((?:rlhf|make) .+)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+def options(words: list[str]) -> tuple[str | None, str, list[str]]:
+    """(config, stage, overrides) of ``rlhf STAGE`` or ``rlhf submit STAGE``; no config where it takes none."""
+    words = words[2:] if words[1] == "submit" else words[1:]
+    if words[0] not in STAGES or "--config" not in words:
+        return None, words[0], []
+    return words[words.index("--config") + 1], words[0], [w for w in words if re.match(r"[a-z_.]+=", w)]
+
+
+def config_of(words: list[str]) -> Section | None:
+    """What such a command reads, with its overrides."""
+    file, stage, overrides = options(words)
+    return None if file in (None, OWN_FILE) else load_config(stage, ROOT / str(file), overrides)
+
+
+def texts(tree: Any) -> Iterator[str]:
+    """Every text in a config."""
+    if isinstance(tree, str):
+        yield tree
+    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from texts(value)
+
+
+def reads(config: Section) -> list[str]:
+    """The runs and store projects that a config needs."""
+    tree = config.model_dump(mode="json")
+    del tree["run_dir"]
+    return [text.split("@")[0] for text in texts(tree) if text.startswith(("runs/", "store:"))]
+
+
+def missing(wanted: list[str], there: set[str]) -> list[str]:
+    """What is neither there nor within something that is."""
+    return [w for w in wanted if not any(w == t or w.startswith(t + "/") for t in there)]
+
+
+def check(words: list[str]) -> None:
+    """The real parser takes the command; its config loads; a plan is made, a pipeline checked.
+
+    Raises:
+        SystemExit, RlhfError: as the command would.
+    """
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), words
+        return
+    if words[1] not in DELEGATES:
+        build_parser().parse_args(words[1:])
+    config_of(words)
+    if words[1] == "plan":
+        assert plan(words[2:]) == 0, words
+    if words[1] == "pipeline":
+        check_pipeline(ROOT / words[2])
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *FILES], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_can_be_given_as_they_stand(path: Path) -> None:
+    for words in commands_of(path.read_text("utf-8")):
+        check(words)
+
+
+def test_each_command_of_the_readme_reads_what_an_earlier_one_has_written() -> None:
+    commands, there = commands_of((ROOT / "README.md").read_text("utf-8")), set[str]()
+    stages = []
+    for words in commands:
+        config = config_of(words)
+        wanted = [w for w in words if w.startswith("runs/")] if config is None else reads(config)
+        assert not missing(wanted, there), f"{' '.join(words)}: nothing before it writes {missing(wanted, there)}"
+        if config is not None:
+            there.add(config.model_dump()["run_dir"])
+            stages.append(words[1])
+        elif words[1] == "quickstart":
+            there |= {"runs/quickstart", "store:helpline", "store:helpline-compare"}
+        elif tuple(words[:3]) == IMPORT:
+            there.add(f"store:{words[3]}")
+        elif words[1] == "annotate":
+            assert f"store:{words[words.index('--project') + 1]}" in there, words
+    assert stages == ["sft", "sample", "reward", "ppo", "evaluate"], "the loop on one's own model"
+
+
+def test_every_run_that_a_shipped_config_reads_is_one_that_another_writes() -> None:
+    by_file = {path: config_of(words) for path in FILES for words in commands_of(path.read_text("utf-8"))
+               if options(words)[0] == path.relative_to(ROOT).as_posix()}  # fmt: skip
+    before = [config_of(words) for path in FILES for words in commands_of(path.read_text("utf-8"))]
+    there = {config.model_dump()["run_dir"] for config in before if config is not None} | {"runs/quickstart"}
+    assert len(by_file) > 10
+    for path, config in by_file.items():
+        runs = [name for name in reads(config) if name.startswith("runs/")] if config is not None else []
+        assert not missing(runs, there), f"{path.name} reads {missing(runs, there)}, which no shipped config writes"
+
+
+def test_a_chain_that_breaks_is_seen() -> None:
+    """The checks above, on what they have to find."""
+    assert commands_of("    rlhf sft a=b   # text\ntext rlhf no\n# Launch: rlhf ppo \\\n  --config x") == [
+        ["rlhf", "sft", "a=b"], ["rlhf", "ppo", "--config", "x"],
+    ]  # fmt: skip
+    assert missing(["runs/sft/a", "runs/sft_tiny", "store:b"], {"runs/sft", "store:a"}) == ["runs/sft_tiny", "store:b"]
+    config = config_of(shlex.split("rlhf ppo --config configs/ppo/tiny_cpu.yaml prompts=p.jsonl"))
+    assert config is not None and reads(config) == ["runs/sft", "runs/reward"]
