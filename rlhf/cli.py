@@ -113,16 +113,16 @@ def _add_stage(commands: Any, stage: str, text: str) -> None:
         f"All keys with their defaults: rlhf config schema {stage}. Overrides win over the file."))  # fmt: skip
     command.add_argument("--config", metavar="FILE", help="a YAML file, e.g. one of configs/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved plan and start nothing")
-    if stage in RESUMABLE:
-        command.add_argument(
-            "--fresh",
-            action="store_true",
-            help="set an earlier run in run_dir aside (renamed, never deleted) instead of going on from its checkpoint",
-        )
+    instead = " instead of going on from its checkpoint" if stage in RESUMABLE else ""
+    command.add_argument(
+        "--fresh",
+        action="store_true",
+        help=f"set an earlier run in run_dir aside (renamed, never deleted){instead}",
+    )
     if stage == "ppo":
         command.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, values as YAML")
-    command.set_defaults(run=_run_stage, stage=stage, fresh=False, profile=False)
+    command.set_defaults(run=_run_stage, stage=stage, profile=False)
 
 
 def _run_stage(args: argparse.Namespace) -> int:
@@ -265,7 +265,7 @@ def _add_quickstart(commands: Any) -> None:
     )
     command.add_argument("--run-dir", default="runs/quickstart")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--fresh", action="store_true", help="remove an earlier quickstart in the run directory first")
+    command.add_argument("--fresh", action="store_true", help="set an earlier quickstart aside (renamed, never deleted)")
     command.add_argument(
         "--annotate", action="store_true", help="stop before the rankings, so that people rank in the page"
     )
