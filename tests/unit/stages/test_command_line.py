@@ -68,7 +68,7 @@ def test_a_wrong_option_shows_the_usage_of_its_command(
 def test_a_stage_without_a_config_says_where_one_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sft"]) == 2
     said = capsys.readouterr().out
-    assert "without --config FILE: 3 problem(s)" in said and "data.train is required" in said
+    assert "without --config FILE: 3 problem(s)" in said and "data is required" in said
 
 
 @pytest.mark.parametrize("action", ["check", "show"])
