@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code that ``rlhf.errors`` documents."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest:
+    if rest and hasattr(args, "dry_run") and not any(word.startswith("-") for word in rest):
+        args.overrides += rest  # a stage's overrides on both sides of an option
+    elif rest:
         if not hasattr(args, "rest"):
             getattr(args, "command", parser).error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = [*rest, *args.rest] if rest[0].startswith("-") else [*args.rest, *rest]

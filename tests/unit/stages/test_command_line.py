@@ -94,3 +94,9 @@ def test_what_comes_after_sft_can_be_run(train: Any, prompts: str) -> None:
     assert command.endswith(f"model.name=r {prompts}")
     words = shlex.split(command)
     assert load_config("sample", ROOT / words[3], words[4:]).prompts == train
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "model.name=m", "--dry-run", "batch.nope=1", "seed=x"]) == 2
+    said = capsys.readouterr().out
+    assert "unknown key 'batch.nope'" in said and "seed" in said
