@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from cluster.submit import build_parser as submit_parser
 from cluster.submit import follow_job, prepare, send
-from rlhf.config import STAGES, build_config, config_hash, load_config
+from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
 from rlhf.config.base import Section
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_table
@@ -189,12 +188,14 @@ def open_pipeline(file: Path, args: argparse.Namespace) -> Pipeline:
     Raises:
         ConfigError: something is wrong; nothing has been started.
     """
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not readable YAML: {error}") from None
+    tree = read_tree(file)
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold a mapping of keys to values")
+    if isinstance(stage := tree.get("stage"), str) and stage in STAGES:
+        raise ConfigError(
+            f"{file} is a config of stage {stage!r}, no pipeline: run 'rlhf {stage} --config {file}', or name one of "
+            "configs/pipelines/"
+        )
     if args.run_dir:
         tree["run_dir"] = args.run_dir
     pipeline = Pipeline(build_config(PipelineConfig, tree, source=str(file)), args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def main(rest: list[str]) -> int:
     """Runs ``rlhf plan``; returns 0 when everything fits, 1 when not."""
     parser = _parser()
     args = parser.parse_args(rest)
+    _check_numbers(args)
     config = load_config(stage_of(args.config), args.config, args.overrides)
     report = make_plan(
         config,
@@ -256,6 +258,20 @@ def _speed(args: argparse.Namespace) -> Speed:
     speed = GPUS[args.gpu]
     memory = parse_memory(args.memory) / GIB if args.memory else speed.memory_gib
     return replace(speed, memory_gib=memory, utilization=args.utilization or speed.utilization)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuses numbers that no run could have."""
+    rules: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+        "gpus": (args.gpus, lambda x: x >= 0, "0 or more (0: CPUs)"),
+        "reserve": (args.reserve, lambda x: 0 <= x < 1, "a share from 0 to below 1, such as 0.08"),
+        "utilization": (args.utilization, lambda x: 0 < x <= 1, "a share above 0 and up to 1, such as 0.35"),
+        "rows": (args.rows, lambda x: x >= 1, "at least 1"),
+        "price": (args.price, lambda x: 0 <= x < float("inf"), "0 or more"),
+    }
+    for name, (value, fits, wanted) in rules.items():
+        if value is not None and not fits(value):
+            raise ConfigError(f"--{name} {value:g} must be {wanted}")
 
 
 def parse_memory(text: str) -> float:

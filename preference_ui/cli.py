@@ -27,7 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Import, export and look after rankings. The store is $RLHF_STORE, or runs/preferences.sqlite, or "
         "what --store says: a SQLite file or a postgresql:// URL.",
     )
-    parser.add_argument("--store", metavar="PLACE", help="SQLite file or PostgreSQL URL")
+    where: dict[str, Any] = {"metavar": "PLACE", "help": "SQLite file or PostgreSQL URL"}
+    parser.add_argument("--store", **where)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     load = actions.add_parser("import", help="prompts and responses: JSONL, CSV, parquet, HH, TRL rows, OASST trees")
     load.add_argument("project")
@@ -54,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     backup.set_defaults(run=lambda a: commands.prefs_backup(a.store, a.target))
     verify = actions.add_parser("verify", help="check the audit chain and the queue's invariants")
     verify.set_defaults(run=lambda a: commands.prefs_verify(a.store))
+    for action in actions.choices.values():  # also behind the action; left out there, the one before it holds
+        action.add_argument("--store", default=argparse.SUPPRESS, **where)
     return parser
 
 

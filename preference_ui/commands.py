@@ -16,11 +16,11 @@ from preference_ui.db import Store, open_store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction, head
 from preference_ui.export import demonstrations, export_preferences, read_snapshot
-from preference_ui.formats import write_file, write_preferences
+from preference_ui.formats import FORMATS, write_file, write_preferences
 from preference_ui.ids import canonical_json, new_id
-from preference_ui.importing import import_file
+from preference_ui.importing import check_file, import_file
 from preference_ui.models import AnnotatorStat, GoldKey, Item, Judgment, Lease, Rating
-from preference_ui.projects import ensure_project, get_guideline, get_project
+from preference_ui.projects import ensure_project, get_guideline, get_project, list_projects
 from preference_ui.ranking import PairOptions, Tiers
 from preference_ui.sampling import CANDIDATES_FILE, SampleOrder, chosen_project, sample_into
 from preference_ui.settings import ProjectSettings
@@ -28,6 +28,7 @@ from preference_ui.statistics import Interval, ProjectReport, project_report
 from preference_ui.versions import freeze
 
 Place = Store | str | Path | None
+EXPORT_FORMATS = (*FORMATS, "sft")
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,22 @@ def prefs_import(
     settings: ProjectSettings | None = None,
     guideline: str = "",
 ) -> Table:
-    """Import files into a project, made with the given settings when it is missing."""
+    """Import files into a project, made with the given settings when it is missing and the files fit."""
     with _Opened(place, create=True) as store:
+        if project not in {known.name for known in list_projects(store)}:
+            for path in paths:
+                check_file(path, file_format)
         info = ensure_project(store, project, guideline=guideline, settings=settings)
         rows: list[tuple[str, ...]] = []
         notes: list[str] = []
         for path in paths:
             report = import_file(store, info.id, path, file_format=file_format, keep_rankings=keep_rankings)
-            rows.append((str(path), str(report.num_items), str(report.num_rankings), str(len(report.left_out))))
+            figures = (report.num_items, report.num_new, report.num_rankings, len(report.left_out))
+            rows.append((str(path), *map(str, figures)))
             notes += [f"left out: {line}" for line in report.left_out[:20]]
             if len(report.left_out) > 20:
                 notes.append(f"left out: {len(report.left_out) - 20} more")
-    return Table(f"imported into {project}", ("file", "items", "rankings", "left out"), rows, tuple(notes))
+    return Table(f"imported into {project}", ("file", "items", "new", "rankings", "left out"), rows, tuple(notes))
 
 
 def prefs_sample(
@@ -112,8 +117,8 @@ def prefs_sample(
         report = sample_into(store, name, order)
     return Table(
         f"sampled into {name}",
-        ("run", "tasks", "left out", "candidates"),
-        [(run, str(report.num_items), str(len(report.left_out)), str(at / CANDIDATES_FILE))],
+        ("run", "tasks", "new", "left out", "candidates"),
+        [(run, str(report.num_items), str(report.num_new), str(len(report.left_out)), str(at / CANDIDATES_FILE))],
         (f"people rank them in the page: rlhf annotate --project {name}",),
     )
 
@@ -129,17 +134,27 @@ def prefs_export(
     weight_by_reliability: bool = False,
     include_edits: bool = True,
 ) -> Table:
-    """Write a project's preferences to a file; ``sft`` as format writes rewritten responses as demonstrations."""
+    """Write a project's preferences to a file; ``sft`` as format writes rewritten responses as demonstrations.
+
+    Raises:
+        DataError: there is nothing to write, or no such format.
+    """
+    if file_format not in EXPORT_FORMATS:
+        raise DataError(f"--format {file_format!r} is not one of {', '.join(EXPORT_FORMATS)}")
     with _Opened(place) as store:
         if file_format == "sft":
             with store.read() as session:
                 rows = demonstrations(read_snapshot(session, project))
+            if not rows:
+                raise DataError(f"project {project!r} has no rewritten responses to export yet")
             write_file(Path(path), "".join(canonical_json(r.as_dict()) + "\n" for r in rows).encode("utf-8"))
             return Table(f"exported {project}", ("file", "format", "rows"), [(str(path), "sft", str(len(rows)))])
         options = pair_options(store, project, votes, ties, weight_by_reliability)
-        written = write_preferences(
-            export_preferences(store, project, options, include_edits=include_edits), path, file_format
-        )
+        preferences = export_preferences(store, project, options, include_edits=include_edits)
+        if not preferences:
+            raise DataError(f"project {project!r} has no preferences to export yet: people rank in the page "
+                            f"(rlhf annotate --project {project})")  # fmt: skip
+        written = write_preferences(preferences, path, file_format)
     notes: tuple[str, ...] = ()
     if written.num_ties_left_out:
         notes = (f"left out: {written.num_ties_left_out} exact ties, which {file_format} cannot hold",)

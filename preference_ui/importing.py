@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from preference_ui import leases
 from preference_ui.db import Store
@@ -15,7 +15,7 @@ from preference_ui.events import Transaction
 from preference_ui.ids import new_id
 from preference_ui.models import Item, ItemResponse, Lease, Response
 from preference_ui.people import ensure_annotator
-from preference_ui.projects import ProjectInfo, add_items, get_project
+from preference_ui.projects import ProjectInfo, add_items, check_spec, get_project
 from preference_ui.records import Candidate, read_candidates
 from preference_ui.votes import Vote, check_vote, insert_judgment
 
@@ -24,9 +24,10 @@ _BATCH = 200
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Outcome of an import: items given, rankings stored as votes, and what was left out and why."""
+    """Outcome of an import: items given, those of them that are new, rankings stored as votes, what was left out."""
 
     num_items: int
+    num_new: int
     num_rankings: int
     left_out: list[str] = field(default_factory=list)
 
@@ -54,7 +55,7 @@ def import_file(
     source = Path(path)
     info = get_project(store, project)
     result = read_candidates(source, file_format)
-    ranked = 0
+    ranked, before = 0, _num_items(store, info)
     handle = rater or f"import:{source.name}"[:64]
     for start in range(0, len(result.candidates), _BATCH):
         batch = result.candidates[start : start + _BATCH]
@@ -63,7 +64,23 @@ def import_file(
         if keep_rankings and votes:
             rater_id = ensure_annotator(store, handle).id
             ranked += _record_all(store, info, rater_id, votes)
-    return ImportReport(len(result.candidates), ranked, result.left_out)
+    return ImportReport(len(result.candidates), _num_items(store, info) - before, ranked, result.left_out)
+
+
+def check_file(path: str | Path, file_format: str | None = None) -> None:
+    """Reads a file as ``import_file`` does, and stores nothing.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
+    for candidate in read_candidates(Path(path), file_format).candidates:
+        check_spec(candidate.spec, candidate.where)
+
+
+def _num_items(store: Store, project: ProjectInfo) -> int:
+    with store.read() as session:
+        given = select(func.count()).where(Item.project_id == project.id, Item.kind != "repeat")
+        return session.scalar(given) or 0
 
 
 def _add(store: Store, project: ProjectInfo, batch: Sequence[Candidate], actor: str) -> list[str]:

@@ -245,7 +245,7 @@ def add_items(store: Store, project_id: str, specs: Sequence[ItemSpec], *, actor
         DataError: a spec does not fit; the message says which.
     """
     for index, spec in enumerate(specs):
-        _check_spec(spec, f"item {index}")
+        check_spec(spec, f"item {index}")
 
     def change(tx: Transaction) -> list[str]:
         project = load_project(tx.session, project_id)
@@ -266,7 +266,8 @@ def add_items(store: Store, project_id: str, specs: Sequence[ItemSpec], *, actor
     return store.transact(change)
 
 
-def _check_spec(spec: ItemSpec, where: str) -> None:
+def check_spec(spec: ItemSpec, where: str) -> None:
+    """Raises a DataError that begins with ``where`` for an item that does not fit."""
     count = len(spec.responses)
     if not MIN_RESPONSES <= count <= MAX_RESPONSES:
         raise DataError(f"{where}: has {count} responses; an item takes {MIN_RESPONSES} to {MAX_RESPONSES}")

@@ -91,10 +91,12 @@ def sample_into(store: Store, project: str, order: SampleOrder) -> ImportReport:
     Raises:
         ConfigError: an impossible order.
         DataError: the project has no prompts to answer.
-        GenerationError: ``rlhf sample`` failed; what it said went to the terminal.
+        GenerationError: ``rlhf sample`` failed; what it said went to the terminal, and its exit code is the error's.
     """
     if not MIN_RESPONSES <= order.responses_per_prompt <= MAX_RESPONSES:
         raise ConfigError(f"--k {order.responses_per_prompt} must be {MIN_RESPONSES} to {MAX_RESPONSES}")
+    if order.limit < 1:
+        raise ConfigError(f"--count {order.limit} must be at least 1")
     if order.folder.exists():
         raise ConfigError(f"{order.folder} exists already: choose another --run-dir")
     prompts = order.prompts or str(_write_prompts(store, project, order))
@@ -106,7 +108,10 @@ def sample_into(store: Store, project: str, order: SampleOrder) -> ImportReport:
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code != 0:
-        raise GenerationError(f"`rlhf sample` ended with exit code {code}; nothing was imported")
+        error = GenerationError(f"`rlhf sample` ended with exit code {code}; nothing was imported")
+        if code > 0:  # below 0: the number of a signal
+            error.exit_code = code
+        raise error
     return import_file(store, project, order.folder / CANDIDATES_FILE, actor="rlhf prefs sample")
 
 

@@ -6,6 +6,8 @@ import argparse
 import importlib
 import json
 import logging
+import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
-from rlhf.errors import RlhfError
+from rlhf.errors import ConfigError, RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
 from rlhf.workers.lean import lean_imports
@@ -65,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code that ``rlhf.errors`` documents."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest:
+    if rest and hasattr(args, "dry_run") and not any(word.startswith("-") for word in rest):
+        args.overrides += rest  # a stage's overrides on both sides of an option
+    elif rest:
         if not hasattr(args, "rest"):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            getattr(args, "command", parser).error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = [*rest, *args.rest] if rest[0].startswith("-") else [*args.rest, *rest]
     if not hasattr(args, "run"):
         parser.print_help()
@@ -113,16 +117,16 @@ def _add_stage(commands: Any, stage: str, text: str) -> None:
         f"All keys with their defaults: rlhf config schema {stage}. Overrides win over the file."))  # fmt: skip
     command.add_argument("--config", metavar="FILE", help="a YAML file, e.g. one of configs/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved plan and start nothing")
-    if stage in RESUMABLE:
-        command.add_argument(
-            "--fresh",
-            action="store_true",
-            help="set an earlier run in run_dir aside (renamed, never deleted) instead of going on from its checkpoint",
-        )
+    instead = " instead of going on from its checkpoint" if stage in RESUMABLE else ""
+    command.add_argument(
+        "--fresh",
+        action="store_true",
+        help=f"set an earlier run in run_dir aside (renamed, never deleted){instead}",
+    )
     if stage == "ppo":
         command.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, values as YAML")
-    command.set_defaults(run=_run_stage, stage=stage, fresh=False, profile=False)
+    command.set_defaults(run=_run_stage, command=command, stage=stage, profile=False)
 
 
 def _run_stage(args: argparse.Namespace) -> int:
@@ -150,7 +154,7 @@ def _run_stage(args: argparse.Namespace) -> int:
         from rlhf.telemetry.profile_files import print_profile
 
         print_profile(config.run_dir)
-    print_next_commands(_next_commands(args.stage, config.run_dir))
+    print_next_commands(_next_commands(args.stage, config))
     return 0
 
 
@@ -171,11 +175,14 @@ def _runner(stage: str) -> Callable[..., dict[str, Any]]:
         return getattr(importlib.import_module(f"rlhf.stages.{stage}"), f"run_{stage}")
 
 
-def _next_commands(stage: str, run_dir: str) -> list[tuple[str, str]]:
+def _next_commands(stage: str, config: Any) -> list[tuple[str, str]]:
+    run_dir = config.run_dir
     chat = (f"rlhf chat {run_dir}", "talk to the policy")
     if stage == "sft":
-        sample = f"rlhf sample --config configs/sample/tiny_cpu.yaml model.name={run_dir}"
-        return [chat, (sample, "draw candidates for the annotators")]
+        train = config.data.train
+        prompts = shlex.quote(f"prompts={train if isinstance(train, str) else json.dumps(train)}")
+        sample = f"rlhf sample --config configs/sample/tiny_cpu.yaml model.name={run_dir} {prompts}"
+        return [chat, (sample, "draw candidates for the annotators, here to the training prompts")]
     if stage == "reward":
         source = f'scores="[{{kind: reward_model, run: {run_dir}}}]"'
         return [(f"rlhf ppo --config configs/ppo/tiny_cpu.yaml {source}", "train the policy against it")]
@@ -195,21 +202,28 @@ def _add_config(commands: Any) -> None:
     for action in (show, check):
         action.add_argument("files", nargs="+", metavar="FILE")
         action.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
-    show.set_defaults(run=_config_show)
-    check.set_defaults(run=_config_check)
+    show.set_defaults(run=_config_show, command=show)
+    check.set_defaults(run=_config_check, command=check)
     schema = actions.add_parser("schema", help="print a stage's JSON schema with the meaning of every key")
     schema.add_argument("stage", choices=sorted(STAGES))
-    schema.set_defaults(run=_config_schema)
+    schema.set_defaults(run=_config_schema, command=schema)
+
+
+def _files(args: argparse.Namespace) -> list[str]:
+    for file in args.files:
+        if "=" in file and not Path(file).exists():
+            raise ConfigError(f"{file!r} is no file; overrides stand behind --set, for each: --set {file}")
+    return list(args.files)
 
 
 def _config_show(args: argparse.Namespace) -> int:
-    for file in args.files:
+    for file in _files(args):
         get_console().print(dump_yaml(load_config(stage_of(file), file, args.overrides)), markup=False, soft_wrap=True)
     return 0
 
 
 def _config_check(args: argparse.Namespace) -> int:
-    for file in args.files:
+    for file in _files(args):
         if is_pipeline(file):
             from cluster.pipeline import check_pipeline
 
@@ -233,10 +247,16 @@ def _add_chat(commands: Any) -> None:
     command.add_argument("--max-response-tokens", type=int, default=128)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--prompt", action="append", help="answer this and leave; may be given several times")
-    command.set_defaults(run=_run_chat)
+    command.set_defaults(run=_run_chat, command=command)
 
 
 def _run_chat(args: argparse.Namespace) -> int:
+    if not args.model:
+        raise ConfigError("RUN is empty: give a run directory, a model directory or a hub id")
+    if not 0 < args.temperature < math.inf:
+        raise ConfigError(f"--temperature {args.temperature:g} must be above 0; 0.01 takes nearly always the likeliest")
+    if args.max_response_tokens < 1:
+        raise ConfigError(f"--max-response-tokens {args.max_response_tokens} must be at least 1")
     from rlhf.config import ModelConfig, SamplingConfig
     from rlhf.stages.chat import ChatSession, read_lines
 
@@ -265,12 +285,14 @@ def _add_quickstart(commands: Any) -> None:
     )
     command.add_argument("--run-dir", default="runs/quickstart")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--fresh", action="store_true", help="remove an earlier quickstart in the run directory first")
+    command.add_argument(
+        "--fresh", action="store_true", help="set an earlier quickstart aside (renamed, never deleted)"
+    )
     command.add_argument(
         "--annotate", action="store_true", help="stop before the rankings, so that people rank in the page"
     )
     command.add_argument("--rehearsal", action="store_true", help="a minute: every stage runs, nothing is learned")
-    command.set_defaults(run=_run_quickstart)
+    command.set_defaults(run=_run_quickstart, command=command)
 
 
 def _run_quickstart(args: argparse.Namespace) -> int:
@@ -286,7 +308,7 @@ def _run_quickstart(args: argparse.Namespace) -> int:
 def _add_report(commands: Any) -> None:
     command = commands.add_parser("report", help="write a run's self-contained report.html")
     command.add_argument("run_dir", metavar="RUN")
-    command.set_defaults(run=_run_report)
+    command.set_defaults(run=_run_report, command=command)
 
 
 def _run_report(args: argparse.Namespace) -> int:

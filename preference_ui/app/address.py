@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -73,6 +74,22 @@ def public_address(
             "https://..., or accept the risk with --insecure"
         )
     return Address(url)
+
+
+def bind_to(listener: socket.socket, host: str, port: int) -> None:
+    """Binds a server's socket.
+
+    Raises:
+        ConfigError: no such address or port, or it is taken.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        if not 0 <= port <= 65535:
+            raise ConfigError(f"--port {port} is no port: give 1 to 65535, or 0 for any free one") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; try --port 0") from error
 
 
 def is_loopback(host: str) -> bool:

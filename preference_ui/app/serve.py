@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from preference_ui import projects
-from preference_ui.app.address import public_address
+from preference_ui.app.address import bind_to, public_address
 from preference_ui.app.site import Site
 from preference_ui.db import Store, open_store
 from preference_ui.errors import ConfigError, RlhfError
@@ -132,11 +132,7 @@ def serve(args: argparse.Namespace) -> int:
     if bool(args.certfile) != bool(args.keyfile):
         raise ConfigError("--certfile and --keyfile go together")
     with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((args.host, args.port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {args.host}:{args.port}: {error.strerror}; try --port 0") from error
+        bind_to(listener, args.host, args.port)
         listener.listen(256)
         address = public_address(
             args.host,

@@ -1,6 +1,15 @@
 """Strict, frozen configuration. Imports neither torch nor ray."""
 
-from rlhf.config.load import build_config, config_hash, dump_yaml, is_pipeline, known_keys, load_config, stage_of
+from rlhf.config.load import (
+    build_config,
+    config_hash,
+    dump_yaml,
+    is_pipeline,
+    known_keys,
+    load_config,
+    read_tree,
+    stage_of,
+)
 from rlhf.config.model import (
     EngineConfig,
     LoraConfig,
@@ -56,5 +65,6 @@ __all__ = [
     "known_keys",
     "load_config",
     "read_secret",
+    "read_tree",
     "stage_of",
 ]

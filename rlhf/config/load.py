@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rlhf.config.stages import STAGES
 from rlhf.config.strict_yaml import read_strict_yaml, write_strict_yaml
 from rlhf.errors import ConfigError
 
-__all__ = ["build_config", "config_hash", "dump_yaml", "known_keys", "load_config"]
+__all__ = ["build_config", "config_hash", "dump_yaml", "known_keys", "load_config", "read_tree"]
 
 
 def load_config(stage: str, path: str | Path | None, overrides: Iterable[str] = ()) -> Any:
@@ -40,7 +40,7 @@ def load_config(stage: str, path: str | Path | None, overrides: Iterable[str] = 
     found = tree.setdefault("stage", stage)
     if found != stage:
         raise ConfigError(f"{path} is a config for stage {found!r}, not {stage!r}: run 'rlhf {found} --config {path}'")
-    return build_config(STAGES[stage], tree, source=str(path or "command line"))
+    return build_config(STAGES[stage], tree, source=str(path or "command line, without --config FILE"))
 
 
 def build_config(cls: type[Section], tree: Mapping[str, Any], *, source: str) -> Any:
@@ -70,24 +70,35 @@ def stage_of(file: str | Path) -> str:
     Raises:
         ConfigError: the file is not readable YAML, or its ``stage`` is none that there is.
     """
-    tree = _tree(file)
+    tree = read_tree(file)
     stage = tree.get("stage") if isinstance(tree, dict) else None
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise ConfigError(f"{file}: the key 'stage' must be one of {', '.join(STAGES)}, got {stage!r}")
-    return str(stage)
+    return stage
 
 
 def is_pipeline(file: str | Path) -> bool:
     """Whether a file holds a pipeline of steps rather than one stage's config."""
-    tree = _tree(file)
+    tree = read_tree(file)
     return isinstance(tree, dict) and tree.get("stage") == "pipeline"
 
 
-def _tree(file: str | Path) -> object:
+def read_tree(file: str | Path) -> object:
+    """What a YAML file holds, unchecked.
+
+    Raises:
+        ConfigError: there is no such file, or it is not readable YAML.
+    """
+    return _parsed(Path(file), yaml.safe_load)
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist; the shipped ones are under configs/") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not readable YAML: {error}") from None
+        raise ConfigError(f"config file {path} is not readable YAML: {mask_literals(str(error))}") from None
 
 
 def config_hash(config: BaseModel) -> str:
@@ -101,12 +112,7 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = read_strict_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist; the shipped ones are under configs/") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not readable YAML: {mask_literals(str(error))}") from None
+    tree = _parsed(path, read_strict_yaml)
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {path} must hold a mapping of keys to values")
     return tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -67,10 +68,13 @@ def open_run(name: str) -> ModelSource:
         ConfigError: no run; a bare adapter directory such as a critic's.
     """
     path = Path(name)
+    if not path.is_dir():
+        raise ConfigError(f"RUN={name!r}: there is no such run here; give the directory of a finished sft, reward or "
+                          "ppo run, or train it first")  # fmt: skip
     if (path / adapters.CONFIG_FILE).is_file() and not (path / "run.json").is_file():
         what = "a critic: its value head serves training only" if path.name == "critic" else "a bare adapter"
         raise ConfigError(f"{path} is {what}; give the run directory that holds it")
-    source = resolve_model(name)
+    source = resolve_model(name, key="RUN")
     if source.record is None or source.run_dir is None:
         raise ConfigError(f"{name} is not a run directory: a model that was not trained here needs no export")
     return source
@@ -99,8 +103,7 @@ def export_run(
             "a reward model's adapter needs this system's own head and scale to be read: export it with --merge, as a "
             "sequence classifier"
         )
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output} is not empty: choose another --output")
+    _check_output(output)
     chosen = dtype or _base_dtype(source)
     config = ModelConfig.model_validate(
         {"name": source.base, "dtype": "float32" if chosen == "float32" else "bfloat16",
@@ -129,6 +132,17 @@ def export_run(
         )
     (output / EXPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _check_output(output: Path) -> None:
+    """Refuses a place that nothing can be written to, before the model is loaded; makes nothing."""
+    if output.is_dir() and any(output.iterdir()):
+        raise CheckpointError(f"{output} is not empty: choose another --output")
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise CheckpointError(f"--output {output}: {nearest} is a file, a directory is wanted: choose another --output")
+    if not os.access(nearest, os.W_OK):
+        raise CheckpointError(f"--output {output}: {nearest} cannot be written: choose another --output")
 
 
 def probe_batch(vocabulary: int) -> Tensor:

@@ -183,15 +183,20 @@ def load_reward_model(run_dir: str | Path, *, microbatch: int = MICROBATCH) -> S
     return load_scorer(source, source.record.quantization, chat_style, microbatch=microbatch)
 
 
-def check_reward_run(run_dir: str | Path) -> None:
+def check_reward_run(run_dir: str | Path, key: str = "run") -> None:
     """Everything about a reward run that can be known without loading its base; for the driver, before workers start.
+
+    Args:
+        key: what names it, for messages.
 
     Raises:
         RlhfError: not a finished reward run, another base, another tokenizer, no head, or files not to be trusted.
     """
-    source = resolve_model(str(run_dir))
+    source = resolve_model(str(run_dir), key=key)
     if source.record is None or source.record.stage != "reward":
-        raise CheckpointError(f"{run_dir} is not a finished reward run")
+        raise CheckpointError(
+            f"{key}={str(run_dir)!r} is not a finished reward run: train one first, or check the path"
+        )
     load_tokenizer(source, ModelConfig(name=source.base))
     read_reward_settings(source.adapter or Path(source.base))
     if source.adapter is not None and HEAD not in adapters.read_adapter_file(source.adapter)[1]:

@@ -62,8 +62,11 @@ class ModelSource:
     run_dir: Path | None = None
 
 
-def resolve_model(name: str, revision: str | None = None) -> ModelSource:
+def resolve_model(name: str, revision: str | None = None, *, key: str = "model.name") -> ModelSource:
     """Finds out what a model name refers to.
+
+    Args:
+        key: what names it, for messages.
 
     Raises:
         ConfigError: for an unknown builtin, an unfinished run or a directory that holds no model.
@@ -71,7 +74,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     if name.startswith(BUILTIN_PREFIX):
         path = ASSETS / name.removeprefix(BUILTIN_PREFIX)
         if not path.is_dir():
-            raise ConfigError(f"model.name={name!r}: no such shipped model; try builtin:helpline_base")
+            raise ConfigError(f"{key}={name!r}: no such shipped model; try builtin:helpline_base")
         return ModelSource(base=str(path), revision=None, tokenizer=str(path))
     path = Path(name)
     if (path / RUN_FILE).is_file():
@@ -79,11 +82,19 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     if path.is_dir():
         _check_directory(path)
         return ModelSource(base=str(path), revision=None, tokenizer=str(path))
-    if path.exists() or name.startswith((".", "/", "runs/")):
+    if path.exists():
+        raise ConfigError(f"{key}={name!r} is a file, a model directory or a finished run is wanted: check the path")
+    if is_path(name):
         raise ConfigError(
-            f"model.name={name!r} is not a model directory or a finished run (no {RUN_FILE}, no config.json)"
+            f"{key}={name!r} does not exist, a model directory or a finished run is wanted: train it first, or check "
+            "the path"
         )
     return ModelSource(base=name, revision=revision, tokenizer=name)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name that leads nowhere here can only be a path, as it is none that the hub could have."""
+    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or name.endswith("/")
 
 
 def read_run_record(run_dir: Path) -> RunRecord:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.config import ModelConfig
@@ -27,6 +31,8 @@ def load_tokenizer(source: ModelSource, config: ModelConfig) -> PreTrainedTokeni
     """
     check_remote_code((Path(source.base), Path(source.tokenizer)), config)
     try:
+        if not Path(source.tokenizer).is_dir():
+            check_hub(source.tokenizer, source.revision)
         tokenizer = AutoTokenizer.from_pretrained(
             source.tokenizer,
             revision=source.revision,
@@ -44,6 +50,24 @@ def load_tokenizer(source: ModelSource, config: ModelConfig) -> PreTrainedTokeni
     check_vocabulary(source, tokenizer)
     check_tokenizer(source, tokenizer)
     return tokenizer
+
+
+def check_hub(name: str, revision: str | None = None) -> None:
+    """Refuses at once a name that is no directory here, where the hub has no address: its client would try for minutes.
+
+    Raises:
+        ConfigError: the name leads nowhere, and no earlier download of it is kept.
+    """
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    if getproxies() or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        raise ConfigError(
+            f"there is no directory {name!r} here: train it first, or check the path; it cannot be a name of the hub "
+            f"either, as {host} has no address from this machine ({error.strerror})"
+        ) from None
 
 
 def check_vocabulary(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,7 +17,7 @@ class ChatSession:
     """A conversation with one policy, in this process and without Ray."""
 
     def __init__(self, model: ModelConfig, sampling: SamplingConfig, *, seed: int = 0, threads: int = 2) -> None:
-        record = resolve_model(model.name, model.revision).record
+        record = resolve_model(model.name, model.revision, key="RUN").record
         if record is not None:
             model = model.model_copy(update={"chat_style": record.chat_style, "quantization": record.quantization})
         context = WorkerContext("chat", 0, 1, tempfile.gettempdir())

@@ -14,6 +14,7 @@ import numpy as np
 from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource, derive_seed
 from rlhf.data.loading import load_prompts
 from rlhf.data.schema import PromptRow
+from rlhf.models.source import resolve_model
 from rlhf.stages.drawing import draw
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
@@ -39,7 +40,9 @@ def run_evaluate(config: EvaluateConfig, *, progress: Callable[..., None] | None
     run_dir = prepare_run_dir(config)
     try:
         prompts = load_prompts(config.prompts, format=config.prompt_format)[: config.limit]
-        check_sources([config.judge])
+        resolve_model(config.model.name, config.model.revision)
+        resolve_model(config.baseline, config.model.revision, key="baseline")
+        check_sources({"judge": config.judge})
         baseline = config.model.model_copy(update={"name": config.baseline})
         with ray_runtime(config.placement, num_workers=config.placement.num_rollout_workers + 1):
             texts = draw_answers([config.model, baseline], prompts, config, str(run_dir), progress)

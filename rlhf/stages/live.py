@@ -32,7 +32,7 @@ class CandidateSource:
 
     def __init__(self, run: str, sampling: SamplingConfig, *, threads: int = 1) -> None:
         model = ModelConfig(name=run)
-        source = resolve_model(model.name)
+        source = resolve_model(model.name, key="RUN")
         if source.record is not None:
             record = source.record
             model = model.model_copy(update={"chat_style": record.chat_style, "quantization": record.quantization})

@@ -28,7 +28,7 @@ from rlhf.data.loading import load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.peft_methods import method_name, method_of
-from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.source import ModelSource, is_path, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
@@ -52,7 +52,22 @@ def plan_stage(config: Section) -> Plan:
         SampleConfig: _plan_sample,
         EvaluateConfig: _plan_evaluate,
     }
-    return [*makers[type(config)](config), ("config hash", config_hash(config)[:12])]
+    rows = [*makers[type(config)](config), ("config hash", config_hash(config)[:12])]
+    missing = ", ".join(f"{key}={name}" for key, name in missing_inputs(config).items())
+    return [*rows, ("not there yet", f"{missing}: train it first, or check the path")] if missing else rows
+
+
+def missing_inputs(config: Section) -> dict[str, str]:
+    """Runs that the config names and that do not exist, by key: a plan does without, the run itself would stop."""
+    named: dict[str, str] = {}
+    if isinstance(config, PpoConfig):
+        sources = [(f"scores[{index}].run", score) for index, score in enumerate(config.scores)]
+        named = {key: score.run for key, score in sources if isinstance(score, RewardModelSource)}
+        if config.critic_is_apart and is_path(config.roles.critic or ""):
+            named["roles.critic"] = str(config.roles.critic)
+    elif isinstance(config, EvaluateConfig):
+        named = {"judge.run": config.judge.run} if isinstance(config.judge, RewardModelSource) else {}
+    return {key: name for key, name in named.items() if not Path(name).exists()}
 
 
 def trained_parameters(
@@ -160,7 +175,7 @@ def _critic_text(config: PpoConfig, source: ModelSource) -> str:
     if not config.uses_critic or name is None:
         return "an adapter of its own and a scalar head" if config.uses_critic else "none"
     text = f"an adapter and a scalar head on {name}, on {config.placement.num_critic_ranks} ranks of its own"
-    if name.startswith((".", "/", "runs/")) and not Path(name).exists():
+    if "roles.critic" in missing_inputs(config):
         return text  # it is yet to be trained
     origin = critic_origin(config, source)
     if origin is None:
@@ -205,7 +220,7 @@ def _plan_evaluate(config: EvaluateConfig) -> Plan:
     judge = _score_name(config.judge)
     return [
         ("policy", _source_text(resolve_model(config.model.name, config.model.revision))),
-        ("baseline", _source_text(resolve_model(config.baseline))),
+        ("baseline", _source_text(resolve_model(config.baseline, config.model.revision, key="baseline"))),
         ("prompts", str(len(prompts))),
         ("judge", str(judge)),
         ("interval", f"{config.num_bootstrap} bootstrap draws by prompt"),

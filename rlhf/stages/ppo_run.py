@@ -146,7 +146,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     prompts = load_prompts(config.prompts, format=config.prompt_format)
     prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
     anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)
-    check_sources(config.scores)
+    check_sources({f"scores[{index}]": score for index, score in enumerate(config.scores)})
     models = reward_models_of(config, source, chat)
     critic = critic_origin(config, source, chat)
     scorer = Scorer(config.scores, config.score)

@@ -25,7 +25,7 @@ from rlhf.stages.evaluate import draw_answers, judged_in_both_orders, make_judge
 from rlhf.stages.ppo import run_ppo
 from rlhf.stages.preferences import read_preferences
 from rlhf.stages.reward import run_reward
-from rlhf.stages.run_dir import SUMMARY_FILE, write_json
+from rlhf.stages.run_dir import SUMMARY_FILE, set_aside, write_json
 from rlhf.stages.sample import CANDIDATES_FILE, run_sample
 from rlhf.stages.sft import run_sft
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
@@ -97,7 +97,7 @@ def run_quickstart(
     """Runs or continues the loop; returns the summary, or None when it stopped for people to vote.
 
     Args:
-        fresh: remove an earlier quickstart in ``root`` first.
+        fresh: set an earlier quickstart in ``root`` aside first.
         annotate: stop before the rankings, so that people vote in the page; the next call goes on.
         rehearsal: run every stage for a moment only, to see that the system works here.
 
@@ -133,22 +133,24 @@ def _open(root: Path, seed: int, fresh: bool, rehearsal: bool) -> Quickstart:
         raise ConfigError(f"{CONFIGS} is missing: run the quickstart from a clone of the project")
     if fresh and root.exists():
         if not (root / STATE_FILE).is_file():
-            raise CheckpointError(f"{root} is not a quickstart run: nothing was removed; choose another --run-dir")
-        shutil.rmtree(root)
+            raise CheckpointError(f"{root} is not a quickstart run: it was left as it is; choose another --run-dir")
+        get_console().print(f"the earlier quickstart is now {set_aside(root)}", style="dim", markup=False)
     if (root / SUMMARY_FILE).is_file():
-        raise CheckpointError(f"{root} holds a finished quickstart: add --fresh to replace it, or choose --run-dir")
-    root.mkdir(parents=True, exist_ok=True)
+        raise CheckpointError(f"{root} holds a finished quickstart: add --fresh to set it aside, or choose --run-dir")
     state: dict[str, Any] = {"seconds": {}, "stages": {}, "rehearsal": rehearsal}
     if (root / STATE_FILE).is_file():
         state = json.loads((root / STATE_FILE).read_text(encoding="utf-8"))
         seed = state.pop("seed")
         get_console().print(f"continuing the quickstart in {root} (seed {seed})", markup=False)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / STATE_FILE, {"seed": seed, **state})
+    except OSError as error:
+        raise CheckpointError(f"--run-dir {root} cannot be written: {error}; choose another --run-dir") from None
     generator = random.Random(derive_seed(seed, "queue"))
     # A continued run keeps the size it was begun with.
     sizes = REHEARSAL if state.get("rehearsal", rehearsal) else Sizes()
-    quick = Quickstart(root, seed, open_store(root.parent / "preferences.sqlite", rng=generator), sizes, state)
-    quick.save()
-    return quick
+    return Quickstart(root, seed, open_store(root.parent / "preferences.sqlite", rng=generator), sizes, state)
 
 
 @contextmanager

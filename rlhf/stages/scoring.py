@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,15 +47,18 @@ def open_source(source: FunctionSource | HttpSource, index: int = 0) -> ScoreRow
     return FunctionScores(source, index) if isinstance(source, FunctionSource) else HttpScores(source, index)
 
 
-def check_sources(sources: Sequence[ScoreSource]) -> None:
+def check_sources(sources: Mapping[str, ScoreSource]) -> None:
     """Refuses reward models that could not score, before any worker starts.
+
+    Args:
+        sources: by the key that names each.
 
     Raises:
         RlhfError: not a finished reward run, or its base, tokenizer, head or files are not what they were.
     """
-    for source in sources:
+    for key, source in sources.items():
         if isinstance(source, RewardModelSource):
-            check_reward_run(source.run)
+            check_reward_run(source.run, f"{key}.run")
 
 
 class Scorer:

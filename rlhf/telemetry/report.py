@@ -16,6 +16,7 @@ from rlhf.errors import DataError
 from rlhf.telemetry.curves import CURVES, Plot, stage_plots
 from rlhf.telemetry.headline import Card, headline_cards, summary_sentence
 from rlhf.telemetry.metrics import METRICS_FILE, read_metrics
+from rlhf.telemetry.runs import RunView, check_run
 
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"
@@ -81,8 +82,12 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 
 def write_run_report(run_dir: str | Path, next_commands: Sequence[tuple[str, str]] = ()) -> Path:
-    """Reads a run directory and writes its ``report.html``."""
-    return write_report(Path(run_dir) / REPORT_FILE, report_from_run(run_dir, next_commands))
+    """Reads a run directory and writes its ``report.html``.
+
+    Raises:
+        DataError: there is no run, or a file of it is not what it should be.
+    """
+    return write_report(check_run(run_dir) / REPORT_FILE, report_from_run(run_dir, next_commands))
 
 
 def report_from_run(run_dir: str | Path, next_commands: Sequence[tuple[str, str]] = ()) -> Report:
@@ -122,10 +127,18 @@ def _read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}): write it again with `rlhf evaluate`") from error
+        raise DataError(
+            f"{path} is not JSON ({error}): write it again with `rlhf {_stage(path.parent)} --fresh`, or remove it for "
+            "a report without it"
+        ) from error
     if not isinstance(summary, dict):
         raise DataError(f"{path} must hold a JSON object")
     return summary
+
+
+def _stage(run_dir: Path) -> str:
+    """The command that made a run; a quickstart as a whole keeps no config."""
+    return RunView(run_dir).stage if (run_dir / "config.json").is_file() else "quickstart"
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

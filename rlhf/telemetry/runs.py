@@ -221,12 +221,21 @@ def open_run(path: str | Path) -> RunView:
     Raises:
         DataError: there is no run.
     """
+    return RunView(check_run(path))
+
+
+def check_run(path: str | Path) -> Path:
+    """The directory, if it holds a run.
+
+    Raises:
+        DataError: there is no run.
+    """
     where = Path(path)
     if not where.is_dir():
         raise DataError(f"{where} is not a directory: give a run directory, such as runs/ppo")
     if not any((where / name).exists() for name in (METRICS_FILE, "config.json", "summary.json", "run.json")):
         raise DataError(f"{where} holds no run: none of {METRICS_FILE}, config.json, summary.json is there")
-    return RunView(where)
+    return where
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

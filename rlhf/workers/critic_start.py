@@ -45,7 +45,7 @@ def open_critic(config: PpoConfig, tokenizer: PreTrainedTokenizerBase, chat: Cha
         CheckpointError: the reward run is damaged.
     """
     name = config.roles.critic or ""
-    source = resolve_model(name)
+    source = resolve_model(name, key="roles.critic")
     record = source.record
     if source.adapter is None and record is not None and record.stage == "reward":
         raise ConfigError(f"roles.critic={name!r} is a reward model that was trained whole: its head stands on no "

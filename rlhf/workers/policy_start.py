@@ -72,7 +72,7 @@ def place_reward_models(scores: Sequence[Any], layout: str, source: ModelSource,
     for index, score in enumerate(scores):
         if not isinstance(score, RewardModelSource):
             continue
-        reward = resolve_model(score.run)
+        reward = resolve_model(score.run, key=f"scores[{index}].run")
         if reward.record is None or reward.record.stage != "reward":
             raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
         reads_tokens = reward.record.chat_fingerprint == chat.fingerprint()

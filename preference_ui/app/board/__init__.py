@@ -46,18 +46,14 @@ def main(rest: list[str]) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from preference_ui.app.address import public_address
+    from preference_ui.app.address import bind_to, public_address
     from preference_ui.app.board.site import BoardSite
 
     root = Path(args.runs)
     if not root.is_dir():
         raise ConfigError(f"--runs {root} is not a directory")
     with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((args.host, args.port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {args.host}:{args.port}: {error.strerror}; try --port 0") from error
+        bind_to(listener, args.host, args.port)
         listener.listen(64)
         address = public_address(
             args.host,

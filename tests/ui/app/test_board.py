@@ -108,6 +108,11 @@ def page(board: Running, browser: Browser) -> Iterator[Page]:
     context.close()
 
 
+def test_a_port_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--runs", str(tmp_path), "--port", "99999"]) == 2
+    assert "--port 99999 is no port" in capsys.readouterr().err
+
+
 def test_runs_are_listed_and_pictures_follow_a_live_run(board: Running, page: Page) -> None:
     text = page.inner_text(".runs")
     assert "calm" in text and "team/fast" in text and "20 of 40" in text and "score 1.90" in text

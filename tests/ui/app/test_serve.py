@@ -52,7 +52,10 @@ def test_starts_soon_and_without_the_training_stack(path: Path) -> None:
         (["--host", "0.0.0.0", "--public-url", "http://10.0.0.1:7860"], "--certfile"),
         (["--public-url", "https://rank.example.org/path"], "without a path"),
         (["--certfile", "x.pem"], "go together"),
-        (["--host", "256.0.0.1"], ""),
+        (["--host", "256.0.0.1"], "cannot listen on 256.0.0.1:0"),
+        (["--host", "a..b"], "cannot listen on a..b:0"),
+        (["--port", "99999"], "--port 99999 is no port: give 1 to 65535"),
+        (["--port", "-1"], "--port -1 is no port"),
     ],
 )
 def test_unsafe_or_impossible_addresses_are_refused(

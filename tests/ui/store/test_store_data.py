@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from store_helpers import MakeProject, by_text, claim, count, item_spec, people
 
-from preference_ui import commands, queue
+from preference_ui import commands, queue, sampling
 from preference_ui.backup import verify
+from preference_ui.cli import build_parser
 from preference_ui.db import Store, open_store
-from preference_ui.errors import DataError, LeaseError, StoreError
+from preference_ui.errors import DataError, LeaseError, RlhfError, StoreError
 from preference_ui.export import demonstrations, export_preferences, read_snapshot
 from preference_ui.formats import write_preferences
 from preference_ui.importing import import_file
 from preference_ui.models import Judgment
 from preference_ui.people import create_annotator
-from preference_ui.projects import add_items, create_project, get_guideline, get_project
+from preference_ui.projects import add_items, create_project, get_guideline, get_project, list_projects
 from preference_ui.queue import Vote
 from preference_ui.ranking import PairOptions
 from preference_ui.reviews import decide, decisions, inbox
@@ -306,12 +308,11 @@ def test_the_commands_from_file_to_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         commands.prefs_stats(place, "p")
     table = commands.prefs_import(place, "p", [_jsonl(tmp_path / "in.jsonl", rows)])
-    assert table.rows == [(str(tmp_path / "in.jsonl"), "4", "4", "0")]
-    for file_format in ("jsonl", "parquet", "trl", "hh", "csv", "sft"):
+    assert table.rows == [(str(tmp_path / "in.jsonl"), "4", "4", "4", "0")]
+    assert commands.prefs_import(place, "p", [tmp_path / "in.jsonl"]).rows[0][1:] == ("4", "0", "0", "0")
+    for file_format in ("jsonl", "parquet", "trl", "hh", "csv"):
         out = tmp_path / f"out.{file_format}"
-        assert commands.prefs_export(place, "p", out, file_format=file_format).rows[0][2] == (
-            "0" if file_format == "sft" else "4"
-        )
+        assert commands.prefs_export(place, "p", out, file_format=file_format).rows[0][2] == "4"
         assert out.exists()
     assert commands.prefs_freeze(place, "p").rows[0][0] == "4"
     assert commands.prefs_backup(place, tmp_path / "copy.sqlite").rows[0][0].endswith("copy.sqlite")
@@ -325,3 +326,45 @@ def test_the_commands_from_file_to_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not what was recorded"):
         commands.prefs_verify(store)
     store.close()
+
+
+@pytest.mark.parametrize("row", [{"prompt": "p", "responses": ["alone"]}, {"prompt": "p"}])
+def test_an_import_that_fails_leaves_no_empty_project(row: dict, tmp_path: Path) -> None:
+    place = tmp_path / "votes.sqlite"
+    with pytest.raises(DataError, match=r"in\.jsonl"):
+        commands.prefs_import(place, "p", [_jsonl(tmp_path / "in.jsonl", [row])])
+    store = open_store(place)
+    assert list_projects(store) == []
+    store.close()
+
+
+def test_nothing_is_exported_as_a_file_without_rows(tmp_path: Path) -> None:
+    place, out = tmp_path / "votes.sqlite", tmp_path / "out"
+    rows = [{"prompt": "p", "responses": ["a", "b"]}]
+    assert commands.prefs_import(place, "p", [_jsonl(tmp_path / "in.jsonl", rows)]).rows[0][1:] == ("1", "1", "0", "0")
+    for file_format, words in (("jsonl", "no preferences to export yet"), ("sft", "no rewritten responses"),
+                               ("trlx", "jsonl, parquet, trl, hh, csv, sft")):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            commands.prefs_export(place, "p", out, file_format=file_format)
+    assert not out.exists()
+
+
+def test_the_store_may_be_named_before_or_after_the_action(tmp_path: Path) -> None:
+    parse = build_parser().parse_args
+    assert parse(["stats", "p", "--store", "x"]).store == parse(["--store", "x", "stats", "p"]).store == "x"
+    assert parse(["stats", "p"]).store is None
+
+
+@pytest.mark.parametrize(("changes", "code"), [({"limit": 0}, 2), ({"run": "runs/none"}, 2)])
+def test_sampling_ends_with_the_exit_code_of_what_was_wrong(
+    changes: dict, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))
+    place = tmp_path / "votes.sqlite"
+    commands.prefs_import(place, "p", [_jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "responses": ["a", "b"]}])])
+    order = {"run": "m", "folder": tmp_path / "drawn", **changes}
+    with pytest.raises(
+        RlhfError, match="--count 0 must be at least 1" if "limit" in changes else "exit code 2"
+    ) as error:
+        commands.prefs_sample(place, "p", **order)
+    assert error.value.exit_code == code

@@ -269,3 +269,12 @@ def test_every_shipped_config_can_be_planned(path: Path, capsys: pytest.CaptureF
     code, found = plan(capsys, "--config", str(path), "--shape", "qwen2.5-0.5b", "--rows", "100", "--gpu", "a100")
     assert code == 0 and found["fits"], "half a billion parameters fit on 80 GiB under every shipped config"
     assert all(role["total"] > 2**30 for role in found["roles"]), "more than the driver alone"
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("gpus", "-1"), ("reserve", "2"), ("reserve", "nan"), ("utilization", "0"), ("utilization", "1.5"), ("rows", "-3"),
+    ("rows", "0"), ("price", "-1"),
+])  # fmt: skip
+def test_numbers_that_no_run_could_have_are_refused(option: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--{option} {value} must be "):
+        main(["--config", SFT, "--shape", "qwen2.5-7b", f"--{option}", value])

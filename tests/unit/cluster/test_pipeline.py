@@ -132,3 +132,9 @@ def test_run_directories_lie_in_the_pipelines_own(here: Path) -> None:
     assert pipeline.overrides(pipeline.config.steps[0]) == [
         "run_dir=runs/other/s", "model.name=runs/other/a", "data.train=d",
     ]  # fmt: skip
+
+
+def test_a_stage_s_config_is_no_pipeline(here: Path) -> None:
+    file = good_config(here / "first.yaml")
+    with pytest.raises(ConfigError, match=f"is a config of stage 'sft', no pipeline: run 'rlhf sft --config {file}'"):
+        main([file])

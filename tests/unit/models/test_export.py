@@ -159,9 +159,20 @@ def test_refusals(run: Path, tiny_base: Path, tmp_path: Path) -> None:
     (critic / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="value head serves training only"):
         open_run(str(critic))
+    with pytest.raises(ConfigError, match="RUN='nothing_here': there is no such run here"):
+        open_run("nothing_here")
     with pytest.raises(ConfigError, match="not a run directory"):
         open_run(str(tiny_base))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(CheckpointError, match="not empty"):
         export_run(open_run(str(run)), tmp_path / "full", merge=True)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_cannot_be_a_directory_is_refused(place: str, tiny_base: Path, tmp_path: Path) -> None:
+    run = make_run(tiny_base, tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"--output .*/file is a file, a directory is wanted"):
+        export_run(open_run(str(run)), tmp_path / place, merge=True)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -74,10 +74,20 @@ def test_remote_code_needs_a_pinned_revision() -> None:
     assert ModelConfig(name="some/repo", trust_remote_code=True, revision="a" * 40).revision
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "runs/none", "builtin:nothing"])
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "runs/none", "builtin:nothing", "no/such/run"])
 def test_names_that_lead_nowhere(name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=rf"^model\.name='{name}'"):
         resolve_model(name)
+    with pytest.raises(ConfigError, match=rf"^baseline='{name}'"):
+        resolve_model(name, key="baseline")
+
+
+def test_a_missing_run_is_told_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not exist, .*: train it first, or check the path"):
+        resolve_model("runs/none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file, "):
+        resolve_model(str(tmp_path / "file"))
 
 
 def test_directories_that_are_no_model(tmp_path: Path) -> None:

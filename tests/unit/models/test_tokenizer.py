@@ -9,6 +9,7 @@ import torch
 
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
+from rlhf.models import tokenizer as tokenizers
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import ensure_pad_token, load_tokenizer
@@ -89,3 +90,18 @@ def test_foreign_tokenizer_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     source, config = resolve_model(str(directory)), ModelConfig(name=str(directory))
     with pytest.raises(ConfigError, match="do not belong together"):
         load_causal_lm(source, config, load_tokenizer(source, config))
+
+
+def test_a_misspelt_path_is_told_at_once_where_the_hub_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: object) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the hub's client tries for more than a minute")
+
+    monkeypatch.setattr(tokenizers, "getproxies", dict)
+    monkeypatch.setattr(tokenizers.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(tokenizers.AutoTokenizer, "from_pretrained", asked)
+    for name, words in (("no_such_thing", "there is no directory 'no_such_thing' here"), ("no such", "cannot be load")):
+        with pytest.raises(ConfigError, match=words):
+            load_tokenizer(resolve_model(name), ModelConfig(name=name))

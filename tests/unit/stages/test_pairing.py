@@ -148,7 +148,7 @@ def test_a_critic_that_cannot_be_this_policys_is_refused_by_name(base: Path, tmp
         (write_run(tmp_path / "sft", other), ConfigError, "is no reward run: a critic starts from"),
         (whole, ConfigError, "a reward model that was trained whole"),
         (headless, CheckpointError, r"reward\.json is not readable"),
-        (tmp_path / "nowhere", ConfigError, "is not a model directory or a finished run"),
+        (tmp_path / "nowhere", ConfigError, r"roles\.critic=.* does not exist, .*: train it first"),
     ):
         refused({"roles.critic": str(critic)}, base, tmp_path, error, reason)
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import STAGES, build_config
+from rlhf.config import STAGES, RewardModelSource, build_config
 from rlhf.config.model import LoraConfig
 from rlhf.errors import ConfigError, DataError
 from rlhf.models import adapters
+from rlhf.stages.evaluate import run_evaluate
 from rlhf.stages.plan import _saved_adapter_text, plan_stage
+from rlhf.stages.scoring import check_sources
 from tests.support.conversations import demonstrations, preferences, write_rows
 
 
@@ -79,6 +81,38 @@ def test_a_plan_tells_of_token_budgets_and_anchors(tiny_model_dir: Path, tmp_pat
     )
     assert found["minibatch"] == "32 sequences, in passes of up to 1024 tokens on 1 ranks"
     assert found["anchor"] == "8 of 40 demonstrations per optimizer step, coefficient 0.5"
+
+
+def test_a_plan_names_the_runs_that_are_not_there_yet(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, rows = {"name": str(tiny_model_dir)}, write_rows(tmp_path / "d.jsonl", demonstrations(40))
+    function, reward = {"kind": "function", "path": "a:b"}, {"kind": "reward_model", "run": "runs/none"}
+    ppo = {"model": model, "prompts": rows, "roles": {"critic": "./no_critic"}, "placement": {"num_critic_ranks": 1}}
+    found = _plan("ppo", scores=[function, reward], **ppo)["not there yet"]
+    assert found == "scores[1].run=runs/none, roles.critic=./no_critic: train it first, or check the path"
+    evaluate = {"model": model, "prompts": rows, "baseline": str(tiny_model_dir)}
+    assert _plan("evaluate", judge=reward, **evaluate)["not there yet"].startswith("judge.run=runs/none: train it")
+    assert "not there yet" not in _plan("evaluate", judge=function, **evaluate)
+    with pytest.raises(ConfigError, match="baseline='runs/sft' does not exist"):
+        _plan("evaluate", judge=function, **{**evaluate, "baseline": "runs/sft"})
+
+
+@pytest.mark.parametrize(("changes", "key"), [
+    ({"baseline": "runs/none"}, "baseline"), ({"judge": {"kind": "reward_model", "run": "runs/none"}}, "judge.run"),
+])  # fmt: skip
+def test_an_evaluation_names_the_key_of_what_is_missing(
+    changes: dict[str, Any], key: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    tree = {"stage": "evaluate", "run_dir": str(tmp_path / "run"), "model": {"name": str(tiny_model_dir)},
+            "prompts": write_rows(tmp_path / "d.jsonl", demonstrations(4)), "baseline": str(tiny_model_dir),
+            "judge": {"kind": "function", "path": "a:b"}, **changes}  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"^{key}='runs/none' does not exist, .*: train it first"):
+        run_evaluate(build_config(STAGES["evaluate"], tree, source="test"))
+
+
+def test_a_training_names_the_reward_run_that_is_missing() -> None:
+    source = RewardModelSource(run="runs/none")
+    with pytest.raises(ConfigError, match=r"^scores\[1\]\.run='runs/none' does not exist"):
+        check_sources({"scores[1]": source})
 
 
 def test_a_plan_refuses_what_the_run_would_refuse(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_missing_parts_leave_their_section_out(tmp_path: Path, report: Report, s
 
 
 def test_an_empty_run_directory_and_a_sft_only_run_give_a_page(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
     assert _Page(write_run_report(tmp_path / ".").read_text("utf-8")).headings() == []
     with MetricsWriter(tmp_path / "sft", tensorboard=False) as writer:
         writer.write("sft", 1, {"loss": 1.0})
@@ -195,6 +196,24 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "samples.jsonl").write_text('{"prompt": "p", "answers": {}}\n{"prompt": "p"}\n')
     with pytest.raises(DataError, match=r"samples\.jsonl, line 2"):
+        report_from_run(tmp_path)
+
+
+def test_a_directory_without_a_run_gets_no_report(tmp_path: Path) -> None:
+    (tmp_path / "notes.yaml").write_text("mine: true")
+    with pytest.raises(DataError, match="holds no run"):
+        write_run_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.yaml"]
+
+
+@pytest.mark.parametrize(("config", "command"), [('{"stage": "sft"}', "rlhf sft"), (None, "rlhf quickstart")])
+def test_a_broken_summary_is_written_again_by_the_stage_it_is_of(
+    config: str | None, command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "summary.json").write_text("{")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DataError, match=rf"summary\.json is not JSON .* with `{command} --fresh`"):
         report_from_run(tmp_path)
 
 

@@ -1,0 +1,102 @@
+"""What ``rlhf`` says to commands that cannot be run: the option, the reason, what to do; never a traceback."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf import cli
+from rlhf.config import SftConfig, build_config, load_config
+from rlhf.errors import ConfigError
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+
+ROOT = Path(__file__).parents[3]
+FUNCTION = "{kind: function, path: 'a:b'}"
+WORDS = {
+    "sample": ("model.name=m", "prompts=p"),
+    "evaluate": ("model.name=m", "prompts=p", "baseline=b", f"judge={FUNCTION}"),
+}
+
+
+@pytest.mark.parametrize("stage", WORDS)
+def test_fresh_sets_an_earlier_run_aside_in_every_stage(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: Any, **_: Any) -> dict[str, Any]:
+        release_run_dir(prepare_run_dir(config))
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(cli, "_runner", lambda name: run)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    words = [stage, *WORDS[stage], f"run_dir={tmp_path / 'run'}"]
+    assert cli.main(words) == 4 and "--fresh" in capsys.readouterr().out
+    assert cli.main([*words, "--fresh"]) == 2 and "far enough" in capsys.readouterr().out
+    (aside,) = tmp_path.glob("run.before-*")
+    assert (aside / "run.json").is_file()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["", "--prompt", "x"], "RUN is empty"),
+    (["m", "--temperature", "0"], "--temperature 0 must be above 0"),
+    (["m", "--temperature", "-1"], "--temperature -1 must be above 0"),
+    (["m", "--temperature", "nan"], "--temperature nan must be above 0"),
+    (["m", "--max-response-tokens", "0"], "--max-response-tokens 0 must be at least 1"),
+    (["runs/nothing"], "RUN='runs/nothing' does not exist"),
+])  # fmt: skip
+def test_chat_refuses_what_it_cannot_do(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", *words]) == 2
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "usage"), [
+    (["sft", "--confg", "x"], "usage: rlhf sft "), (["config", "check", "x", "--b"], "usage: rlhf config check "),
+    (["report", "x", "--html"], "usage: rlhf report "),
+])  # fmt: skip
+def test_a_wrong_option_shows_the_usage_of_its_command(
+    words: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and usage in said and "unrecognized arguments" in said
+
+
+def test_a_stage_without_a_config_says_where_one_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft"]) == 2
+    said = capsys.readouterr().out
+    assert "without --config FILE: 3 problem(s)" in said and "data is required" in said
+
+
+@pytest.mark.parametrize("action", ["check", "show"])
+def test_overrides_of_a_checked_file_stand_behind_set(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", action, "lora.r=3"]) == 2
+    assert "--set lora.r=3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [
+    ["sft", "--config"], ["config", "show"], ["config", "check"], ["plan", "--config"], ["pipeline"],
+])  # fmt: skip
+def test_a_missing_file_is_told_alike_everywhere(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "nope.yaml"]) == 2
+    assert "config file nope.yaml does not exist" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("train", "prompts"), [
+    ("rows.jsonl", "prompts=rows.jsonl"), (("a b.jsonl", "c.jsonl"), """'prompts=["a b.jsonl", "c.jsonl"]'"""),
+])  # fmt: skip
+def test_what_comes_after_sft_can_be_run(train: Any, prompts: str) -> None:
+    tree = {"run_dir": "r", "model": {"name": "m"}, "data": {"train": train}}
+    _, (command, _) = cli._next_commands("sft", build_config(SftConfig, tree, source="test"))
+    assert command.endswith(f"model.name=r {prompts}")
+    words = shlex.split(command)
+    assert load_config("sample", ROOT / words[3], words[4:]).prompts == train
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "model.name=m", "--dry-run", "batch.nope=1", "seed=x"]) == 2
+    said = capsys.readouterr().out
+    assert "unknown key 'batch.nope'" in said and "seed" in said

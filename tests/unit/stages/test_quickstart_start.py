@@ -1,0 +1,53 @@
+"""Where a quickstart may start: an earlier one is kept, and what cannot be written is told in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preference_ui.projects import create_project, list_projects
+from rlhf.errors import CheckpointError
+from rlhf.stages.quickstart import STATE_FILE, Quickstart, _open
+
+
+def opened(root: Path, *, fresh: bool = False) -> Quickstart:
+    quick = _open(root, 3, fresh, rehearsal=True)
+    quick.store.close()
+    return quick
+
+
+def test_fresh_sets_an_earlier_quickstart_aside_and_keeps_the_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "quickstart"
+    create_project(opened(root).store, "helpline")
+    (root / "sft").mkdir()
+    (root / "sft" / "run.json").write_text("{}")
+    (root / "summary.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="add --fresh to set it aside"):
+        opened(root)
+    quick = opened(root, fresh=True)
+    (aside,) = tmp_path.glob("quickstart.before-*")
+    assert "the earlier quickstart is now" in capsys.readouterr().out
+    assert (aside / "sft" / "run.json").is_file() and (aside / "summary.json").is_file()
+    assert sorted(path.name for path in root.iterdir()) == [STATE_FILE]
+    assert json.loads((root / STATE_FILE).read_text())["stages"] == {}
+    assert [project.name for project in list_projects(quick.store)] == ["helpline"]
+    quick.store.close()
+
+
+def test_fresh_leaves_what_is_no_quickstart_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CheckpointError, match="is not a quickstart run: it was left as it is"):
+        opened(tmp_path / "mine", fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/quickstart"])
+def test_a_directory_that_cannot_be_written_is_told(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"--run-dir .* cannot be written: .*choose another"):
+        opened(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
