@@ -22,7 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from rlhf.config import EngineConfig, OptimConfig
-from rlhf.engine import alike, flat, master_weights, shared_sum, uncompiled
+from rlhf.engine import alike, flat, master_weights, pieces, shared_sum, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
@@ -89,6 +89,8 @@ class TrainEngine:
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
         config = deepspeed_config(engine, dtype=dtype, microbatch=microbatch, accumulation=1, max_grad_norm=0.0)
+        if engine.zero_stage == 3:
+            pieces.cut(module, config, dtype)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self.steps_shorter = False
         """Whether the bf16 step without ZeRO is ours, for what is measured already."""

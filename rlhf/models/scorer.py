@@ -100,7 +100,10 @@ def read_reward_settings(directory: Path) -> RewardSettings:
 def build_reward_model(source: ModelSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Loads a base with an untrained head of ours in the place of the library's."""
     model: Any = load_classifier(source, config, tokenizer)
-    model.score = ScoreHead(model.config.get_text_config().hidden_size)
+    head = ScoreHead(model.config.get_text_config().hidden_size)
+    if getattr(model, "is_quantized", False):  # it was loaded on a GPU if there is one, and is not moved any more
+        head = head.to(model.get_input_embeddings().weight.device)
+    model.score = head
     return model
 
 

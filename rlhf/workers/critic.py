@@ -14,6 +14,7 @@ from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig
 from rlhf.data.chat import chat_format
 from rlhf.engine.engine import learning_rate_scale
+from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, RolesModel
@@ -93,7 +94,7 @@ class CriticWorker(TrainingRank):
 
     def save(self, directory: str) -> str | None:
         """Writes the adapter with its value head in PEFT's format; rank 0 writes, all ranks take part."""
-        state = self.engine.state(lambda n: True, self.roles.named_trained())
+        state = whole_state(self.roles.named_trained(), keep=self.context.rank == 0)
         if self.context.rank != 0:
             return None
         target = Path(directory) / "critic"

@@ -58,13 +58,16 @@ class _Host:
     ) -> Any:
         os.environ.update(environment)
         self._context, self._spans = context, context.spans
+        context.last_beat = time.monotonic()  # the driver's clock may be another host's
 
         def construct() -> None:
             from rlhf.telemetry.logging import setup_logging
+            from rlhf.workers.runtime import check_gpu
 
             setup_logging(context.run_dir, context.role, context.rank, level=context.log_level)
             with lean_imports():
                 made = _resolve(cls)
+            check_gpu()
             self._worker = made(context, *_fetch(args, self._spans), **kwargs)
 
         return self._guard(construct)
@@ -250,7 +253,8 @@ class WorkerGroup:
             seats = reservation.seats(role)[first_rank : first_rank + size]
         group.actors = [actor_class(_Host).options(**options, **seat).remote(environment) for seat in seats]
         try:
-            places = group._gather([a.where.remote() for a in group.actors], placement.start_timeout_seconds)
+            bound: Any = {"timeout": placement.start_timeout_seconds, "bound": "start_timeout_seconds"}
+            places = group._gather([a.where.remote() for a in group.actors], **bound)
             group.pids, group.nodes = [p[3] for p in places], [p[2] for p in places]
             address, port = places[0][0], places[0][1]
             across = len(set(group.nodes)) > 1
@@ -272,7 +276,7 @@ class WorkerGroup:
                 )
                 context = WorkerContext(role, first_rank + rank, size, run_dir, log_level)
                 refs.append(actor.build.remote(worker, context, env if collective else {}, args, kwargs or {}))
-            group._gather(refs, placement.start_timeout_seconds)
+            group._gather(refs, **bound)
         except BaseException:
             group.close()
             raise
@@ -331,7 +335,9 @@ class WorkerGroup:
         if self.reservation is not None:
             self.reservation.close()
 
-    def _gather(self, refs: list[Any], timeout: float, on_event: EventHandler | None = None) -> list[Any]:
+    def _gather(
+        self, refs: list[Any], timeout: float, on_event: EventHandler | None = None, bound: str = "call_timeout_seconds"
+    ) -> list[Any]:
         deadline = time.monotonic() + timeout
         pending, results = list(refs), {}
         while pending:
@@ -356,7 +362,7 @@ class WorkerGroup:
                     deadline = time.monotonic() + timeout - silence
                     continue
                 rank = waiting[0]
-                cause = f"no answer and no progress within {timeout:.0f} s (placement.call_timeout_seconds)"
+                cause = f"no answer and no progress within {timeout:.0f} s (placement.{bound})"
                 self.dump_stacks(f"{self.role} worker {rank}: {cause}")
                 raise WorkerError(self.role, rank, cause, "silent")
         return [results[ref] for ref in refs]

@@ -14,6 +14,7 @@ from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig
 from rlhf.data.chat import chat_format
 from rlhf.engine.engine import learning_rate_scale
+from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, lend, lendable
 from rlhf.models.loading import load_causal_lm
@@ -174,7 +175,7 @@ class PolicyWorker(TrainingRank):
 
     def save(self, directory: str) -> str | None:
         """Writes adapters in PEFT's format, a whole policy in transformers'; rank 0 writes, all ranks take part."""
-        state = self.engine.state(lambda n: True, self.roles.named_trained())
+        state = whole_state(self.roles.named_trained(), keep=self.context.rank == 0)
         if self.context.rank != 0:
             return None
         target = Path(directory)

@@ -24,6 +24,8 @@ from rlhf.workers.reaper import watch_over
 logger = logging.getLogger(__name__)
 
 REACH_SECONDS = 10.0
+GIVEN = "RLHF_HAS_GPU"
+"""In the environment of a worker that was given a GPU or a part of one."""
 STORE_BYTES = 2**29
 """Object store of a private runtime: adapters, sequences and what is told of them."""
 
@@ -147,11 +149,27 @@ def base_environment(*, threads: int, use_gpu: bool, shares_gpu: bool = False) -
     }
     if shares_gpu:
         environment[SHARED] = "1"
-    if not use_gpu:
+    if use_gpu:
+        environment[GIVEN] = "1"
+    else:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of the host's to a worker that asked for none
         environment["DS_ACCELERATOR"] = "cpu"
         environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
     return environment
+
+
+def check_gpu() -> None:
+    """Refuses to go on with a CPU in a worker that was given a GPU; one without torch needs none.
+
+    Raises:
+        ConfigError: torch sees no GPU.
+    """
+    torch = sys.modules.get("torch")
+    if os.environ.get(GIVEN) == "1" and torch is not None and not torch.cuda.is_available():
+        raise ConfigError(
+            f"a GPU of {node_address()} was given to this worker, and torch {torch.__version__} cannot use it: install "
+            "a build of torch for the driver of that host, or ask for none (placement.gpus_per_rank=0 and the like)"
+        )
 
 
 def node_address() -> str:

@@ -11,6 +11,7 @@ import torch
 from rlhf.data.schema import Message
 from rlhf.models.scorer import load_reward_model
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.heap import give_back
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ScorerWorker:
             reads_tokens: per model, whether it is handed the tokens themselves.
             drops: per model, whether a text that its template rewrites gets NaN instead of an error.
         """
-        return [
+        found = [
             [
                 scorer.scores([row.ids for row in piece])
                 if by_tokens
@@ -59,3 +60,5 @@ class ScorerWorker:
             ]
             for piece in pieces
         ]
+        give_back()
+        return found

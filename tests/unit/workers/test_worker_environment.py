@@ -5,6 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from rlhf.errors import ConfigError
+from rlhf.workers import runtime
 from rlhf.workers.runtime import base_environment
 
 
@@ -20,3 +25,18 @@ def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
 
 def test_ray_chooses_the_gpus_of_the_others() -> None:
     assert not {"CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"} & base_environment(threads=1, use_gpu=True).keys()
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "node_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for asked, told in ((True, True), (False, False)):
+        with monkeypatch.context() as within:
+            within.delenv(runtime.GIVEN, raising=False)
+            for name, value in base_environment(threads=1, use_gpu=asked).items():
+                within.setenv(name, value)
+            if told:
+                with pytest.raises(ConfigError, match=r"10\.0\.0\.7.*torch .* cannot use it.*gpus_per_rank=0"):
+                    runtime.check_gpu()
+            else:
+                runtime.check_gpu()
