@@ -32,7 +32,7 @@ system-packages:
 	scripts/ensure_system_packages.sh
 
 test: setup system-packages
-	$(BIN)/python -m pytest -q -n 4 --dist loadscope --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q -n 3 --dist loadscope --no-loadscope-reorder --durations=15
 
 # the fast part: format, lint, types, architecture, unit tests
 check: setup
