@@ -50,10 +50,14 @@ class StageConfig(Section):
         """Roles for which places are sure to be needed, named as in ``placement.num_ROLEs``."""
         return ("rank",)
 
+    @property
+    def doubtful_roles(self) -> tuple[str, ...]:
+        """Roles for which it turns out later whether places are needed."""
+        return ()
+
     @model_validator(mode="after")
     def _places_can_be_had(self) -> StageConfig:
-        # scorer workers are started only where a reward model turns out to need them
-        if reason := self.placement.why_refused(self.placed_roles, perhaps=("scorer_worker",)):
+        if reason := self.placement.why_refused(self.placed_roles, perhaps=self.doubtful_roles):
             raise ValueError(reason)
         return self
 

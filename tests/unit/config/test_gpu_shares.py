@@ -99,7 +99,7 @@ def test_ranks_of_a_critic_apart_are_kept_apart_too() -> None:
 def test_ranks_of_a_stage_with_one_role_share_with_nobody() -> None:
     words = ["placement.num_ranks=2", TOGETHER, f"{RANK}=0.5", f"{ROLLOUT}=0.5"]
     with pytest.raises(ConfigError, match="NCCL refuses"):
-        load("sft", *words)
+        load("sft", *words, "placement.gpus_per_scorer_worker=0.4", "placement.num_scorer_workers=2")
 
 
 def test_more_than_a_whole_gpu_is_refused() -> None:
