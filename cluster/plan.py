@@ -22,6 +22,7 @@ from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_header, print_table
 
 EXIT_FITS, EXIT_TOO_LARGE = 0, 1
+PROCESSES = {"trainer": "rank", "rollout": "rollout_worker", "scorer": "scorer_worker", "critic": "critic_rank"}
 COUNTED_METHODS = (*PLAIN_LORA, "dora", "qlora")
 
 DESCRIPTION = """\
@@ -173,13 +174,24 @@ def show(report: Report) -> None:
         console.print("Steps and hours: give --rows, the number of training rows (it is not known here).", markup=False)
 
 
+def _fewer_gpus(roles: list[RolePlan]) -> str:
+    """Which counts to lower, and how different roles share GPUs where none does so yet."""
+    keys = [PROCESSES[role.role] for role in roles]
+    lower = " or ".join(f"placement.num_{key}s" for key in keys)
+    if len(keys) < 2 or any(0 < role.gpus_each < 1 for role in roles):
+        return lower
+    shares = {2: (0.5, 0.5), 3: (0.4, 0.3, 0.3)}.get(len(keys), (0.4, 0.2, 0.2, 0.2))
+    parts = " ".join(f"placement.gpus_per_{key}={part:g}" for key, part in zip(keys, shares, strict=True))
+    return f"{lower}, or let them share GPUs with placement.layout=colocated {parts}"
+
+
 def verdict(report: Report) -> list[str]:
     """Sentences: fits or not, and what to change."""
     lines = []
     if report.needed > report.budget.gpus:
         lines.append(
             f"Does not fit: the config asks for {report.needed:g} GPUs, {report.budget.gpus} are there. Lower "
-            "placement.num_ranks or placement.num_rollout_workers, or let them share with gpus_per_rank=0.5."
+            f"{_fewer_gpus(report.roles)}."
         )
     over = report.budget.overrun(report.roles)
     if over <= 0:

@@ -36,6 +36,8 @@ head_host=${hosts[0]}
 head_address=$(srun --nodes=1 --ntasks=1 --nodelist="$head_host" hostname --ip-address | awk '{print $1}')
 echo "head $head_host ($head_address:$port), ${#hosts[@]} node(s)"
 
+# newer Slurm gives a step one CPU per task unless it is told again
+cpus=${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
 nodes=()
 stage=""
 # shellcheck disable=SC2329  # the traps call these two
@@ -56,7 +58,7 @@ pass_on() {
 trap leave EXIT
 trap pass_on TERM INT
 
-srun --nodes=1 --ntasks=1 --nodelist="$head_host" --overlap \
+srun --nodes=1 --ntasks=1 ${cpus:+"$cpus"} --nodelist="$head_host" --overlap \
     "$python" -m cluster.start head --node-address "$head_address" --port "$port" \
     --dashboard-port "$dashboard_port" --block &
 nodes+=("$!")
@@ -68,7 +70,7 @@ for ((n = 0; n < 60 && ${#up} == 0; n++)); do
 done
 [ -n "$up" ] || { echo "the head at $head_address:$port did not come up within two minutes" >&2; exit 3; }
 for host in "${hosts[@]:1}"; do
-    srun --nodes=1 --ntasks=1 --nodelist="$host" --overlap \
+    srun --nodes=1 --ntasks=1 ${cpus:+"$cpus"} --nodelist="$host" --overlap \
         "$python" -m cluster.start worker --address "$head_address:$port" --block &
     nodes+=("$!")
 done

@@ -45,6 +45,22 @@ class StageConfig(Section):
                 )
         return self
 
+    @property
+    def placed_roles(self) -> tuple[str, ...]:
+        """Roles for which places are sure to be needed, named as in ``placement.num_ROLEs``."""
+        return ("rank",)
+
+    @property
+    def doubtful_roles(self) -> tuple[str, ...]:
+        """Roles for which it turns out later whether places are needed."""
+        return ()
+
+    @model_validator(mode="after")
+    def _places_can_be_had(self) -> StageConfig:
+        if reason := self.placement.why_refused(self.placed_roles, perhaps=self.doubtful_roles):
+            raise ValueError(reason)
+        return self
+
 
 def exact_division(minibatch: int, micro: int, num_ranks: int, key: str, ranks_key: str = "num_ranks") -> int:
     if minibatch % (micro * num_ranks):

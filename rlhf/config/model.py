@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -127,7 +128,8 @@ class PlacementConfig(Section):
     """Training processes of a critic with a base of its own (``roles.critic``); without one none is started."""
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_rank: float | None = Field(None, ge=0)
-    """None: one GPU per rank where the cluster has GPUs, otherwise none."""
+    """None: one GPU per rank where the cluster has GPUs, otherwise none. To be set with ``wait_for_nodes``. A fraction
+    for more than one rank needs more than half of a GPU, alone or together with what shares it by ``layout``."""
     gpus_per_rollout_worker: float | None = Field(None, ge=0)
     gpus_per_scorer_worker: float | None = Field(None, ge=0)
     gpus_per_critic_rank: float | None = Field(None, ge=0)
@@ -150,7 +152,8 @@ class PlacementConfig(Section):
     critic_labels: tuple[str, ...] = ()
     """Node labels that ranks of a critic with a base of its own need."""
     wait_for_nodes: bool = False
-    """Wait (at most ``start_timeout_seconds``) for nodes that an autoscaler may add, instead of refusing at once."""
+    """Wait (at most ``start_timeout_seconds``) for nodes that an autoscaler may add, instead of refusing at once. What
+    each worker takes of their GPUs has to be said then."""
     network_interface: str | None = None
     """Interface of the collectives between nodes; None: the one that has the node's address."""
     start_timeout_seconds: float = Field(180.0, gt=0)
@@ -166,6 +169,56 @@ class PlacementConfig(Section):
             raise ValueError("layout=colocated shares GPUs by fractions: set gpus_per_rank and gpus_per_rollout_worker "
                              "both, e.g. to 0.5")  # fmt: skip
         return self
+
+    def why_refused(self, roles: Sequence[str], perhaps: Sequence[str] = ()) -> str | None:
+        """Why workers of these roles can never be placed so, or not without a guess; None: nothing is in the way.
+
+        Args:
+            roles: those that a stage starts, named as in ``num_ROLEs`` and ``gpus_per_ROLE``.
+            perhaps: those that it may turn out to start.
+        """
+        shares = {role: getattr(self, f"gpus_per_{role}") for role in (*roles, *perhaps)}
+        unset = [f"gpus_per_{role}" for role in roles if shares[role] is None]
+        if self.wait_for_nodes and unset:
+            return (
+                f"placement.wait_for_nodes=true waits for nodes of which nobody knows yet whether they have GPUs: set "
+                f"placement.{' and placement.'.join(unset)} (1: a GPU for each; 0: on CPUs)"
+            )
+        parts = {role: share for role, share in shares.items() if share is not None and 0 < share < 1}
+        together = [role for role in parts if role in roles]
+        if self.layout == "colocated" and round(sum(parts[role] for role in together), 4) > 1:
+            return (
+                f"placement.layout=colocated puts {self._said(together, parts)} on one GPU, which is more than a whole "
+                "one: lower them to a sum of at most 1, or set layout=split"
+            )
+        for role in ("rank", "critic_rank"):
+            if role in together and self.strategy != "STRICT_SPREAD" and (reason := self._two_on_one(role, parts)):
+                return reason
+        return None
+
+    def _two_on_one(self, role: str, parts: dict[str, float]) -> str | None:
+        """Why two ranks of a group may find themselves on one GPU: what lies beside both leaves room for that."""
+        size = self._size(role)
+        if size < 2:
+            return None
+        beside = [
+            [other for other in parts if other == role or (self.layout == "colocated" and index < self._size(other))]
+            for index in (size - 2, size - 1)
+        ]
+        if round(sum(parts[other] for others in beside for other in others), 4) > 1:
+            return None
+        return (
+            f"placement.num_{role}s={size} with {self._said(beside[1], parts)} lets two of these ranks share one GPU, "
+            f"which NCCL refuses (duplicate GPU): set gpus_per_{role}=1, num_{role}s=1, strategy=STRICT_SPREAD (one "
+            "rank per node), or layout=colocated with fractions that sum up to 1 for every rank"
+        )
+
+    def _size(self, role: str) -> int:
+        return int(getattr(self, f"num_{role}s"))
+
+    @staticmethod
+    def _said(roles: Sequence[str], parts: dict[str, float]) -> str:
+        return " + ".join(f"gpus_per_{role}={parts[role]:g}" for role in roles)
 
 
 class TelemetryConfig(Section):

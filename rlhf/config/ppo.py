@@ -217,6 +217,16 @@ class PpoConfig(StageConfig):
         return self.uses_critic and self.roles.critic is not None
 
     @property
+    def placed_roles(self) -> tuple[str, ...]:
+        """A critic with ranks of its own needs places, too."""
+        return ("rank", "rollout_worker", *(["critic_rank"] if self.critic_is_apart else []))
+
+    @property
+    def doubtful_roles(self) -> tuple[str, ...]:
+        """Scorer workers are started only for a reward model that does not stand on the policy's base."""
+        return ("scorer_worker",)
+
+    @property
     def minibatches(self) -> int:
         """Optimizer steps per epoch."""
         return self.batch.sequences_per_step // self.batch.minibatch_sequences

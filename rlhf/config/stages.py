@@ -164,6 +164,12 @@ class SampleConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
+    @model_validator(mode="after")
+    def _rules(self) -> SampleConfig:
+        if reason := self.placement.why_refused(["rollout_worker"]):
+            raise ValueError(reason)
+        return self
+
 
 class EvaluateConfig(Section):
     """Compare a policy with a baseline on held-out prompts."""
@@ -184,6 +190,12 @@ class EvaluateConfig(Section):
     limit: int | None = Field(None, ge=1)
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _rules(self) -> EvaluateConfig:
+        if reason := self.placement.why_refused(["rollout_worker"]):
+            raise ValueError(reason)
+        return self
 
 
 STAGES: dict[str, type[Section]] = {

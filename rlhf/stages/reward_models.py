@@ -16,8 +16,8 @@ def reward_models_of(config: PpoConfig, source: ModelSource, chat: ChatFormat) -
         source / chat: the policy's.
 
     Raises:
-        ConfigError: ``roles.layout=shared`` and one cannot share the base, or workers that share GPUs by fractions have
-            no fraction.
+        ConfigError: ``roles.layout=shared`` and one cannot share the base, workers that share GPUs by fractions have
+            no fraction, or they cannot be placed so.
     """
     found, placement = place_reward_models(config.scores, config.roles.layout, source, chat), config.placement
     fractions = placement.layout == "colocated" and placement.gpus_per_rank is not None
@@ -27,6 +27,9 @@ def reward_models_of(config: PpoConfig, source: ModelSource, chat: ChatFormat) -
             "fractions: set placement.gpus_per_scorer_worker beside gpus_per_rank and gpus_per_rollout_worker, e.g. "
             "0.4, 0.3 and 0.3 (0: on CPUs)"
         )
+    scorers = ["scorer_worker"] if found.separate else []
+    if reason := placement.why_refused([*config.placed_roles, *scorers]):
+        raise ConfigError(reason)
     return found
 
 

@@ -155,6 +155,7 @@ def _plan(
         keep_best=config.checkpoint.keep_best,
         identity=identity,
         versions=versions(),
+        wait_seconds=config.placement.call_timeout_seconds,
         resume_from=str(resumed.path) if resumed else None,
     )
 

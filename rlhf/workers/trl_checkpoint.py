@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class CheckpointPlan:
 
     Attributes:
         identity: what a commit belongs to; see ``rlhf.stages.resume``.
+        wait_seconds: how long ranks wait for one another while files are written and hashed.
         resume_from: a verified commit to go on from, or None.
     """
 
@@ -38,6 +40,7 @@ class CheckpointPlan:
     keep_best: bool
     identity: dict[str, Any]
     versions: dict[str, str]
+    wait_seconds: float
     resume_from: str | None = None
 
 
@@ -52,7 +55,18 @@ class TrainerCheckpoints:
         self._store = CheckpointStore(
             Path(plan.directory), token=plan.token, keep_last=plan.keep_last, keep_best=plan.keep_best
         )
+        self._waiting: Any = None
         self.stopped_at: int | None = None
+
+    def prepare(self) -> None:
+        """Makes the group in which ranks wait while files are written and hashed: minutes, where a model is large.
+
+        In the group that carries gradients they could only wait as long as for a peer's gradient; NCCL's watchdog then
+        ends the processes.
+        """
+        if self._waiting is None:
+            bound = timedelta(seconds=self.plan.wait_seconds)
+            self._waiting = torch.distributed.new_group(backend="gloo", timeout=bound)
 
     def after_step(self, trainer: Any) -> None:
         """Commits when a commit is due or a stop was asked for; a stop ends the training loop."""
@@ -115,7 +129,7 @@ class TrainerCheckpoints:
                 self._write_shared(trainer, temporary)
         except OSError as error:
             raise full_disk(temporary, error, 0) from error
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=self._waiting)
         if first:
             losses = [row["loss"] for row in trainer.watch.evaluations]
             self._store.commit(
@@ -126,7 +140,7 @@ class TrainerCheckpoints:
                 metric=-losses[-1] if losses else None,
                 versions=self.plan.versions,
             )
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=self._waiting)
 
     @staticmethod
     def _write_shared(trainer: Any, directory: Path) -> None:

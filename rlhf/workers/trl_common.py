@@ -96,6 +96,7 @@ class ExactTrainer:
     def train_or_resume(self) -> None:
         """Trains from the start, or from the commit that the driver has verified."""
         allow_safe_classes()
+        self.checkpoints.prepare()
         self.train(resume_from_checkpoint=self.checkpoints.plan.resume_from)  # type: ignore[attr-defined]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

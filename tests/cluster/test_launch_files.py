@@ -213,6 +213,7 @@ case "$*" in
 esac
 """
 SRUN = """#!/bin/bash
+echo "srun $*" >> "$RECORD"
 while [[ "$1" == --* ]]; do shift; done
 if [[ "$1" == hostname ]]; then echo 127.0.0.1; else exec "$@"; fi
 """
@@ -231,6 +232,7 @@ def test_slurm_script_gives_every_node_the_token_and_lets_the_stage_save(tmp_pat
         **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "RECORD": str(record),
         "REAL_PYTHON": sys.executable, "RLHF_PYTHON": str(tools / "python"), "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "one,two",
+        "SLURM_CPUS_PER_TASK": "32",
     }  # fmt: skip
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         environment.pop(name, None)
@@ -253,6 +255,8 @@ def test_slurm_script_gives_every_node_the_token_and_lets_the_stage_save(tmp_pat
     assert not token.exists(), "the token ends with the job"
     assert len(secret) >= 32 and secret not in told + out
     assert "cluster.start worker --address 127.0.0.1:6611" in told
+    steps = [line for line in told.splitlines() if line.startswith("srun ") and "cluster.start" in line]
+    assert len(steps) == 2 and all("--cpus-per-task=32 " in step for step in steps), "a step may have one CPU else"
     assert "-m rlhf ppo --config x.yaml placement.ray_address=127.0.0.1:6611" in told
 
 

@@ -129,7 +129,8 @@ def test_seventy_billion_whole_on_one_card(gpu: str, answer: str, capsys: pytest
 
 
 def test_sharing_a_gpu_halves_the_limit() -> None:
-    config = load_config("ppo", PPO, ["placement.gpus_per_rank=0.5", "placement.gpus_per_rollout_worker=0.5"])
+    shares = ["placement.gpus_per_rank=0.5", "placement.gpus_per_rollout_worker=0.5"]
+    config = load_config("ppo", PPO, ["placement.layout=colocated", *shares])
     report = make_plan(config, shape=SHAPES["llama-7b"], gpus=4, speed=GPUS["a100"])
     assert report.needed == 4
     assert report.budget.limit(report.roles[0]) == report.budget.usable_bytes / 2
@@ -278,3 +279,18 @@ def test_every_shipped_config_can_be_planned(path: Path, capsys: pytest.CaptureF
 def test_numbers_that_no_run_could_have_are_refused(option: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^--{option} {value} must be "):
         main(["--config", SFT, "--shape", "qwen2.5-7b", f"--{option}", value])
+
+
+def test_the_advice_to_share_gpus_can_be_followed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fractions alone put two ranks on one GPU, which NCCL refuses; a stage with one role has nobody to share with."""
+    few = ["--config", PPO, "--shape", "llama-7b", "--gpu", "h100", "--gpus", "4",
+           "rollout.microbatch_sequences=16"]  # fmt: skip
+    assert main(few) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    advice = re.findall(r"placement\.(?:layout|gpus_per)\S*=[\w.]*\w", told)
+    assert advice[0] == "placement.layout=colocated" and len(advice) == 3
+    assert main([*few, *advice]) == 0
+    capsys.readouterr()
+    assert main(["--config", SFT, "--shape", "llama-7b", "--gpu", "h100", "--gpus", "4", "--rows", "10"]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Lower placement.num_ranks." in told and "colocated" not in told

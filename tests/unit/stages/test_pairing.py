@@ -108,6 +108,13 @@ def test_scorer_workers_that_share_gpus_need_a_fraction(base: Path, tmp_path: Pa
         "placement.gpus_per_rollout_worker": 0.5,
     }
     refused(tree, base, tmp_path, ConfigError, r"set placement\.gpus_per_scorer_worker")
+    too_much = {**tree, "placement.gpus_per_scorer_worker": 0.2}
+    refused(
+        too_much, base, tmp_path, ConfigError, r"gpus_per_scorer_worker=0\.2 on one GPU, which is more than a whole"
+    )
+    alone = {key: value for key, value in tree.items() if not key.startswith("placement.")}
+    waiting = {"placement.wait_for_nodes": True, "placement.gpus_per_rank": 1, "placement.gpus_per_rollout_worker": 1}
+    refused({**alone, **waiting}, base, tmp_path, ConfigError, r"wait_for_nodes=true .*gpus_per_scorer_worker \(1")
 
 
 def test_a_dry_run_tells_where_reward_models_are(base: Path, tmp_path: Path) -> None:
