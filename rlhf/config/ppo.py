@@ -32,7 +32,7 @@ class RolloutConfig(SamplingConfig):
     cuda_graphs: bool = True
     """On a GPU the transformers engine replays steps of decoding as CUDA graphs: small steps wait for Python else."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs that share one copy of the weights in a vLLM engine."""
+    """GPUs that share one copy of the weights in a vLLM engine: as many as ``placement.gpus_per_rollout_worker``."""
     memory_share: float = Field(0.85, gt=0, le=1)
     """Of a GPU's memory, for a vLLM engine's weights and cache."""
     sleep_while_learning: bool = False
@@ -287,13 +287,25 @@ class PpoConfig(StageConfig):
                 f"policy_weights=full cannot train a base in {self.model.quantization}: "
                 "set model.quantization=none, or policy_weights=adapter"
             )
-        if self.policy_weights == "full" and self.rollout.engine == "vllm":
-            raise ValueError(
-                "policy_weights=full needs rollout.engine=transformers: vLLM is given adapters, never whole weights"
-            )
+        self._check_vllm()
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
         return self
+
+    def _check_vllm(self) -> None:
+        rollout, gpus = self.rollout, self.placement.gpus_per_rollout_worker
+        if rollout.engine != "vllm":
+            return
+        if self.policy_weights == "full":
+            raise ValueError(
+                "policy_weights=full needs rollout.engine=transformers: vLLM is given adapters, never whole weights"
+            )
+        parts = rollout.tensor_parallel
+        if parts > 1 and gpus not in (None, 0, parts):
+            raise ValueError(
+                f"placement.gpus_per_rollout_worker={gpus:g} does not fit rollout.tensor_parallel={parts}, which wants "
+                f"a GPU for each part of the weights: set it to {parts}, or leave it out (0: on CPUs)"
+            )
 
     def _check_old_logprobs(self) -> None:
         if self.loss.old_logprobs == "trainer":

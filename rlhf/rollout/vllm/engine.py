@@ -237,6 +237,8 @@ def _start(base: str, revision: str | None, peft_config: Any, settings: VllmSett
         "disable_log_stats": True,
         "seed": 0,
     }
+    if settings.tensor_parallel > 1:  # within a Ray actor vLLM would choose Ray, which wants one GPU per bundle
+        arguments["distributed_executor_backend"] = "mp"
     if peft_config is not None:
         arguments |= {
             "enable_lora": True,

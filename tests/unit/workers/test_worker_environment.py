@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from rlhf.workers.runtime import base_environment
+from rlhf.workers.runtime import base_environment, gpus_per_worker
 
 
 def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
@@ -20,3 +20,8 @@ def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
 
 def test_ray_chooses_the_gpus_of_the_others() -> None:
     assert not {"CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"} & base_environment(threads=1, use_gpu=True).keys()
+
+
+def test_a_worker_takes_a_gpu_for_each_part_of_its_model_unless_told() -> None:
+    assert [gpus_per_worker(None, {"GPU": 8.0}, parts) for parts in (1, 4)] == [1.0, 4.0]
+    assert gpus_per_worker(None, {}, 4) == gpus_per_worker(0, {"GPU": 8.0}, 4) == 0.0
