@@ -104,3 +104,19 @@ def test_a_run_reserves_a_gpu_for_each_part(tmp_path: Path, monkeypatch: pytest.
     assert ppo_run.reserve_places(session) == {"policy": 1.0, "rollout": 2.0}
     monkeypatch.setattr(WorkerGroup, "launch", lambda *_, gpus_per_worker, **__: gpus_per_worker)
     assert ppo_run._launch_rollout(session, None, [], 1, 0) == 2.0
+
+
+def test_an_engine_on_a_shared_gpu_is_told_its_share_of_the_memory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout.memory_share=0.85, the default, .* set it, e.g. to 0.4"):
+        ppo(tmp_path, {}, gpus_per_rollout_worker=0.5)
+    ppo(tmp_path, {"engine": "transformers"}, gpus_per_rollout_worker=0.5)
+    ppo(tmp_path, {"memory_share": 0.85}, gpus_per_rollout_worker=0.5)
+    for whole in (None, 0, 1):
+        ppo(tmp_path, {}, gpus_per_rollout_worker=whole)
+
+
+def test_who_draws_ahead_cannot_sleep() -> None:
+    tree = {"engine": "vllm", "sleep_while_learning": True}
+    with pytest.raises(ConfigError, match=r"rollout.overlap=2 draws while the ranks learn, .* set overlap to 0"):
+        build_config(RolloutConfig, {**tree, "overlap": 2}, source="a file")
+    build_config(RolloutConfig, tree, source="a file")
