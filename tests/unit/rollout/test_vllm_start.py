@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import LoraConfig
+from rlhf.config import LoraConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rlhf.models import adapters
+from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.vllm.engine import VllmGenerator, VllmSettings
 
 VOCABULARY = 100
@@ -20,16 +21,27 @@ class StandIn:
 
     arguments: dict[str, Any]
 
+    biases: list[dict[int, float] | None]
+
     def __init__(self, **arguments: Any) -> None:
-        StandIn.arguments = arguments
+        StandIn.arguments, StandIn.biases = arguments, []
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(get_vocab_size=lambda: VOCABULARY))
+
+    def generate(self, prompts: list[Any], params: list[dict[str, Any]], **_: Any) -> list[Any]:
+        """Every response is token 1."""
+        StandIn.biases += [one["logit_bias"] for one in params]
+        entry = {1: SimpleNamespace(logprob=-1.0)}
+        output = SimpleNamespace(token_ids=[1], logprobs=[entry], finish_reason="stop")
+        return [SimpleNamespace(outputs=[output]) for _ in prompts]
 
 
 @pytest.fixture(autouse=True)
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = ModuleType("vllm")
-    module.LLM = StandIn
-    monkeypatch.setitem(sys.modules, "vllm", module)
+    module, lora, request = (ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request"))
+    vars(module).update(LLM=StandIn, SamplingParams=dict)
+    vars(request).update(LoRARequest=SimpleNamespace)
+    for one in (module, lora, request):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):  # what the engine sets ends with the test
         monkeypatch.setenv(name, "0")
 
@@ -44,3 +56,19 @@ def test_parts_of_one_model_are_processes_of_the_engine(parts: int, backend: str
     start(VllmSettings(64, tensor_parallel=parts))
     assert StandIn.arguments["tensor_parallel_size"] == parts
     assert StandIn.arguments.get("distributed_executor_backend") == backend
+
+
+def test_a_pad_token_that_the_base_does_not_embed_is_not_suppressed() -> None:
+    engine = start(VllmSettings(64), suppress_ids=(VOCABULARY - 1, VOCABULARY))
+    engine.use_bare_base()
+    assert engine.generate([PromptTask("a", (5,), 7)], SamplingConfig())[0].response_ids == (1,)
+    assert engine.score_tokens([5], [1], 1.0) == [-1.0]
+    assert StandIn.biases == [{VOCABULARY - 1: -100.0}] * 2
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_a_model_runs_only_where_it_is_trusted(trusted: bool) -> None:
+    model = ModelConfig(name="x", revision="a" * 40, trust_remote_code=trusted)
+    start(VllmSettings.of(RolloutConfig(engine="vllm"), model))
+    assert StandIn.arguments["trust_remote_code"] is trusted
+    assert StandIn.arguments["code_revision"] == ("a" * 40 if trusted else None)
