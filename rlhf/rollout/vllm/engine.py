@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from rlhf.config import ModelConfig, RolloutConfig, SamplingConfig
 from rlhf.errors import ConfigError, NumericsError, WeightSyncError
 from rlhf.models.loading import torch_dtype
@@ -81,7 +83,7 @@ class VllmGenerator:
         peft_config: shape of the policy adapter, None to sample the base as it is.
 
     Raises:
-        ConfigError: vLLM is not installed, or cannot serve this adapter.
+        ConfigError: vLLM is not installed, or cannot serve this adapter in this precision.
     """
 
     def __init__(
@@ -98,6 +100,11 @@ class VllmGenerator:
             raise ConfigError(
                 f"rollout.engine=vllm serves the methods {' and '.join(METHODS)}, not lora.method="
                 f"{method_of(peft_config)}: use rollout.engine=transformers"
+            )
+        if peft_config is not None and settings.dtype == "float32" and torch.cuda.is_available():
+            raise ConfigError(
+                "rollout.engine=vllm computes adapters on a GPU in 16 bits only, not in model.dtype=float32: set "
+                "model.dtype=bfloat16, or use rollout.engine=transformers"
             )
         self._stop_ids = tuple(stop_ids)
         self._adapter_settings = _plain(peft_config) if peft_config is not None else None

@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf.config import LoraConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rlhf.errors import ConfigError
 from rlhf.models import adapters
 from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.vllm.engine import VllmGenerator, VllmSettings
@@ -72,3 +74,17 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(trusted: bool) -> None:
     start(VllmSettings.of(RolloutConfig(engine="vllm"), model))
     assert StandIn.arguments["trust_remote_code"] is trusted
     assert StandIn.arguments["code_revision"] == ("a" * 40 if trusted else None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_adapters_in_float32_are_refused_on_a_gpu(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout, model = RolloutConfig(engine="vllm"), ModelConfig(name="x", dtype=dtype)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = VllmSettings.of(rollout, model)
+    start(on_cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    start(VllmSettings.of(rollout, ModelConfig(name="x", dtype="auto")))
+    assert on_cpu.dtype == "float32" and StandIn.arguments["dtype"] == "bfloat16"
+    with pytest.raises(ConfigError, match=r"not in model.dtype=float32: set model.dtype=bfloat16"):
+        start(on_cpu)
+    VllmGenerator("somewhere", None, on_cpu, stop_ids=(1,))
