@@ -2,11 +2,11 @@
 
     make vllm-test            (or: .venv-vllm/bin/python benchmarks/vllm_engine.py [--quick] [--no-tests])
 
-Runs in the venv of scripts/setup_vllm.sh. The speed is that of one Ray actor with our engine, from tasks handed over by
-the driver to responses with log-probs, versions and hashes in the driver; bare vLLM runs in the same actor, on the same
-prompts and adapter, timed inside. Bare is measured twice: with nothing asked for but tokens, and with the seeds and
-log-probs that the system needs. All run in turn. A second group of two actors checks that several engines draw the same
-responses as one. Writes benchmarks/vllm-engine-<date>.json.
+Runs in the venv of scripts/setup_vllm.sh, on CPUs also where there are GPUs. The speed is that of one Ray actor with
+our engine, from tasks handed over by the driver to responses with log-probs, versions and hashes in the driver; bare
+vLLM runs in the same actor, on the same prompts and adapter, timed inside. Bare is measured twice: with nothing asked
+for but tokens, and with the seeds and log-probs that the system needs. All run in turn. A second group of two actors
+checks that several engines draw the same responses as one. Writes benchmarks/vllm-engine-<date>.json.
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--no-tests", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests and actors compare in float32, and the venv's vLLM is for CPUs
     import vllm
 
     result: dict[str, Any] = {"vllm": vllm.__version__}

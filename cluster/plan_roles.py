@@ -43,7 +43,7 @@ class RolePlan:
     Attributes:
         processes: how many there are.
         gpus_each: GPUs that one takes; below 1 when several share a GPU.
-        memory: bytes of one process.
+        memory: bytes of one process, on each of its GPUs.
     """
 
     role: str
@@ -104,8 +104,8 @@ def _trainer(
     )
 
 
-def _gpus(wanted: float | None, setting: Setting) -> float:
-    return (1.0 if wanted is None else wanted) if setting.on_gpu else 0.0
+def _gpus(wanted: float | None, setting: Setting, parts: int = 1) -> float:
+    return (float(parts) if wanted is None else wanted) if setting.on_gpu else 0.0
 
 
 def _sft(config: SftConfig, shape: ModelShape, setting: Setting) -> list[RolePlan]:
@@ -253,7 +253,9 @@ def _rollout(config: PpoConfig, shape: ModelShape, setting: Setting, width: int)
                       response=rollout.max_response_tokens, width=width)  # fmt: skip
     if borrows_base(config, setting):
         memory = replace(memory, weights=0.0)
-    gpus = _gpus(placement.gpus_per_rollout_worker, setting)
+    parts = rollout.tensor_parallel
+    memory = replace(memory, weights=memory.weights / parts, kv_cache=memory.kv_cache / parts)
+    gpus = _gpus(placement.gpus_per_rollout_worker, setting, parts)
     return RolePlan("rollout", placement.num_rollout_workers, gpus, memory)
 
 

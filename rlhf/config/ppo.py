@@ -32,9 +32,9 @@ class RolloutConfig(SamplingConfig):
     cuda_graphs: bool = True
     """On a GPU the transformers engine replays steps of decoding as CUDA graphs: small steps wait for Python else."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs that share one copy of the weights in a vLLM engine."""
+    """GPUs that share one copy of the weights in a vLLM engine: as many as ``placement.gpus_per_rollout_worker``."""
     memory_share: float = Field(0.85, gt=0, le=1)
-    """Of a GPU's memory, for a vLLM engine's weights and cache."""
+    """Of a GPU's whole memory, for a vLLM engine's weights and cache; to be given where the engine shares the GPU."""
     sleep_while_learning: bool = False
     """vLLM gives its GPU memory back between rollouts: for engines that share GPUs with training."""
 
@@ -46,6 +46,11 @@ class RolloutConfig(SamplingConfig):
             raise ValueError(f"rollout.{given[0]} needs rollout.engine=vllm")
         if self.engine == "vllm" and (self.top_p < 1 or self.top_k):
             raise ValueError("rollout.engine=vllm needs top_p=1 and top_k=0: its log-probabilities follow truncation")
+        if self.sleep_while_learning and self.overlap:
+            raise ValueError(
+                f"rollout.overlap={self.overlap} draws while the ranks learn, and rollout.sleep_while_learning=true "
+                "gives them vLLM's memory then: set overlap to 0, or sleep_while_learning to false"
+            )
         return self
 
     overlap: int = Field(0, ge=0, le=8)
@@ -297,13 +302,30 @@ class PpoConfig(StageConfig):
                 f"policy_weights=full cannot train a base in {self.model.quantization}: "
                 "set model.quantization=none, or policy_weights=adapter"
             )
-        if self.policy_weights == "full" and self.rollout.engine == "vllm":
-            raise ValueError(
-                "policy_weights=full needs rollout.engine=transformers: vLLM is given adapters, never whole weights"
-            )
+        self._check_vllm()
         if self.lora.dropout > 0:
             raise ValueError("lora.dropout must be 0 in PPO: the first ratio would not be 1")
         return self
+
+    def _check_vllm(self) -> None:
+        rollout, gpus = self.rollout, self.placement.gpus_per_rollout_worker
+        if rollout.engine != "vllm":
+            return
+        if self.policy_weights == "full":
+            raise ValueError(
+                "policy_weights=full needs rollout.engine=transformers: vLLM is given adapters, never whole weights"
+            )
+        parts = rollout.tensor_parallel
+        if parts > 1 and gpus not in (None, 0, parts):
+            raise ValueError(
+                f"placement.gpus_per_rollout_worker={gpus:g} does not fit rollout.tensor_parallel={parts}, which wants "
+                f"a GPU for each part of the weights: set it to {parts}, or leave it out (0: on CPUs)"
+            )
+        if gpus is not None and 0 < gpus < 1 and "memory_share" not in rollout.model_fields_set:
+            raise ValueError(
+                f"rollout.memory_share={rollout.memory_share:g}, the default, is more of a GPU than is free beside "
+                f"those that share it (placement.gpus_per_rollout_worker={gpus:g}): set it, e.g. to {0.8 * gpus:.2g}"
+            )
 
     def _check_old_logprobs(self) -> None:
         if self.loss.old_logprobs == "trainer":

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource, derive_seed
 from rlhf.data.loading import load_prompts
@@ -20,7 +19,7 @@ from rlhf.stages.drawing import draw
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
 from rlhf.workers.group import WorkerGroup
-from rlhf.workers.runtime import gpus_per_worker, ray_runtime
+from rlhf.workers.runtime import gpus_here, ray_runtime
 
 JudgeFunction = Callable[[Sequence[PromptRow], Sequence[str]], list[float]]
 
@@ -105,7 +104,7 @@ def make_judge(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
             "scorer",
             size=1,
             placement=config.placement,
-            gpus_per_worker=gpus_per_worker(config.placement.gpus_per_scorer_worker, ray.cluster_resources()),
+            gpus_per_worker=gpus_here(config.placement.gpus_per_scorer_worker),
             run_dir=run_dir,
             args=((source.run,), config.placement.threads_per_worker),
         )

@@ -266,10 +266,9 @@ def reserve_places(session: Session) -> Reservation | None:
     """Places for all roles at once, so that two runs never hold half of what each needs."""
     placement, resources = session.config.placement, session.resources
     rank_gpus = gpus_per_worker(placement.gpus_per_rank, resources)
-    rollout_gpus = gpus_per_worker(placement.gpus_per_rollout_worker, resources)
     asks = [
         Ask.of("policy", placement.num_ranks, placement, rank_gpus),
-        Ask.of("rollout", placement.num_rollout_workers, placement, rollout_gpus),
+        Ask.of("rollout", placement.num_rollout_workers, placement, _rollout_gpus(session)),
     ]
     if session.reward_models.separate:
         gpus = gpus_per_worker(placement.gpus_per_scorer_worker, resources)
@@ -278,6 +277,11 @@ def reserve_places(session: Session) -> Reservation | None:
         gpus = gpus_per_worker(placement.gpus_per_critic_rank, resources)
         asks.append(Ask.of(CRITIC, placement.num_critic_ranks, placement, gpus))
     return reserve(placement, asks)
+
+
+def _rollout_gpus(session: Session) -> float:
+    wanted, parts = session.config.placement.gpus_per_rollout_worker, session.config.rollout.tensor_parallel
+    return gpus_per_worker(wanted, session.resources, parts)
 
 
 def _launch_policy(session: Session, places: Reservation | None) -> WorkerGroup:
@@ -308,7 +312,7 @@ def _launch_rollout(
         "loans": loans,
     }
     args = (config.model, config.lora if config.policy_weights == "adapter" else None)
-    worker, gpus = ("rollout", "rlhf.workers.rollout:RolloutWorker"), placement.gpus_per_rollout_worker
+    worker, gpus = ("rollout", "rlhf.workers.rollout:RolloutWorker"), _rollout_gpus(session)
     return _launch(session, places, *worker, args, size, gpus, kwargs=settings, first_rank=first_rank)
 
 

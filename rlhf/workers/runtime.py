@@ -194,8 +194,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def gpus_per_worker(wanted: float | None, resources: dict[str, float]) -> float:
-    """The configured GPUs per worker; by default one where the cluster has GPUs, otherwise none."""
+def gpus_per_worker(wanted: float | None, resources: dict[str, float], parts: int = 1) -> float:
+    """The configured GPUs per worker; by default one per part of a model where the cluster has GPUs, otherwise none."""
     if wanted is not None:
         return wanted
-    return 1.0 if resources.get("GPU", 0) >= 1 else 0.0
+    return float(parts) if resources.get("GPU", 0) >= 1 else 0.0
+
+
+def gpus_here(wanted: float | None) -> float:
+    """The same in the cluster that this process has joined."""
+    return gpus_per_worker(wanted, ray.cluster_resources())

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from rlhf.config import ModelConfig, RolloutConfig, SamplingConfig
 from rlhf.errors import ConfigError, NumericsError, WeightSyncError
 from rlhf.models.loading import torch_dtype
@@ -37,6 +39,7 @@ class VllmSettings:
         tensor_parallel: GPUs (or processes) that share one copy of the weights.
         memory_share: of a GPU's memory, for weights and cache.
         can_sleep: weights may leave the GPU while training uses it.
+        code_revision: commit of the code that the model brings and may run; None: it may run none.
         extra: further arguments of ``vllm.LLM``.
     """
 
@@ -46,6 +49,7 @@ class VllmSettings:
     tensor_parallel: int = 1
     memory_share: float = 0.85
     can_sleep: bool = False
+    code_revision: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -67,6 +71,7 @@ class VllmSettings:
             tensor_parallel=rollout.tensor_parallel,
             memory_share=rollout.memory_share,
             can_sleep=rollout.sleep_while_learning,
+            code_revision=model.revision if model.trust_remote_code else None,
         )
 
 
@@ -78,7 +83,7 @@ class VllmGenerator:
         peft_config: shape of the policy adapter, None to sample the base as it is.
 
     Raises:
-        ConfigError: vLLM is not installed, or cannot serve this adapter.
+        ConfigError: vLLM is not installed, or cannot serve this adapter in this precision.
     """
 
     def __init__(
@@ -96,7 +101,12 @@ class VllmGenerator:
                 f"rollout.engine=vllm serves the methods {' and '.join(METHODS)}, not lora.method="
                 f"{method_of(peft_config)}: use rollout.engine=transformers"
             )
-        self._stop_ids, self._suppress_ids = tuple(stop_ids), tuple(suppress_ids)
+        if peft_config is not None and settings.dtype == "float32" and torch.cuda.is_available():
+            raise ConfigError(
+                "rollout.engine=vllm computes adapters on a GPU in 16 bits only, not in model.dtype=float32: set "
+                "model.dtype=bfloat16, or use rollout.engine=transformers"
+            )
+        self._stop_ids = tuple(stop_ids)
         self._adapter_settings = _plain(peft_config) if peft_config is not None else None
         self._names = AdapterNames()
         self._adapter: AdapterName | None = None
@@ -104,6 +114,9 @@ class VllmGenerator:
         self._in_processes = settings.tensor_parallel > 1
         self._can_sleep, self._asleep = settings.can_sleep, False
         self._llm = _start(base, revision, peft_config, settings)
+        vocabulary = self._llm.llm_engine.model_config.get_vocab_size()
+        # a pad token that the tokenizer was given has a row in the trainer's embedding, none in the base's
+        self._suppress_ids = tuple(token for token in suppress_ids if token < vocabulary)
 
     @property
     def version(self) -> int:
@@ -225,6 +238,8 @@ def _start(base: str, revision: str | None, peft_config: Any, settings: VllmSett
     arguments: dict[str, Any] = {
         "model": base,
         "revision": revision,
+        "code_revision": settings.code_revision,
+        "trust_remote_code": settings.code_revision is not None,
         "dtype": settings.dtype,
         "max_model_len": settings.max_sequence_tokens,
         "max_num_seqs": settings.max_running,
@@ -237,6 +252,8 @@ def _start(base: str, revision: str | None, peft_config: Any, settings: VllmSett
         "disable_log_stats": True,
         "seed": 0,
     }
+    if settings.tensor_parallel > 1:  # within a Ray actor vLLM would choose Ray, which wants one GPU per bundle
+        arguments["distributed_executor_backend"] = "mp"
     if peft_config is not None:
         arguments |= {
             "enable_lora": True,

@@ -148,6 +148,17 @@ def test_a_rollout_worker_on_a_ranks_gpu_needs_no_base_of_its_own() -> None:
     assert weights("placement.gpus_per_rank=1", "placement.gpus_per_rollout_worker=1") > 3 * 2**30
 
 
+def test_an_engine_over_several_gpus_is_counted_on_all_of_them() -> None:
+    def report(*words: str) -> Any:
+        config = load_config("ppo", PPO, ["rollout.engine=vllm", "placement.gpus_per_rollout_worker=null", *words])
+        return make_plan(config, shape=SHAPES["llama-7b"], gpus=None, speed=GPUS["a100"])
+
+    one, four = report(), report("rollout.tensor_parallel=4")
+    rollout = four.roles[1]
+    assert (rollout.gpus_each, four.needed) == (4, one.needed + 3 * rollout.processes)
+    assert rollout.memory.weights == one.roles[1].memory.weights / 4
+
+
 def test_a_borrowed_base_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     one = ("--config", "configs/ppo/qlora_7b_1gpu.yaml", "--shape", "llama-7b")
     told = [any("base of the rank on their GPU" in n for n in plan(capsys, *one, *words)[1]["notes"])

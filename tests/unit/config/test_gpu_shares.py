@@ -43,7 +43,7 @@ def test_a_critic_apart_is_one_of_those_who_say_it() -> None:
     waits = ["placement.wait_for_nodes=true", f"{RANK}=1", f"{ROLLOUT}=1"]
     load("ppo", *waits)
     with pytest.raises(ConfigError, match=r"set placement\.gpus_per_critic_rank \(1"):
-        load("ppo", *waits, *CRITIC)
+        load("ppo", *waits, *CRITIC, "placement.gpus_per_critic_rank=null")
     load("ppo", *waits, *CRITIC, "placement.gpus_per_critic_rank=1")
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from rlhf.config import LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, build_config
+from rlhf.config import LoraConfig, ModelConfig, PpoConfig, RolloutConfig, SamplingConfig, build_config
 from rlhf.errors import ConfigError
 from rlhf.models import adapters
 from rlhf.rollout.vllm.engine import VllmGenerator, VllmSettings
 from rlhf.rollout.vllm.requests import AdapterNames, room_for_rank, sampling_arguments, scoring_arguments
+from rlhf.stages import ppo_run
+from rlhf.workers.group import WorkerGroup
+from tests.support.ppo import tiny_config
 
 
 def test_no_name_and_no_number_comes_twice() -> None:
@@ -72,3 +78,45 @@ def test_other_methods_are_refused_by_name() -> None:
 def test_a_missing_vllm_is_named() -> None:
     with pytest.raises(ConfigError, match=r"not installed here .* pip install 'rlhf\[vllm\]'"):
         VllmGenerator("nowhere", None, VllmSettings(64), stop_ids=(1,))
+
+
+def ppo(tmp_path: Path, rollout: dict[str, Any], **placement: Any) -> PpoConfig:
+    tree = {f"rollout.{key}": value for key, value in {"engine": "vllm", **rollout}.items()}
+    tree |= {f"placement.{key}": value for key, value in placement.items()}
+    return tiny_config(tmp_path / "base", tmp_path / "run", **tree)
+
+
+@pytest.mark.parametrize("gpus", [1, 0.5, 4])
+def test_a_worker_with_other_gpus_than_parts_is_refused(gpus: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"gpus_per_rollout_worker={gpus:g} does not fit rollout.tensor_parallel=2"):
+        ppo(tmp_path, {"tensor_parallel": 2, "memory_share": 0.4}, gpus_per_rollout_worker=gpus)
+    for fitting in (None, 0, 2):
+        ppo(tmp_path, {"tensor_parallel": 2}, gpus_per_rollout_worker=fitting)
+
+
+def test_a_run_reserves_a_gpu_for_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ppo(tmp_path, {"tensor_parallel": 2})
+    session: Any = SimpleNamespace(
+        config=config, resources={"GPU": 8.0}, reward_models=SimpleNamespace(separate=()), run_dir=tmp_path,
+        profiler=SimpleNamespace(watch=lambda group: group),
+    )  # fmt: skip
+    monkeypatch.setattr(ppo_run, "reserve", lambda placement, asks: {ask.role: ask.resources["GPU"] for ask in asks})
+    assert ppo_run.reserve_places(session) == {"policy": 1.0, "rollout": 2.0}
+    monkeypatch.setattr(WorkerGroup, "launch", lambda *_, gpus_per_worker, **__: gpus_per_worker)
+    assert ppo_run._launch_rollout(session, None, [], 1, 0) == 2.0
+
+
+def test_an_engine_on_a_shared_gpu_is_told_its_share_of_the_memory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout.memory_share=0.85, the default, .* set it, e.g. to 0.4"):
+        ppo(tmp_path, {}, gpus_per_rollout_worker=0.5)
+    ppo(tmp_path, {"engine": "transformers"}, gpus_per_rollout_worker=0.5)
+    ppo(tmp_path, {"memory_share": 0.85}, gpus_per_rollout_worker=0.5)
+    for whole in (None, 0, 1):
+        ppo(tmp_path, {}, gpus_per_rollout_worker=whole)
+
+
+def test_who_draws_ahead_cannot_sleep() -> None:
+    tree = {"engine": "vllm", "sleep_while_learning": True}
+    with pytest.raises(ConfigError, match=r"rollout.overlap=2 draws while the ranks learn, .* set overlap to 0"):
+        build_config(RolloutConfig, {**tree, "overlap": 2}, source="a file")
+    build_config(RolloutConfig, tree, source="a file")

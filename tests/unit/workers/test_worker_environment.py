@@ -10,7 +10,7 @@ import torch
 
 from rlhf.errors import ConfigError
 from rlhf.workers import runtime
-from rlhf.workers.runtime import base_environment
+from rlhf.workers.runtime import base_environment, gpus_per_worker
 
 
 def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
@@ -40,3 +40,8 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
                     runtime.check_gpu()
             else:
                 runtime.check_gpu()
+
+
+def test_a_worker_takes_a_gpu_for_each_part_of_its_model_unless_told() -> None:
+    assert [gpus_per_worker(None, {"GPU": 8.0}, parts) for parts in (1, 4)] == [1.0, 4.0]
+    assert gpus_per_worker(None, {}, 4) == gpus_per_worker(0, {"GPU": 8.0}, 4) == 0.0
