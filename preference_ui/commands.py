@@ -153,7 +153,7 @@ def prefs_export(
         preferences = export_preferences(store, project, options, include_edits=include_edits)
         if not preferences:
             raise DataError(f"project {project!r} has no preferences to export yet: people rank in the page "
-                            f"(rlhf annotate --project {project})")  # fmt: skip
+                            f"(rlhf annotate --project {project.partition('@')[0]})")  # fmt: skip
         written = write_preferences(preferences, path, file_format)
     notes: tuple[str, ...] = ()
     if written.num_ties_left_out:

@@ -176,18 +176,23 @@ def _runner(stage: str) -> Callable[..., dict[str, Any]]:
 
 
 def _next_commands(stage: str, config: Any) -> list[tuple[str, str]]:
-    run_dir = config.run_dir
+    run_dir, on_gpus = config.run_dir, bool(getattr(config.placement, "gpus_per_rank", None))
+    # the configs named here were made for CPUs; null: a GPU where there are some
+    drawing = " placement.gpus_per_rollout_worker=null placement.gpus_per_scorer_worker=null" if on_gpus else ""
+    learning = " placement.gpus_per_rank=null placement.gpus_per_critic_rank=null" if on_gpus else ""
     chat = (f"rlhf chat {run_dir}", "talk to the policy")
     if stage == "sft":
         train = config.data.train
         prompts = shlex.quote(f"prompts={train if isinstance(train, str) else json.dumps(train)}")
-        sample = f"rlhf sample --config configs/sample/tiny_cpu.yaml model.name={run_dir} {prompts}"
+        kind = "" if config.data.format == "auto" else f" prompt_format={config.data.format}"
+        sample = f"rlhf sample --config configs/sample/tiny_cpu.yaml model.name={run_dir} {prompts}{kind}{drawing}"
         return [chat, (sample, "draw candidates for the annotators, here to the training prompts")]
     if stage == "reward":
         source = f'scores="[{{kind: reward_model, run: {run_dir}}}]"'
-        return [(f"rlhf ppo --config configs/ppo/tiny_cpu.yaml {source}", "train the policy against it")]
+        ppo = f"rlhf ppo --config configs/ppo/tiny_cpu.yaml {source}{learning}{drawing}"
+        return [(ppo, "train the policy against it")]
     if stage == "ppo":
-        evaluate = f"rlhf evaluate --config configs/evaluate/tiny_cpu.yaml model.name={run_dir}"
+        evaluate = f"rlhf evaluate --config configs/evaluate/tiny_cpu.yaml model.name={run_dir}{drawing}"
         return [chat, (evaluate, "compare with the SFT policy")]
     if stage == "sample":
         return [(f"rlhf prefs import PROJECT {run_dir}/candidates.jsonl", "hand them to the annotators")]

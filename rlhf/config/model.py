@@ -133,8 +133,8 @@ class PlacementConfig(Section):
     gpus_per_rollout_worker: float | None = Field(None, ge=0)
     gpus_per_scorer_worker: float | None = Field(None, ge=0)
     gpus_per_critic_rank: float | None = Field(None, ge=0)
-    """None, here, for rollout and for scorer workers: as for ranks, with vLLM ``rollout.tensor_parallel`` GPUs. 0: on
-    CPUs."""
+    """None, here, for rollout and for scorer workers: as for ranks (a rollout worker with vLLM takes
+    ``rollout.tensor_parallel`` GPUs). 0: on CPUs."""
     threads_per_worker: int = Field(1, ge=1)
     """Intra-op CPU threads of every worker."""
     ray_address: str | None = None

@@ -19,7 +19,7 @@ from rlhf.config.ppo import (
     SamplingConfig,
     ScoreConfig,
 )
-from rlhf.config.scores import ScoreSource
+from rlhf.config.scores import RewardModelSource, ScoreSource
 
 __all__ = [
     "STAGES",
@@ -193,7 +193,8 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> EvaluateConfig:
-        if reason := self.placement.why_refused(["rollout_worker"]):
+        judges = ["scorer_worker"] if isinstance(self.judge, RewardModelSource) else []
+        if reason := self.placement.why_refused(["rollout_worker", *judges]):
             raise ValueError(reason)
         return self
 

@@ -254,11 +254,6 @@ class TrainEngine:
         with self.gathered([p for _, p in chosen]):
             yield {name: p.detach() for name, p in chosen}
 
-    def state(self, names: Callable[[str], bool], named: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-        """Whole CPU copies of the named parameters that ``names`` accepts."""
-        with self.live(names, named) as found:
-            return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
-
 
 def _own_elements(parameter: nn.Parameter) -> Tensor:
     """What this rank holds of a parameter; what fills a piece up under ZeRO-3 is memory that nobody has written."""

@@ -167,7 +167,8 @@ def merge_into_copy(model: PeftModel) -> Any:
     if getattr(base, "is_quantized", False):
         state = {key: value.detach().clone() for key, value in adapters.adapter_parameters(model, ADAPTER)}
         _take_off_layers(base)
-        nn.Module.to(base, "cpu")  # in float32 it is eight times as large, and may not fit where it is
+        if getattr(base, "is_loaded_in_4bit", False):
+            nn.Module.to(base, "cpu")  # in float32 it is eight times as large, and may not fit where it is
         base = base.dequantize(dtype=torch.float32)
         base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # the library leaves these marks
         model = adapters.attach(base, config, ADAPTER)

@@ -59,7 +59,9 @@ def check_hub(name: str, revision: str | None = None) -> None:
         ConfigError: the name leads nowhere, and no earlier download of it is kept.
     """
     host = urlsplit(constants.ENDPOINT).hostname or ""
-    if getproxies() or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+    files = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    kept = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+    if kept or getproxies():
         return
     try:
         socket.getaddrinfo(host, 443)

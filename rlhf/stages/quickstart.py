@@ -25,7 +25,7 @@ from rlhf.stages.evaluate import draw_answers, judged_in_both_orders, make_judge
 from rlhf.stages.ppo import run_ppo
 from rlhf.stages.preferences import read_preferences
 from rlhf.stages.reward import run_reward
-from rlhf.stages.run_dir import SUMMARY_FILE, set_aside, write_json
+from rlhf.stages.run_dir import SUMMARY_FILE, claim, release_run_dir, set_aside, write_json
 from rlhf.stages.sample import CANDIDATES_FILE, run_sample
 from rlhf.stages.sft import run_sft
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
@@ -103,9 +103,16 @@ def run_quickstart(
 
     Raises:
         CheckpointError: a finished quickstart is there and ``fresh`` is not set.
+        RunLockedError: a live process works in ``root``.
     """
-    quick = _open(root, seed, fresh, rehearsal)
-    started = time.perf_counter()
+    try:
+        return _run(_open(root, seed, fresh, rehearsal), annotate)
+    finally:
+        release_run_dir(root)
+
+
+def _run(quick: Quickstart, annotate: bool) -> dict[str, Any] | None:
+    root, started = quick.root, time.perf_counter()
     print_header("Quickstart: from demonstrations to a better policy", f"{root}, seed {quick.seed}")
     placement = PlacementConfig(num_ranks=2, num_rollout_workers=2, gpus_per_rank=0, gpus_per_rollout_worker=0)
     if _sampled(quick) and (annotate or quick.state.get("people") == "real") and not _rankings(quick, annotate):
@@ -134,7 +141,8 @@ def _open(root: Path, seed: int, fresh: bool, rehearsal: bool) -> Quickstart:
     if fresh and root.exists():
         if not (root / STATE_FILE).is_file():
             raise CheckpointError(f"{root} is not a quickstart run: it was left as it is; choose another --run-dir")
-        get_console().print(f"the earlier quickstart is now {set_aside(root)}", style="dim", markup=False)
+        with _told(root):
+            get_console().print(f"the earlier quickstart is now {set_aside(root)}", style="dim", markup=False)
     if (root / SUMMARY_FILE).is_file():
         raise CheckpointError(f"{root} holds a finished quickstart: add --fresh to set it aside, or choose --run-dir")
     state: dict[str, Any] = {"seconds": {}, "stages": {}, "rehearsal": rehearsal}
@@ -142,15 +150,23 @@ def _open(root: Path, seed: int, fresh: bool, rehearsal: bool) -> Quickstart:
         state = json.loads((root / STATE_FILE).read_text(encoding="utf-8"))
         seed = state.pop("seed")
         get_console().print(f"continuing the quickstart in {root} (seed {seed})", markup=False)
-    try:
+    with _told(root):
         root.mkdir(parents=True, exist_ok=True)
+        claim(root)
         write_json(root / STATE_FILE, {"seed": seed, **state})
-    except OSError as error:
-        raise CheckpointError(f"--run-dir {root} cannot be written: {error}; choose another --run-dir") from None
     generator = random.Random(derive_seed(seed, "queue"))
     # A continued run keeps the size it was begun with.
     sizes = REHEARSAL if state.get("rehearsal", rehearsal) else Sizes()
     return Quickstart(root, seed, open_store(root.parent / "preferences.sqlite", rng=generator), sizes, state)
+
+
+@contextmanager
+def _told(root: Path) -> Iterator[None]:
+    """What cannot be written is an error that says where."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"--run-dir {root} cannot be written: {error}; choose another --run-dir") from None
 
 
 @contextmanager

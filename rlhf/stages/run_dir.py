@@ -60,7 +60,7 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _claim(path)
+        claim(path)
         write_atomic(path / CONFIG_YAML, dump_yaml(config))
         write_json(path / CONFIG_JSON, describe_run(config, git_cwd=git_cwd))
     except OSError as error:
@@ -103,7 +103,7 @@ def set_aside(path: Path) -> Path | None:
     """
     if not path.is_dir():
         return None
-    _claim(path)
+    claim(path)
     try:
         aside = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
         path.rename(aside)
@@ -124,7 +124,12 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _claim(path: Path) -> None:
+def claim(path: Path) -> None:
+    """Takes a directory for this process until it ends or gives it back.
+
+    Raises:
+        RunLockedError: a live process has it.
+    """
     key = path.resolve()
     if key in _held:
         return

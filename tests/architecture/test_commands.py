@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,27 @@ def missing(wanted: list[str], there: set[str]) -> list[str]:
     return [w for w in wanted if not any(w == t or w.startswith(t + "/") for t in there)]
 
 
+class Parsed(Exception):
+    """The command's own parser has taken all words; nothing was done yet."""
+
+
+def parse_only(command: str, rest: list[str]) -> None:
+    """Gives a command with a parser of its own its words, and ends it where it would begin to work."""
+
+    def ending(take: Callable[..., Any]) -> Callable[..., Any]:
+        def parsed(*args: Any) -> None:
+            take(*args)
+            raise Parsed
+
+        return parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, name, ending(getattr(argparse.ArgumentParser, name)))
+        with pytest.raises(Parsed):
+            importlib.import_module(DELEGATES[command][0]).main(rest)
+
+
 def check(words: list[str]) -> None:
     """The real parser takes the command; its config loads; a plan is made, a pipeline checked.
 
@@ -74,7 +97,9 @@ def check(words: list[str]) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), words
         return
-    if words[1] not in DELEGATES:
+    if words[1] in DELEGATES:
+        parse_only(words[1], words[2:])
+    else:
         build_parser().parse_args(words[1:])
     config_of(words)
     if words[1] == "plan":
@@ -130,5 +155,7 @@ def test_a_chain_that_breaks_is_seen() -> None:
         ["rlhf", "sft", "a=b"], ["rlhf", "ppo", "--config", "x"],
     ]  # fmt: skip
     assert missing(["runs/sft/a", "runs/sft_tiny", "store:b"], {"runs/sft", "store:a"}) == ["runs/sft_tiny", "store:b"]
+    with pytest.raises(SystemExit):
+        check(["rlhf", "prefs", "stats", "helpline", "--no-such-option"])
     config = config_of(shlex.split("rlhf ppo --config configs/ppo/tiny_cpu.yaml prompts=p.jsonl"))
     assert config is not None and reads(config) == ["runs/sft", "runs/reward"]

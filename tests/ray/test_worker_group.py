@@ -41,12 +41,14 @@ def test_calls_reach_every_rank_in_order(group: WorkerGroup) -> None:
 
 
 def test_ranks_know_their_process_group(group: WorkerGroup) -> None:
-    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "OMP_NUM_THREADS"]
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "OMP_NUM_THREADS",
+             "CUDA_VISIBLE_DEVICES"]  # fmt: skip
     first, second = group.call("environment", names)
     assert (first["RANK"], second["RANK"]) == ("0", "1")
     assert (first["LOCAL_RANK"], second["LOCAL_RANK"]) == ("0", "1")
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "OMP_NUM_THREADS"):
         assert first[name] == second[name] is not None
+    assert first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "", "Ray hides no GPU from them"
     assert first["WORLD_SIZE"] == "2" and first["OMP_NUM_THREADS"] == "1"
 
 

@@ -13,6 +13,7 @@ import rlhf.engine.engine as engine_module
 from rlhf.config import EngineConfig, OptimConfig
 from rlhf.engine.clipping import ParameterGroup
 from rlhf.engine.engine import TrainEngine, init_process_group
+from rlhf.engine.gather import whole_state
 from rlhf.engine.zero import deepspeed_config
 from rlhf.workers.context import WorkerContext
 
@@ -116,7 +117,7 @@ class TwoRolesWorker:
         second.load_state(Path(directory), "state")
         norms += [self._step(second, step) for step in range(SAVED_AFTER, len(SIZES))]
         named = list(second.module.named_parameters())
-        return {name: value.float() for name, value in second.state(lambda _: True, named).items()}, norms
+        return {name: value.float() for name, value in whole_state(named, keep=True).items()}, norms
 
     def _build(self, engine: EngineConfig, dtype: torch.dtype, cut: int | None) -> TrainEngine:
         def with_pieces(*args: Any, **kwargs: Any) -> dict[str, Any]:

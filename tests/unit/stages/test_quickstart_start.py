@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from preference_ui.projects import create_project, list_projects
-from rlhf.errors import CheckpointError
+from rlhf.errors import CheckpointError, RunLockedError
 from rlhf.stages.quickstart import STATE_FILE, Quickstart, _open
+from rlhf.stages.run_dir import release_run_dir
 
 
 def opened(root: Path, *, fresh: bool = False) -> Quickstart:
@@ -32,10 +35,26 @@ def test_fresh_sets_an_earlier_quickstart_aside_and_keeps_the_store(
     (aside,) = tmp_path.glob("quickstart.before-*")
     assert "the earlier quickstart is now" in capsys.readouterr().out
     assert (aside / "sft" / "run.json").is_file() and (aside / "summary.json").is_file()
-    assert sorted(path.name for path in root.iterdir()) == [STATE_FILE]
+    assert sorted(path.name for path in root.iterdir()) == [".lock", STATE_FILE]
     assert json.loads((root / STATE_FILE).read_text())["stages"] == {}
     assert [project.name for project in list_projects(quick.store)] == ["helpline"]
     quick.store.close()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_quickstart_that_is_running_is_left_alone(fresh: bool, tmp_path: Path) -> None:
+    root = tmp_path / "quickstart"
+    opened(root)
+    release_run_dir(root)
+    code = "import sys, pathlib, rlhf.stages.run_dir as r; r.claim(pathlib.Path(sys.argv[1])); print('held'); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(RunLockedError, match=f"live process .pid {holder.pid}"):
+            opened(root, fresh=fresh)
+    assert [path.name for path in tmp_path.glob("quickstart*")] == ["quickstart"]
 
 
 def test_fresh_leaves_what_is_no_quickstart_as_it_is(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -16,11 +13,6 @@ from rlhf.workers.runtime import base_environment, gpus_per_worker
 def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
     own = base_environment(threads=1, use_gpu=False)
     assert own["CUDA_VISIBLE_DEVICES"] == "" and own["DS_ACCELERATOR"] == "cpu"
-    seen = subprocess.run(
-        [sys.executable, "-c", "import os; print(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"],
-        env={"CUDA_VISIBLE_DEVICES": "0,1"} | own, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert seen.stdout.strip() == "''"
 
 
 def test_ray_chooses_the_gpus_of_the_others() -> None:
