@@ -133,8 +133,8 @@ def test_a_failed_start_leaves_nothing_behind(ray_session: dict[str, float], tmp
     seen: list[int] = []
     gather = WorkerGroup._gather
 
-    def remember(self: WorkerGroup, refs: list[Any], timeout: float, *rest: Any) -> list[Any]:
-        answers = gather(self, refs, timeout, *rest)
+    def remember(self: WorkerGroup, refs: list[Any], *rest: Any, **named: Any) -> list[Any]:
+        answers = gather(self, refs, *rest, **named)
         seen.extend(answer[3] for answer in answers if isinstance(answer, tuple))
         return answers
 
