@@ -10,17 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cluster.memory_model import LIVE_ELEMENTS
+from cluster.plan import Report, make_plan
+from cluster.plan_cost import GPUS
+from cluster.plan_roles import GIB, Setting
+from cluster.shapes import SHAPES
+from rlhf.config import STAGES, EngineConfig, build_config
+from rlhf.config.base import Section
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from cluster.memory_model import LIVE_ELEMENTS  # noqa: E402
-from cluster.plan import Report, make_plan  # noqa: E402
-from cluster.plan_cost import GPUS  # noqa: E402
-from cluster.plan_roles import GIB, Setting  # noqa: E402
-from cluster.shapes import SHAPES  # noqa: E402
-from rlhf.config import STAGES, EngineConfig, build_config  # noqa: E402
-from rlhf.config.base import Section  # noqa: E402
-
 MODELS = ("qwen2.5-0.5b", "llama-3.2-1b", "qwen2.5-3b", "llama-7b", "llama-3-8b", "llama-13b", "qwen2.5-32b",
           "llama-3-70b", "qwen2.5-72b")  # fmt: skip
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)

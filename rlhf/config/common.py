@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field, model_validator
 
 from rlhf.config.base import Name, Section
@@ -10,8 +12,31 @@ from rlhf.config.model import EngineConfig, LoraConfig, ModelConfig, PlacementCo
 from rlhf.config.recovery import CheckpointConfig, RecoveryConfig
 
 
-class StageConfig(Section):
-    """What every stage has."""
+class PlacedSection(Section):
+    """A stage with ``placement``, whose workers must be possible to place."""
+
+    if TYPE_CHECKING:  # each declares it where it stands in its file
+        placement: PlacementConfig
+
+    @property
+    def placed_roles(self) -> tuple[str, ...]:
+        """Roles for which places are sure to be needed, named as in ``placement.num_ROLEs``."""
+        return ("rank",)
+
+    @property
+    def doubtful_roles(self) -> tuple[str, ...]:
+        """Roles for which it turns out later whether places are needed."""
+        return ()
+
+    @model_validator(mode="after")
+    def _places_can_be_had(self) -> PlacedSection:
+        if reason := self.placement.why_refused(self.placed_roles, perhaps=self.doubtful_roles):
+            raise ValueError(reason)
+        return self
+
+
+class StageConfig(PlacedSection):
+    """What every stage that trains has."""
 
     run_dir: Name
     seed: int = Field(0, ge=0)
@@ -43,22 +68,6 @@ class StageConfig(Section):
                     f"optim.weight_decay={optim.weight_decay:g} would shrink the half of a lora.method={method} "
                     "adapter that has to stay as it starts: set it to 0"
                 )
-        return self
-
-    @property
-    def placed_roles(self) -> tuple[str, ...]:
-        """Roles for which places are sure to be needed, named as in ``placement.num_ROLEs``."""
-        return ("rank",)
-
-    @property
-    def doubtful_roles(self) -> tuple[str, ...]:
-        """Roles for which it turns out later whether places are needed."""
-        return ()
-
-    @model_validator(mode="after")
-    def _places_can_be_had(self) -> StageConfig:
-        if reason := self.placement.why_refused(self.placed_roles, perhaps=self.doubtful_roles):
-            raise ValueError(reason)
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from rlhf.config.base import Files, Name, Section
-from rlhf.config.common import StageConfig, exact_division
+from rlhf.config.common import PlacedSection, StageConfig, exact_division
 from rlhf.config.model import LoraConfig, ModelConfig, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
     AdvantageConfig,
@@ -149,7 +149,7 @@ class RewardConfig(StageConfig):
         )
 
 
-class SampleConfig(Section):
+class SampleConfig(PlacedSection):
     """Draw K responses per prompt from a policy."""
 
     stage: Literal["sample"] = "sample"
@@ -164,14 +164,13 @@ class SampleConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
-    @model_validator(mode="after")
-    def _rules(self) -> SampleConfig:
-        if reason := self.placement.why_refused(["rollout_worker"]):
-            raise ValueError(reason)
-        return self
+    @property
+    def placed_roles(self) -> tuple[str, ...]:
+        """It only draws."""
+        return ("rollout_worker",)
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(PlacedSection):
     """Compare a policy with a baseline on held-out prompts."""
 
     stage: Literal["evaluate"] = "evaluate"
@@ -191,12 +190,10 @@ class EvaluateConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
-    @model_validator(mode="after")
-    def _rules(self) -> EvaluateConfig:
-        judges = ["scorer_worker"] if isinstance(self.judge, RewardModelSource) else []
-        if reason := self.placement.why_refused(["rollout_worker", *judges]):
-            raise ValueError(reason)
-        return self
+    @property
+    def placed_roles(self) -> tuple[str, ...]:
+        """A reward model that judges needs a place, too."""
+        return ("rollout_worker", *(["scorer_worker"] if isinstance(self.judge, RewardModelSource) else []))
 
 
 STAGES: dict[str, type[Section]] = {

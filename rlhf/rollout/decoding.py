@@ -93,8 +93,8 @@ class SlotDecoder:
         on_gpu = self._device.type == "cuda"
         # a graph finds keys and values where they were: all columns from the start; else few, as adding copies all
         ahead = limit if on_gpu else min(limit, GROW)
-        self._cache = SlotCache(self._num_slots, max(len(t.prompt_ids) for t in tasks) + ahead)
-        self._grows = not on_gpu
+        longest = max(len(t.prompt_ids) for t in tasks)
+        self._cache, self._most_columns = SlotCache(self._num_slots, longest + ahead), longest + limit
         self._graphs = StepGraphs(captures) if captures is not None and captures.usable and on_gpu else None
         numbers_of_slots = torch.zeros(4, self._num_slots, dtype=torch.long, device=self._device)
         self._whole = *numbers_of_slots, torch.zeros(self._num_slots, dtype=torch.bool, device=self._device)
@@ -133,8 +133,7 @@ class SlotDecoder:
 
     def _width(self) -> int:
         """Columns that are in use; slots that ended and were not looked at yet count on."""
-        width = self._num_steps + max(self._begun)
-        return width if self._grows else min(width, self._cache.num_columns)
+        return min(self._num_steps + max(self._begun), self._most_columns)
 
     def _run_step(self, width: int) -> None:
         """The same, with everything that moves written where it stood: a replay finds it there."""

@@ -24,8 +24,6 @@ from rlhf.workers.reaper import watch_over
 logger = logging.getLogger(__name__)
 
 REACH_SECONDS = 10.0
-GIVEN = "RLHF_HAS_GPU"
-"""In the environment of a worker that was given a GPU or a part of one."""
 STORE_BYTES = 2**29
 """Object store of a private runtime: adapters, sequences and what is told of them."""
 
@@ -149,9 +147,7 @@ def base_environment(*, threads: int, use_gpu: bool, shares_gpu: bool = False) -
     }
     if shares_gpu:
         environment[SHARED] = "1"
-    if use_gpu:
-        environment[GIVEN] = "1"
-    else:
+    if not use_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of the host's to a worker that asked for none
         environment["DS_ACCELERATOR"] = "cpu"
         environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -165,7 +161,8 @@ def check_gpu() -> None:
         ConfigError: torch sees no GPU.
     """
     torch = sys.modules.get("torch")
-    if os.environ.get(GIVEN) == "1" and torch is not None and not torch.cuda.is_available():
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")  # by Ray, to a worker that asked for some
+    if shown and torch is not None and not torch.cuda.is_available():
         raise ConfigError(
             f"a GPU of {node_address()} was given to this worker, and torch {torch.__version__} cannot use it: install "
             "a build of torch for the driver of that host, or ask for none (placement.gpus_per_rank=0 and the like)"

@@ -22,5 +22,6 @@ def test_the_head_of_a_quantized_base_is_on_its_device(
     base.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
     base.is_quantized = is_quantized
     monkeypatch.setattr(scorer, "load_classifier", lambda *_: base)
-    made = scorer.build_reward_model(*[None] * 3)  # type: ignore[arg-type]
+    unread: Any = None
+    made = scorer.build_reward_model(unread, unread, unread)
     assert made.score.weight.device.type == device

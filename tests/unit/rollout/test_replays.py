@@ -43,7 +43,7 @@ def draw(model: Any, tasks: list[PromptTask], stops: list[int], *, replays: bool
         model, tasks, SamplingConfig(max_response_tokens=LIMIT), stop_ids=stops, pad_id=2, num_slots=NUM_SLOTS,
         suppress_ids=(2,), reads_hidden=True,
     )  # fmt: skip
-    decoder._look_every, decoder._grows = 8, False
+    decoder._look_every = 8
     decoder._cache = slots.SlotCache(NUM_SLOTS, PROMPT + LIMIT)
     decoder._graphs = Replays(decoder._cache)
     if not replays:

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from rlhf.config import EvaluateConfig, build_config
+from rlhf.errors import ConfigError
 from rlhf.stages import evaluate
 
 CONFIG = {
@@ -38,3 +39,10 @@ def test_the_judge_is_placed_as_scorers_are(
     config: Any = build_config(EvaluateConfig, CONFIG | {"placement": {"gpus_per_scorer_worker": asked}}, source="test")
     assert evaluate.make_judge(config, "runs/x")([], []) == [0.0]
     assert launched[0]["gpus_per_worker"] == given
+
+
+def test_the_judge_is_one_of_those_who_say_what_they_take_of_nodes_to_come() -> None:
+    waits = {"wait_for_nodes": True, "gpus_per_rollout_worker": 1}
+    with pytest.raises(ConfigError, match=r"set placement\.gpus_per_scorer_worker \(1"):
+        build_config(EvaluateConfig, CONFIG | {"placement": waits}, source="test")
+    build_config(EvaluateConfig, CONFIG | {"placement": waits | {"gpus_per_scorer_worker": 0}}, source="test")
