@@ -28,11 +28,13 @@ class ModelConfig(Section):
     """Frozen base weights in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
     double_quantization: bool = True
     attention: Literal["sdpa", "eager"] = "sdpa"
+    """``eager`` for models that cap the logits of their attention (Gemma 2), which ``sdpa`` cannot."""
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     """Lets a model run Python code that it brings; needs ``revision``."""
     chat_style: Literal["auto", "model", "default", "plain"] = "auto"
-    """Chat template: the model's own, the project's default, or plain continuation of text."""
+    """Chat template: the model's own, the project's default, or plain continuation of text. ``auto``: that of the run
+    which the model comes from; otherwise the model's own, or the default where it has none."""
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> ModelConfig:

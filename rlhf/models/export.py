@@ -18,14 +18,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf.config import ModelConfig
 from rlhf.config.methods import METHODS
-from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.chat import ChatFormat
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm, load_classifier
 from rlhf.models.peft_methods import method_of
 from rlhf.models.scorer import HEAD, REWARD_FILE, ScoreHead, build_reward_model, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 
 ADAPTER = "default"
 EXPORT_FILE = "export.json"
@@ -107,10 +107,9 @@ def export_run(
     chosen = dtype or _base_dtype(source)
     config = ModelConfig.model_validate(
         {"name": source.base, "dtype": "float32" if chosen == "float32" else "bfloat16",
-         "quantization": record.quantization, "chat_style": record.chat_style}
+         "quantization": record.quantization}
     )  # fmt: skip
-    tokenizer = load_tokenizer(source, config)
-    chat = chat_format(tokenizer, record.chat_style)
+    tokenizer, chat = load_chat(source, config)
     live = _live_model(source, config, tokenizer, reward=reward)
     probe = probe_batch(len(tokenizer))
     expected = _logits(live, probe)

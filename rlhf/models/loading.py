@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -19,6 +18,7 @@ from transformers import (
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
 from rlhf.models import norms, products
+from rlhf.models.base_config import read_base_config
 from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import MAX_NEW_TOKENS
 from rlhf.models.trust import check_remote_code
@@ -81,8 +81,7 @@ def load_classifier(source: ModelSource, config: ModelConfig, tokenizer: PreTrai
 def build_empty(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
     """The model's shape on the meta device: for plans that must not load weights."""
     check_remote_code((Path(source.base),), config)
-    named = {"revision": source.revision, "trust_remote_code": config.trust_remote_code}
-    hf_config = _load(AutoConfig, source, named)
+    hf_config = read_base_config(source, config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import ModelConfig
-from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import Message, RowError
 from rlhf.errors import CheckpointError, DataError
 from rlhf.models import adapters
 from rlhf.models.loading import load_classifier, to_device
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -211,8 +211,10 @@ def load_scorer(
 ) -> SeparateScorer:
     """Loads saved reward weights: an adapter with its head, or a whole model."""
     settings = read_reward_settings(source.adapter or Path(source.base))
-    config = ModelConfig.model_validate({"name": source.base, "dtype": settings.dtype, "quantization": quantization})
-    tokenizer = load_tokenizer(source, config)
+    config = ModelConfig.model_validate(
+        {"name": source.base, "dtype": settings.dtype, "quantization": quantization, "chat_style": chat_style}
+    )
+    tokenizer, chat = load_chat(source, config)
     if source.adapter is None:
         model: Any = load_classifier(source, config, tokenizer)
         head = ScoreHead(model.score.in_features)
@@ -230,5 +232,4 @@ def load_scorer(
         adapters.write_adapter(model, ADAPTER, state)
     model = to_device(model)
     run = str(source.run_dir or source.adapter or source.base)
-    chat = chat_format(tokenizer, chat_style)
     return SeparateScorer(model, tokenizer, chat, settings, run=run, microbatch=microbatch)

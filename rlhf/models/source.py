@@ -125,7 +125,17 @@ def base_fingerprint(base: str) -> str:
     path = Path(base)
     if not path.is_dir():
         return hashlib.sha256(base.encode()).hexdigest()
-    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
+    return _fingerprint(path, "config.json")
+
+
+def adapter_fingerprint(source: ModelSource) -> str | None:
+    """sha256 of the adapter's weights and settings, a reward head's scale among them; None for a bare base."""
+    return None if source.adapter is None else _fingerprint(source.adapter, "*.json")
+
+
+def _fingerprint(directory: Path, *settings: str) -> str:
+    names = ("*.safetensors", *settings)
+    files = sorted({file for name in names for file in directory.glob(name)})
     stats = [file.stat() for file in files]
     return _sha256(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
 

@@ -1,8 +1,9 @@
-"""Tokenizers with a pad token of their own."""
+"""A model's tokenizer, with a pad token of its own, and the format in which the model reads conversations."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -11,8 +12,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.config import ModelConfig
-from rlhf.data.chat import chat_format
+from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.errors import CheckpointError, ConfigError
+from rlhf.models.base_config import check_attention
 from rlhf.models.source import ModelSource
 from rlhf.models.trust import check_remote_code, read_object
 
@@ -23,10 +25,19 @@ MAX_NEW_TOKENS = 64
 
 
 def load_tokenizer(source: ModelSource, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer and makes sure that pad differs from eos and bos.
+    """The tokenizer alone; errors as in ``load_chat``."""
+    return load_chat(source, config)[0]
+
+
+def load_chat(source: ModelSource, config: ModelConfig) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
+    """Loads a tokenizer whose pad token ends nothing, and the format in which the model reads conversations.
+
+    With ``chat_style=auto`` a model that comes from a run goes on in the run's format: what it has learnt is to answer
+    in that one.
 
     Raises:
-        ConfigError: there is none, it brings unread code, or it has no end token.
+        ConfigError: there is none, it brings unread code, it has no end token, its template cannot serve, or
+            ``model.attention`` does not fit this model.
         CheckpointError: it is not the one that the run was trained with.
     """
     check_remote_code((Path(source.base), Path(source.tokenizer)), config)
@@ -46,10 +57,18 @@ def load_tokenizer(source: ModelSource, config: ModelConfig) -> PreTrainedTokeni
         raise ConfigError(
             f"the tokenizer of {source.tokenizer} has no end-of-sequence token: responses could never end"
         )
+    check_attention(source, config)
     ensure_pad_token(tokenizer)
     check_vocabulary(source, tokenizer)
     check_tokenizer(source, tokenizer)
-    return tokenizer
+    style = chat_style_of(source, config)
+    ensure_pad_token(tokenizer, chat_format(tokenizer, style).stop_ids)
+    return tokenizer, chat_format(tokenizer, style)
+
+
+def chat_style_of(source: ModelSource, config: ModelConfig) -> str:
+    """The config's style or, where it is left open, that of the run which the model comes from."""
+    return config.chat_style if source.record is None or config.chat_style != "auto" else source.record.chat_style
 
 
 def check_hub(name: str, revision: str | None = None) -> None:
@@ -107,16 +126,16 @@ def check_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> 
         )
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Gives the tokenizer a pad token that is neither eos nor bos.
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> bool:
+    """Gives the tokenizer a pad token that is neither eos nor bos, nor what the chat template ends a turn with.
 
-    With pad = eos a classifier reads the token before the end, and masks lose the end token. A reserved pad
-    token of the vocabulary is taken first; only then one is added.
+    With pad = eos a classifier reads the token before the end, masks lose the end token, and as nothing may draw pad,
+    no response would end. A reserved pad token of the vocabulary is taken first; only then one is added.
 
     Returns:
         True when the vocabulary grew.
     """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, *stop_ids}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return False
     vocabulary = tokenizer.get_vocab()

@@ -19,7 +19,7 @@ class ChatSession:
     def __init__(self, model: ModelConfig, sampling: SamplingConfig, *, seed: int = 0, threads: int = 2) -> None:
         record = resolve_model(model.name, model.revision, key="RUN").record
         if record is not None:
-            model = model.model_copy(update={"chat_style": record.chat_style, "quantization": record.quantization})
+            model = model.model_copy(update={"quantization": record.quantization})
         context = WorkerContext("chat", 0, 1, tempfile.gettempdir())
         self._worker = RolloutWorker(context, model, None, microbatch=1, threads=threads, follows_trainer=False)
         self._sampling, self._seed, self._messages = sampling, seed, list[Message]()

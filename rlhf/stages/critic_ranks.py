@@ -11,9 +11,8 @@ from torch import Tensor
 
 from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig
-from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.models.source import ModelSource, base_fingerprint
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.stages.passes import in_step_order, judging_passes, learning_passes, require_packing
 from rlhf.stages.resume import require_shared
 from rlhf.workers.critic_start import CriticOrigin, open_critic
@@ -111,19 +110,18 @@ def joined(policy: dict[str, Any], critic: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def critic_origin(config: PpoConfig, source: ModelSource, chat: ChatFormat | None = None) -> CriticOrigin | None:
+def critic_origin(config: PpoConfig, source: ModelSource) -> CriticOrigin | None:
     """Where a critic with a base of its own starts from; None where there is none.
 
     Args:
-        source / chat: the policy's.
+        source: the policy's.
 
     Raises:
         ConfigError: it cannot be this policy's critic, and why; before any worker starts.
     """
     if not config.critic_is_apart:
         return None
-    tokenizer = load_tokenizer(source, config.model)
-    return open_critic(config, tokenizer, chat or chat_format(tokenizer, config.model.chat_style))
+    return open_critic(config, *load_chat(source, config.model))
 
 
 def critic_identity(config: PpoConfig, origin: CriticOrigin | None) -> dict[str, Any]:

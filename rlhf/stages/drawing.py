@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from rlhf.config import LoraConfig, ModelConfig, PlacementConfig, SamplingConfig, derive_seed
-from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import PromptRow
 from rlhf.errors import DataError
 from rlhf.models import adapters
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.runtime import gpus_per_worker, ray_runtime
@@ -46,9 +48,10 @@ def draw(
     Models that share a base share its workers: only their adapters are exchanged.
     """
     resolved = [resolve_model(m.name, m.revision) for m in models]
-    by_base: dict[tuple[str, str], list[int]] = {}
+    chats = [load_chat(source, model)[1] for model, source in zip(models, resolved, strict=True)]
+    by_base: dict[str, list[int]] = {}
     for index, source in enumerate(resolved):
-        by_base.setdefault(_base_key(models[index], source), []).append(index)
+        by_base.setdefault(_base_key(models[index], source, chats[index]), []).append(index)
     drawn: dict[int, Drawn] = {}
     total, done = len(models) * len(prompts) * responses_per_prompt, 0
     with ray_runtime(placement, num_workers=placement.num_rollout_workers) as resources:
@@ -58,11 +61,10 @@ def draw(
                 group = _launch(models[shape], placement, microbatch, run_dir, resources)
                 stack.callback(group.close)
                 for index in indices:
-                    chat = _chat(models[index], resolved[index])
                     adapter = resolved[index].adapter
                     group.call("load", str(adapter) if adapter else None)
                     drawn[index] = _draw_one(
-                        group, models[index].name, chat, prompts, responses_per_prompt, sampling, seed
+                        group, models[index].name, chats[index], prompts, responses_per_prompt, sampling, seed
                     )
                     done += len(prompts) * responses_per_prompt
                     if progress is not None:
@@ -89,14 +91,14 @@ def split_evenly(items: Sequence, num_parts: int) -> list[list]:
     return [list(items[a:b]) for a, b in pairwise(cuts)]
 
 
-def _base_key(model: ModelConfig, source: ModelSource) -> tuple[str, str]:
-    shape = ""
+def _base_key(model: ModelConfig, source: ModelSource, chat: ChatFormat) -> str:
+    """Equal for models of which one worker can take the other's adapter: all that the adapter's weights do not say."""
+    shape: dict[str, Any] = {}
     if source.adapter:
-        config = adapters.read_peft_config(source.adapter)
-        targets = config.target_modules
-        named = targets if isinstance(targets, str) else sorted(targets or [])
-        shape = f"{config.r}/{config.lora_alpha}/{config.use_dora}/{named}"
-    return (f"{source.base}|{model.quantization}", shape)
+        shape = adapters.read_peft_config(source.adapter).to_dict()
+        shape.pop("base_model_name_or_path")  # the same base may have been named by another path
+    key = [source.base, source.revision, model.quantization, chat.fingerprint(), shape]
+    return json.dumps(key, sort_keys=True, default=sorted)  # of sets, whose order says nothing
 
 
 def _launch(
@@ -113,10 +115,6 @@ def _launch(
         kwargs={"microbatch": microbatch, "threads": placement.threads_per_worker, "follows_trainer": False},
         gpus_per_worker=gpus_per_worker(placement.gpus_per_rollout_worker, resources),
     )
-
-
-def _chat(model: ModelConfig, source: ModelSource) -> ChatFormat:
-    return chat_format(load_tokenizer(source, model), model.chat_style)
 
 
 def _draw_one(

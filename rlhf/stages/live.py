@@ -35,7 +35,7 @@ class CandidateSource:
         source = resolve_model(model.name, key="RUN")
         if source.record is not None:
             record = source.record
-            model = model.model_copy(update={"chat_style": record.chat_style, "quantization": record.quantization})
+            model = model.model_copy(update={"quantization": record.quantization})
         # Late: a run that is not there should be told at once.
         with lean_imports():
             from rlhf.workers.rollout import RolloutWorker

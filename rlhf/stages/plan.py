@@ -23,13 +23,12 @@ from rlhf.config.base import Section
 from rlhf.config.methods import METHODS
 from rlhf.config.model import LoraConfig
 from rlhf.config.scores import ScoreSource
-from rlhf.data.chat import chat_format
 from rlhf.data.loading import load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.peft_methods import method_name, method_of
 from rlhf.models.source import ModelSource, is_path, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
@@ -154,7 +153,9 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         )
     sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
     return [
-        *_model_rows(source, config.model, None if whole else config.lora, config.model.chat_style, head=False),
+        *_model_rows(
+            source, config.model, None if whole else config.lora, load_chat(source, config.model)[1].style, head=False
+        ),
         ("critic", _critic_text(config, source)),
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),
@@ -188,13 +189,13 @@ def _reward_model_rows(config: PpoConfig, source: ModelSource) -> Plan:
     runs = [score.run for score in config.scores if isinstance(score, RewardModelSource)]
     if not runs or not all(Path(run).exists() for run in runs):
         return []  # they are yet to be trained
-    chat = chat_format(load_tokenizer(source, config.model), config.model.chat_style)
+    chat = load_chat(source, config.model)[1]
     return placement_rows(config, reward_models_of(config, source, chat))
 
 
 def _ptx_rows(config: PpoConfig, source: ModelSource) -> Plan:
-    tokenizer = load_tokenizer(source, config.model)
-    anchor = load_anchor(config, chat_format(tokenizer, config.model.chat_style), tokenizer.pad_token_id)
+    tokenizer, chat = load_chat(source, config.model)
+    anchor = load_anchor(config, chat, tokenizer.pad_token_id)
     if anchor is None:
         return []
     per_update, rows = anchor.ptx.sequences_per_update, len(anchor.rows)

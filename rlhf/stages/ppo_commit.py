@@ -89,7 +89,7 @@ def finish(run: PpoRun) -> dict[str, Any]:
         revision=source.revision,
         adapter="adapter" if config.policy_weights == "adapter" else None,
         quantization=config.model.quantization,
-        chat_style=config.model.chat_style,
+        chat_style=session.chat.style,
         chat_fingerprint=session.chat.fingerprint(),
         base_sha256=base_fingerprint(source.base),
     ).write(session.run_dir)

@@ -12,14 +12,14 @@ from typing import Any
 
 from rlhf.algos.kl import AdaptiveKLController, FixedKLController
 from rlhf.config import PpoConfig
-from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_prompts
 from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
-from rlhf.models.source import base_fingerprint, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.source import resolve_model
+from rlhf.models.tokenizer import load_chat
 from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.critic_ranks import CriticRanks, critic_identity, critic_origin
 from rlhf.stages.drawing import encode_prompts
@@ -35,7 +35,7 @@ from rlhf.stages.resume import (
     require_shared,
     stop_on_signals,
 )
-from rlhf.stages.reward_models import reward_models_of
+from rlhf.stages.reward_models import reward_identity, reward_models_of
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, rewind_samples
 from rlhf.stages.scoring import Scorer, check_sources
 from rlhf.stages.share import AdapterChannel, store_bytes
@@ -141,26 +141,25 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     run_dir = prepare_run_dir(config)
     stack.callback(release_run_dir, run_dir)
     source = resolve_model(config.model.name, config.model.revision)
-    tokenizer = load_tokenizer(source, config.model)
-    chat = chat_format(tokenizer, config.model.chat_style)
+    tokenizer, chat = load_chat(source, config.model)
     prompts = load_prompts(config.prompts, format=config.prompt_format)
     prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
     anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)
     check_sources({f"scores[{index}]": score for index, score in enumerate(config.scores)})
     models = reward_models_of(config, source, chat)
-    critic = critic_origin(config, source, chat)
+    critic = critic_origin(config, source)
     scorer = Scorer(config.scores, config.score)
     stack.callback(scorer.close)
     identity = identity_of(
         config,
-        base_sha256=base_fingerprint(source.base),
-        chat_fingerprint=chat.fingerprint(),
+        source=source,
+        chat=chat,
         data=[
             *((prompt.id, ids) for prompt, ids in zip(prompts, prompt_ids, strict=True)),
             *(("ptx", (*row["input_ids"], *row["labels"])) for row in (anchor.rows if anchor is not None else ())),
         ],
     )
-    identity |= critic_identity(config, critic)
+    identity |= critic_identity(config, critic) | reward_identity(config)
     placement = config.placement
     num_workers = placement.num_ranks + placement.num_rollout_workers
     num_workers += placement.num_scorer_workers if models.separate else 0
@@ -185,7 +184,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     """Starts all workers and publishes the first policy, or the one of the newest checkpoint."""
     config = session.config
     session.store.clean()  # of what a rank that died left of its commit
-    resumed = find_commit(config, session.store, session.identity, session.events)
+    resumed = find_commit(config, session.store, session.identity, session.events, session.restarts.count)
     places = reserve_places(session)
     if places is not None:
         stack.callback(places.close)

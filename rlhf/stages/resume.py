@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.stages import StageConfig
+from rlhf.data.chat import ChatFormat
 from rlhf.engine.checkpoint.manifest import Manifest
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, StoppedError
+from rlhf.models.source import ModelSource, adapter_fingerprint, base_fingerprint
 from rlhf.stages.run_dir import CHECKPOINTS, fencing_token
 from rlhf.telemetry.events import EventLog
 from rlhf.workers.group import WorkerGroup
@@ -37,18 +39,20 @@ class Resumed:
     manifest: Manifest
 
 
-def identity_of(config: StageConfig, *, base_sha256: str, chat_fingerprint: str, data: Any) -> dict[str, Any]:
+def identity_of(config: StageConfig, *, source: ModelSource, chat: ChatFormat, data: Any) -> dict[str, Any]:
     """What a checkpoint belongs to; equal for the run that wrote it and the run that may read it.
 
     Args:
+        source: the model that the run starts from; in PPO its adapter is the reference, read anew by every start.
         data: anything JSON can hold that names every row and its order.
     """
     tree = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
     return {
         "config": _flat(tree),
         "num_ranks": config.placement.num_ranks,
-        "base_sha256": base_sha256,
-        "chat_fingerprint": chat_fingerprint,
+        "base_sha256": base_fingerprint(source.base),
+        "adapter_sha256": adapter_fingerprint(source),
+        "chat_fingerprint": chat.fingerprint(),
         "data_sha256": hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest(),
     }
 
@@ -69,9 +73,13 @@ def open_store(config: StageConfig, run_dir: Path) -> CheckpointStore:
 
 
 def find_commit(
-    config: StageConfig, store: CheckpointStore, identity: dict[str, Any], events: EventLog
+    config: StageConfig, store: CheckpointStore, identity: dict[str, Any], events: EventLog, num_restarts: int = 0
 ) -> Resumed | None:
     """The newest whole commit, when the run is to go on from one.
+
+    Args:
+        num_restarts: of this very run; what it has committed itself it may read, whatever ``checkpoint.resume`` says
+            of an earlier run's.
 
     Raises:
         CheckpointError: no commit is whole, the commit belongs to another run, or ``checkpoint.resume`` forbids it.
@@ -83,7 +91,7 @@ def find_commit(
             raise CheckpointError(f"checkpoint.resume=must, and {store.directory} holds no checkpoint")
         return None
     path, manifest, wrong = found
-    if mode == "never":
+    if mode == "never" and num_restarts == 0:
         raise CheckpointError(
             f"checkpoint.resume=never, and {store.directory} holds {path.name}: set another run_dir, or set this one "
             "aside with --fresh"
@@ -117,6 +125,7 @@ def require_shared(group: WorkerGroup, run_dir: Path) -> None:
 
 def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:
     """Refuses a commit of another config, base, tokenizer, data set or number of ranks, naming what differs."""
+    saved = present | saved  # commits of earlier releases lack what was not compared then
     if saved == present:
         return
     if saved.get("num_ranks") != present["num_ranks"]:
@@ -140,6 +149,8 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None
         )
     names = {
         "base_sha256": "the base model's weights have",
+        "adapter_sha256": "the adapter of the run that it starts from has",
+        "reward_sha256": "a reward model has",
         "critic_base_sha256": "the weights of the critic's base have",
         "chat_fingerprint": "the tokenizer or chat template has",
         "data_sha256": "the data has",

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RewardConfig
-from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_demonstrations
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError
 from rlhf.models.scorer import RewardSettings, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.stages.accuracy import length_baseline, pair_accuracy
 from rlhf.stages.encode import encode_demonstrations, encode_preferences
 from rlhf.stages.preferences import STORE_PREFIX, read_preferences
@@ -68,13 +68,13 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
             rows.num_steps,
             progress,
             source=source,
-            chat_fingerprint=chat.fingerprint(),
+            chat=chat,
         )
         figures["reward_model"] = held_out_figures(config, rows, figures.pop("eval_scores"))
         figures["rows"] = rows.counts
         figures["seconds"] = time.perf_counter() - started
         _write_settings(config, run_dir, figures)
-        return finish(config, run_dir, source, chat.fingerprint(), read_description(run_dir), figures)
+        return finish(config, run_dir, source, chat, read_description(run_dir), figures)
     finally:
         release_run_dir(run_dir)
 
@@ -85,7 +85,7 @@ def open_model(config: RewardConfig) -> tuple[ModelSource, ChatFormat]:
     refuse_full_training_on_adapter(config, source)
     if config.annotator_weights and not str(config.data.train).startswith(STORE_PREFIX):
         raise ConfigError("annotator_weights needs rankings from the preference store: set data.train=store:PROJECT")
-    return source, chat_format(load_tokenizer(source, config.model), config.model.chat_style)
+    return source, load_chat(source, config.model)[1]
 
 
 def read_rows(config: RewardConfig, chat: ChatFormat, run_dir: Path) -> RewardRows:

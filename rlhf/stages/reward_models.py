@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from rlhf.config import PpoConfig
+from typing import Any
+
+from rlhf.config import PpoConfig, RewardModelSource
 from rlhf.data.chat import ChatFormat
 from rlhf.errors import ConfigError
-from rlhf.models.source import ModelSource
+from rlhf.models.source import ModelSource, adapter_fingerprint, base_fingerprint, resolve_model
 from rlhf.workers.policy_start import RewardModels, place_reward_models
 
 
@@ -31,6 +33,12 @@ def reward_models_of(config: PpoConfig, source: ModelSource, chat: ChatFormat) -
     if reason := placement.why_refused([*config.placed_roles, *scorers]):
         raise ConfigError(reason)
     return found
+
+
+def reward_identity(config: PpoConfig) -> dict[str, Any]:
+    """The reward models that a checkpoint's scores are of: one that was trained anew under its name is another."""
+    runs = [resolve_model(score.run) for score in config.scores if isinstance(score, RewardModelSource)]
+    return {"reward_sha256": [[base_fingerprint(run.base), adapter_fingerprint(run)] for run in runs]}
 
 
 def placement_rows(config: PpoConfig, models: RewardModels) -> list[tuple[str, str]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import SftConfig
-from rlhf.data.chat import ChatFormat, chat_format
+from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_demonstrations
 from rlhf.data.packing import pack_rows
 from rlhf.data.schema import DemonstrationRow
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.stages.encode import IGNORED, encode_demonstrations
 from rlhf.stages.quality import report_quality
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
@@ -61,11 +61,11 @@ def run_sft(config: SftConfig, *, progress: Progress | None = None) -> dict[str,
             rows.num_steps,
             progress,
             source=source,
-            chat_fingerprint=chat.fingerprint(),
+            chat=chat,
         )
         figures["rows"] = rows.counts
         figures["seconds"] = time.perf_counter() - started
-        return finish(config, run_dir, source, chat.fingerprint(), read_description(run_dir), figures)
+        return finish(config, run_dir, source, chat, read_description(run_dir), figures)
     finally:
         release_run_dir(run_dir)
 
@@ -74,7 +74,7 @@ def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
     """Where the model comes from and how it reads conversations."""
     source = resolve_model(config.model.name, config.model.revision)
     refuse_full_training_on_adapter(config, source)
-    return source, chat_format(load_tokenizer(source, config.model), config.model.chat_style)
+    return source, load_chat(source, config.model)[1]
 
 
 def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf.config import SftConfig
 from rlhf.config.stages import DataConfig, RewardConfig
+from rlhf.data.chat import ChatFormat
 from rlhf.data.splits import split_by_prompt
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import ConfigError, WorkerError
@@ -64,7 +65,7 @@ def train_on_ranks(
     progress: Progress | None,
     *,
     source: ModelSource,
-    chat_fingerprint: str,
+    chat: ChatFormat,
 ) -> dict[str, Any]:
     """Runs ``worker(context, config, num_steps, plan).train(*rows)`` on every rank; rank 0's figures.
 
@@ -77,8 +78,8 @@ def train_on_ranks(
     telemetry, placement = config.telemetry, config.placement
     identity = identity_of(
         config,
-        base_sha256=base_fingerprint(source.base),
-        chat_fingerprint=chat_fingerprint,
+        source=source,
+        chat=chat,
         data=[digest_rows(part) for part in rows],
     )
     events = EventLog(run_dir)
@@ -100,7 +101,7 @@ def train_on_ranks(
 
         while True:
             store = open_store(config, run_dir)
-            resumed = find_commit(config, store, identity, events)
+            resumed = find_commit(config, store, identity, events, restarts.count)
             done = resumed.manifest.step if resumed else 0
             metrics.rewind(config.stage, done if resumed else -1)
             try:
@@ -164,7 +165,7 @@ def finish(
     config: SftConfig | RewardConfig,
     run_dir: Path,
     source: ModelSource,
-    chat_fingerprint: str,
+    chat: ChatFormat,
     description: dict[str, Any],
     figures: dict[str, Any],
 ) -> dict[str, Any]:
@@ -186,8 +187,8 @@ def finish(
         revision=source.revision if config.lora is not None else None,
         adapter="adapter" if config.lora is not None else None,
         quantization=config.model.quantization,
-        chat_style=config.model.chat_style,
-        chat_fingerprint=chat_fingerprint,
+        chat_style=chat.style,
+        chat_fingerprint=chat.fingerprint(),
         base_sha256=base_fingerprint(base),
     ).write(run_dir)
     return summary

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig
-from rlhf.data.chat import chat_format
 from rlhf.engine.engine import learning_rate_scale
 from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, RolesModel
 from rlhf.models.source import resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat, load_tokenizer
 from rlhf.rollout.experience import Experience
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.critic_start import critic_init, open_critic
@@ -34,8 +33,7 @@ class CriticWorker(TrainingRank):
     def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
         super().__init__(context, config)
         source = resolve_model(config.model.name, config.model.revision)
-        tokenizer = load_tokenizer(source, config.model)
-        self.chat = chat_format(tokenizer, config.model.chat_style)
+        tokenizer, self.chat = load_chat(source, config.model)
         origin = open_critic(config, tokenizer, self.chat)
         own = load_tokenizer(origin.source, origin.model)
         base = self.on_device(load_causal_lm(origin.source, origin.model, own))

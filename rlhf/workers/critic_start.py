@@ -55,9 +55,9 @@ def open_critic(config: PpoConfig, tokenizer: PreTrainedTokenizerBase, chat: Cha
             f"roles.critic={name!r} is no reward run: a critic starts from a finished reward run, or from a base model "
             "(rlhf export --merge makes one of a run)"
         )
-    held = {"name": source.base, "revision": source.revision, "trust_remote_code": False}
+    held = {"name": source.base, "revision": source.revision, "trust_remote_code": False, "chat_style": PLAIN}
     if record is not None and source.adapter is not None:
-        held["quantization"] = record.quantization
+        held |= {"quantization": record.quantization, "chat_style": record.chat_style}
     model = ModelConfig.model_validate({**config.model.model_dump(), **held})
     own = load_tokenizer(source, model)
     if record is not None and source.adapter is not None:

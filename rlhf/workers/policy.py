@@ -12,7 +12,6 @@ from torch import Tensor
 from rlhf.algos.losses import sft_anchor_loss
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig
-from rlhf.data.chat import chat_format
 from rlhf.engine.engine import learning_rate_scale
 from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
@@ -20,7 +19,7 @@ from rlhf.models.lending import Loan, lend, lendable
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
 from rlhf.models.source import resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.experience import Experience
 from rlhf.weights.parts import split_names
 from rlhf.weights.snapshot import Snapshot, pack
@@ -40,8 +39,7 @@ class PolicyWorker(TrainingRank):
     def __init__(self, context: WorkerContext, config: PpoConfig) -> None:
         super().__init__(context, config)
         source = resolve_model(config.model.name, config.model.revision)
-        self.tokenizer = load_tokenizer(source, config.model)
-        self.chat = chat_format(self.tokenizer, config.model.chat_style)
+        self.tokenizer, self.chat = load_chat(source, config.model)
         base = self.on_device(load_causal_lm(source, config.model, self.tokenizer))
         lends = shares_gpu() and config.engine.zero_stage < 3 and config.policy_weights == "adapter"
         self._lendable = lendable(base) if lends else {}

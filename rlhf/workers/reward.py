@@ -24,7 +24,7 @@ from rlhf.models import adapters
 from rlhf.models.loading import torch_dtype
 from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, build_reward_model, load_scorer
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.schedule import row_order
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
@@ -160,7 +160,7 @@ class RewardWorker:
             disable_dropout=False,
         )
         self.source = resolve_model(config.model.name, config.model.revision)
-        self.tokenizer = load_tokenizer(self.source, config.model)
+        self.tokenizer, self.chat = load_chat(self.source, config.model)
         self.model = self._build_model()
         context.beat_with(self.model)
         self.watch = Watch(context, config, num_steps)
@@ -281,7 +281,7 @@ class RewardWorker:
         adapter = run_dir / "adapter" if self.config.lora is not None else None
         base = self.source.base if adapter is not None else str(run_dir / "model")
         saved = ModelSource(base, self.source.revision if adapter else None, str(run_dir / "tokenizer"), adapter)
-        scorer = load_scorer(saved, self.config.model.quantization, self.config.model.chat_style)
+        scorer = load_scorer(saved, self.config.model.quantization, self.chat.style)
         again = [scorer.raw_scores([ids])[0] for ids in sequences]
         worst = max(abs(a - b) for a, b in zip(live, again, strict=True))
         limit = 1e-5 if scorer.settings.dtype == "float32" else 0.05

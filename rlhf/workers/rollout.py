@@ -11,13 +11,12 @@ import torch
 
 from rlhf.config import ModelConfig, RolloutConfig, SamplingConfig
 from rlhf.config.model import LoraConfig
-from rlhf.data.chat import chat_format
 from rlhf.errors import WeightSyncError
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, borrow
 from rlhf.models.loading import load_causal_lm, to_device
 from rlhf.models.source import resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.transformers_engine import TransformersGenerator
 from rlhf.rollout.vllm.engine import VllmGenerator, VllmSettings
@@ -52,8 +51,7 @@ class RolloutWorker:
         self.context = context
         torch.set_num_threads(threads)
         source = resolve_model(model.name, model.revision)
-        self.tokenizer = load_tokenizer(source, model)
-        self.chat = chat_format(self.tokenizer, model.chat_style)
+        self.tokenizer, self.chat = load_chat(source, model)
         config = adapters.read_peft_config(source.adapter) if source.adapter else None
         if follows_trainer:
             config = None if lora is None else config or adapters.peft_config(lora)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from rlhf import cli
 from rlhf.config import PpoConfig, SftConfig, build_config, config_hash
+from rlhf.data.chat import ChatFormat
 from rlhf.errors import ConfigError
+from rlhf.models.source import ModelSource
 from rlhf.stages.resume import identity_of
 
 TREE: dict[str, Any] = {
@@ -45,7 +48,9 @@ def test_a_run_may_go_on_with_or_without_a_profile() -> None:
     plain, profiled = (
         build_config(PpoConfig, {**TREE, "telemetry": {"profile": p}}, source="t") for p in (False, True)
     )
-    same = [identity_of(config, base_sha256="", chat_fingerprint="", data=[]) for config in (plain, profiled)]
+    source = ModelSource("base", None, "base")
+    chat = cast(ChatFormat, SimpleNamespace(fingerprint=lambda: ""))
+    same = [identity_of(config, source=source, chat=chat, data=[]) for config in (plain, profiled)]
     assert same[0] == same[1] and config_hash(plain) != config_hash(profiled)
 
 

@@ -1,0 +1,66 @@
+"""A model that comes from a run goes on in the run's chat format, and what does not fit a model is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from rlhf.config import ModelConfig
+from rlhf.errors import ConfigError
+from rlhf.models.source import resolve_model
+from rlhf.models.tokenizer import load_chat
+from tests.support.runs import write_run
+from tests.support.tiny import build_tokenizer, copy_with
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+Style = Literal["auto", "model", "default", "plain"]
+
+
+@pytest.fixture
+def chatty_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny model with a template of its own, whose turns end with the pad token."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|end|>"]})
+    tokenizer.chat_template = TURNS
+    tokenizer.pad_token = "<|end|>"
+    return copy_with(tiny_base, tmp_path / "chatty", tokenizer)
+
+
+def style_of(name: Path, chat_style: Style) -> str:
+    model = ModelConfig(name=str(name), chat_style=chat_style)
+    return load_chat(resolve_model(model.name), model)[1].style
+
+
+def test_a_run_s_format_is_gone_on_with(chatty_base: Path, tmp_path: Path) -> None:
+    assert style_of(chatty_base, "auto") == "model"
+    run = write_run(tmp_path / "run", chatty_base, chat_style="plain")
+    assert style_of(run, "auto") == "plain"
+    assert style_of(run, "model") == "model", "what is asked for by name is done"
+
+
+def test_pad_is_not_what_ends_a_turn(chatty_base: Path) -> None:
+    model = ModelConfig(name=str(chatty_base))
+    tokenizer, chat = load_chat(resolve_model(model.name), model)
+    assert tokenizer.convert_tokens_to_ids("<|end|>") == chat.stop_ids[0] != tokenizer.pad_token_id
+    assert tokenizer.pad_token == "<pad>"
+
+
+def test_capped_attention_goes_the_way_that_caps(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    model = ModelConfig(name=str(tmp_path / "gemma"))
+    source = resolve_model(model.name)
+    with pytest.raises(ConfigError, match=r"attn_logit_softcapping=50 .*set model\.attention=eager"):
+        load_chat(source, model)
+    load_chat(source, model.model_copy(update={"attention": "eager"}))
