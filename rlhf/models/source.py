@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -125,17 +126,18 @@ def base_fingerprint(base: str) -> str:
     path = Path(base)
     if not path.is_dir():
         return hashlib.sha256(base.encode()).hexdigest()
-    return _fingerprint(path, "config.json")
+    return _fingerprint([*path.glob("*.safetensors"), path / "config.json"])
 
 
 def adapter_fingerprint(source: ModelSource) -> str | None:
     """sha256 of the adapter's weights and settings, a reward head's scale among them; None for a bare base."""
-    return None if source.adapter is None else _fingerprint(source.adapter, "*.json")
+    if source.adapter is None:
+        return None
+    return _fingerprint([*source.adapter.glob("*.safetensors"), *source.adapter.glob("*.json")])
 
 
-def _fingerprint(directory: Path, *settings: str) -> str:
-    names = ("*.safetensors", *settings)
-    files = sorted({file for name in names for file in directory.glob(name)})
+def _fingerprint(files: Sequence[Path]) -> str:
+    files = sorted(files)
     stats = [file.stat() for file in files]
     return _sha256(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
 
