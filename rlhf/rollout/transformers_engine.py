@@ -49,10 +49,13 @@ class TransformersGenerator:
         graphs: bool = True,
         beat: Callable[[], None] | None = None,
     ) -> None:
-        self._model: Any = adapters.attach(base, lora_config, POLICY).eval() if lora_config is not None else base.eval()
+        self._model: Any = base.eval()
+        self._model.requires_grad_(False)
+        if lora_config is not None:
+            self._model = adapters.attach(base, lora_config, POLICY).eval()
         self._adapted = lora_config is not None
         self._mix = mixed.Mix(((POLICY, None),))
-        if self._adapted and mixed.can_mix(self._model, [POLICY]):
+        if not self._adapted or mixed.can_mix(self._model, [POLICY]):
             mixed.install(self._model, self._mix)
             blocks.install(self._model, self._mix)
         causal: Any = self._model.get_base_model() if self._adapted else self._model

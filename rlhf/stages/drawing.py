@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from rlhf.config import LoraConfig, ModelConfig, PlacementConfig, SamplingConfig, derive_seed
 from rlhf.data.chat import ChatFormat
@@ -45,17 +44,14 @@ def draw(
 ) -> list[Drawn]:
     """Draws K responses per prompt from every model, with seeds that depend on (seed, prompt, sample) only.
 
-    Models that share a base share its workers: only their adapters are exchanged.
+    Models that share a base share its workers, where one can take the other's adapter: only adapters are exchanged.
     """
     resolved = [resolve_model(m.name, m.revision) for m in models]
     chats = [load_chat(source, model)[1] for model, source in zip(models, resolved, strict=True)]
-    by_base: dict[str, list[int]] = {}
-    for index, source in enumerate(resolved):
-        by_base.setdefault(_base_key(models[index], source, chats[index]), []).append(index)
     drawn: dict[int, Drawn] = {}
     total, done = len(models) * len(prompts) * responses_per_prompt, 0
     with ray_runtime(placement, num_workers=placement.num_rollout_workers) as resources:
-        for indices in by_base.values():
+        for indices in _groups(models, resolved, chats):
             with ExitStack() as stack:
                 shape = next((i for i in indices if resolved[i].adapter), indices[0])
                 group = _launch(models[shape], placement, microbatch, run_dir, resources)
@@ -91,14 +87,28 @@ def split_evenly(items: Sequence, num_parts: int) -> list[list]:
     return [list(items[a:b]) for a, b in pairwise(cuts)]
 
 
-def _base_key(model: ModelConfig, source: ModelSource, chat: ChatFormat) -> str:
-    """Equal for models of which one worker can take the other's adapter: all that the adapter's weights do not say."""
-    shape: dict[str, Any] = {}
-    if source.adapter:
-        shape = adapters.read_peft_config(source.adapter).to_dict()
-        shape.pop("base_model_name_or_path")  # the same base may have been named by another path
-    key = [source.base, source.revision, model.quantization, chat.fingerprint(), shape]
-    return json.dumps(key, sort_keys=True, default=sorted)  # of sets, whose order says nothing
+def _groups(
+    models: Sequence[ModelConfig], sources: Sequence[ModelSource], chats: Sequence[ChatFormat]
+) -> list[list[int]]:
+    """Places of models that share workers; a bare base is drawn from by workers that switch an adapter off."""
+    keys = [_keys(*each) for each in zip(models, sources, chats, strict=True)]
+    adapted = [key for key in keys if key[1] is not None]
+    found: dict[tuple[str, str | None], list[int]] = {}
+    for index, (base, shape) in enumerate(keys):
+        like = (base, shape) if shape is not None else next((key for key in adapted if key[0] == base), (base, None))
+        found.setdefault(like, []).append(index)
+    return list(found.values())
+
+
+def _keys(model: ModelConfig, source: ModelSource, chat: ChatFormat) -> tuple[str, str | None]:
+    """What workers hold, and all that an adapter's weights do not say of it; None without one."""
+    settings = model.model_dump(mode="json", exclude={"name", "chat_style"})
+    base = json.dumps([source.base, source.revision, settings, chat.fingerprint()])
+    if source.adapter is None:
+        return base, None
+    shape = adapters.read_peft_config(source.adapter).to_dict()
+    shape.pop("base_model_name_or_path")  # the same base may have been named by another path
+    return base, json.dumps(shape, sort_keys=True, default=sorted)  # of sets, whose order says nothing
 
 
 def _launch(

@@ -15,11 +15,13 @@ from rlhf.models.kernels import decoding as kernels
 from tests.unit.rollout.test_transformers_engine import engine, tasks
 
 
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapter", "bare"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_draw_takes_one_call_per_layer_and_step(
-    dtype: torch.dtype, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, adapted: bool, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator, some, sampling = engine(tiny_base, dtype=dtype), tasks(8), SamplingConfig(max_response_tokens=20)
+    some, sampling = tasks(8), SamplingConfig(max_response_tokens=20)
+    generator = engine(tiny_base, dtype=dtype, adapted=adapted)
     generator.generate(some[:1], sampling)  # makes its first step both ways
     seen: list[tuple[torch.dtype, ...]] = []
     one_call = kernels.decode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,16 @@ def snapshot(
 
 
 def engine(
-    base: Path, *, microbatch: int = 64, install: bool = True, dtype: torch.dtype = torch.float32
+    base: Path,
+    *,
+    microbatch: int = 64,
+    install: bool = True,
+    dtype: torch.dtype = torch.float32,
+    adapted: bool = True,
 ) -> TransformersGenerator:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    found = TransformersGenerator(model, CONFIG, stop_ids=STOPS, pad_id=PAD, microbatch=microbatch, suppress_ids=(PAD,))
-    if install:
+    model, config = AutoModelForCausalLM.from_pretrained(base, dtype=dtype), CONFIG if adapted else None
+    found = TransformersGenerator(model, config, stop_ids=STOPS, pad_id=PAD, microbatch=microbatch, suppress_ids=(PAD,))
+    if install and adapted:
         found.install(snapshot(base, dtype=dtype))
     return found
 
@@ -344,10 +350,17 @@ def test_a_diverged_adapter_is_named(tiny_base: Path) -> None:
 
 
 def test_a_base_without_adapter_draws_as_it_is(tiny_base: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    generator = TransformersGenerator(model, None, stop_ids=STOPS, pad_id=PAD, microbatch=4, suppress_ids=(PAD,))
-    rollout = generator.generate(tasks(1), SamplingConfig(max_response_tokens=4))[0]
-    assert (rollout.version, rollout.adapter_sha256) == (0, "base")
+    generator, sampling, some = (
+        engine(tiny_base, adapted=False, microbatch=4),
+        SamplingConfig(max_response_tokens=12),
+        9,
+    )
+    own: Any = SimpleNamespace(_model=AutoModelForCausalLM.from_pretrained(tiny_base))  # by its own layers
+    for task, rollout in zip(tasks(some), generator.generate(tasks(some), sampling), strict=True):
+        assert (rollout.version, rollout.adapter_sha256) == (0, "base")
+        ids, logprobs = naive(own, task, sampling)
+        assert list(rollout.response_ids) == ids
+        assert rollout.logprobs == pytest.approx(logprobs, abs=2e-5)
 
 
 def test_whole_weights_are_waited_for_and_drawn_from(tiny_base: Path) -> None:
@@ -361,6 +374,10 @@ def test_whole_weights_are_waited_for_and_drawn_from(tiny_base: Path) -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    generator.install(pack(dict(model.named_parameters()), 2))
+    generator.generate(
+        tasks(3), SamplingConfig(max_response_tokens=6)
+    )  # copies of these weights are not drawn from later
     state = {name: parameter.detach() for name, parameter in other.named_parameters()}
     names = list(state)
     parts = [pack({name: state[name] for name in group}, 3) for group in (names[:5], names[5:])]
