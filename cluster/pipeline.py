@@ -168,7 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--local", action="store_true", help="run the stages here instead of as jobs")
     add("--no-wait", action="store_true", help="leave when it is the people's turn; the same command goes on")
     add("--code", action="store_true", help="send this checkout's code instead of trusting the image's")
-    add("--env-var", action="append", default=[], metavar="NAME[=VALUE]", help="a variable for every job")
+    add("--env-var", action="append", default=[], metavar="NAME[=VALUE]",
+        help="a variable for every job; not for secrets, see 'rlhf submit --help'")  # fmt: skip
+    add("--secrets-in-clear", action="store_true", help="as for 'rlhf submit'")
     add("--dry-run", action="store_true", help="check every config, show what is done and what comes")
     return parser
 
@@ -272,6 +274,7 @@ def run_job(pipeline: Pipeline, step: Step) -> int:
     words += ["--config", step.config] if step.config else []
     words += ["--root", args.root] if args.root else []
     words += ["--code"] if args.code else []
+    words += ["--secrets-in-clear"] if args.secrets_in_clear else []
     words += [word for item in args.env_var for word in ("--env-var", item)]
     client, submission_id = send(prepare(submit_parser().parse_intermixed_args(words)), args.address)
     return 0 if submission_id is None else follow_job(client, submission_id, args.address)

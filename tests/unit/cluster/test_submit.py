@@ -72,12 +72,42 @@ def test_what_is_refused_before_anything_is_sent(project: Path, words: list[str]
         job(project, *words)
 
 
-def test_secrets_travel_by_name_and_never_on_the_command(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_API_KEY", "canary-5d1f")
-    found = job(project, "--env-var", "MY_API_KEY", "--env-var", "COLOUR=red", "--stop-grace-seconds", "7")
-    assert found.environment["MY_API_KEY"] == "canary-5d1f" and found.environment["COLOUR"] == "red"
+def test_variables_of_a_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASTE", "sweet")
+    found = job(project, "--env-var", "TASTE", "--env-var", "COLOUR=red", "--stop-grace-seconds", "7")
+    assert found.environment["TASTE"] == "sweet" and found.environment["COLOUR"] == "red"
     assert found.environment["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MY_API_KEY", "canary-5d1f"),
+        ("HF_TOKEN", "canary-5d1f"),
+        ("DATABASE", "postgresql://ann:canary-5d1f@db/prefs"),
+        ("RLHF_STORE", "postgresql://ann:canary-5d1f@db/prefs"),
+    ],
+)
+def test_secrets_stay_here_unless_they_may_be_read(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Ray logs a job's variables; the store's address is sent without being asked for."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name} holds a secret.*in clear.*file:PATH.*--secrets-in-clear") as refused:
+        job(project, "--env-var", name)
+    assert "canary" not in str(refused.value)
+    found = job(project, "--env-var", name, "--secrets-in-clear")
+    assert found.environment[name] == value
     assert "canary" not in found.entrypoint + str(found.metadata)
+    with pytest.raises(ConfigError, match="do not belong on a command line") as refused:
+        job(project, "--env-var", f"{name}={value}", "--secrets-in-clear")
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("item", ["HF_TOKEN_PATH=/secrets/hub", "TOKENIZERS_PARALLELISM=false"])
+def test_what_only_names_a_secret_may_be_sent(project: Path, item: str) -> None:
+    name, _, value = item.partition("=")
+    assert job(project, "--env-var", item).environment[name] == value
 
 
 @pytest.mark.parametrize(
