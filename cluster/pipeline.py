@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,8 @@ from cluster.submit import build_parser as submit_parser
 from cluster.submit import follow_job, prepare, send
 from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
 from rlhf.config.base import Section
-from rlhf.errors import ConfigError
+from rlhf.config.claim import claim, release_run_dir
+from rlhf.errors import CheckpointError, ConfigError
 from rlhf.telemetry.console import get_console, print_table
 
 STATE_FILE = "pipeline.json"
@@ -27,7 +30,8 @@ HOURS = 3600.0
 
 EPILOG = """\
 The state is kept in RUN_DIR/pipeline.json after every step: the same command again goes on where the last one ended,
-and a job that was stopped or failed gets another attempt, which resumes from its checkpoint.
+and a job that was stopped or failed gets another attempt, which resumes from its checkpoint. A stage counts as done
+where its run directory holds this very run, finished.
 
 examples:
   rlhf pipeline configs/pipelines/helpline.yaml --dry-run
@@ -110,10 +114,14 @@ class Pipeline:
             return given
         return [f"run_dir={self.config.run_dir}/{step.name}", *given]
 
+    def stage_config(self, step: Step) -> Any:
+        """The config of a step that is a stage."""
+        return load_config(str(step.stage), step.config, self.overrides(step))
+
     def digest(self, step: Step) -> str:
         """Identity of what a step does."""
         if step.stage is not None:
-            return config_hash(load_config(step.stage, step.config, self.overrides(step)))
+            return config_hash(self.stage_config(step))
         return hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     def done(self, step: Step) -> bool:
@@ -132,14 +140,13 @@ class Pipeline:
             )
         return True
 
-    def keep(self, step: Step, seconds: float) -> None:
-        """Remembers that a step is over."""
+    def keep(self, step: Step, digest: str, seconds: float) -> None:
+        """Remembers that a step is over, and what it was when it began."""
         self.state[step.name] = {
-            "digest": self.digest(step),
+            "digest": digest,
             "seconds": round(seconds, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.state_path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"steps": self.state}, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.state_path)
@@ -149,7 +156,10 @@ def main(rest: list[str]) -> int:
     """``rlhf pipeline``; the exit code is that of the step that ended it, 0 when all are over."""
     args = build_parser().parse_args(rest)
     pipeline = open_pipeline(args.file, args)
-    return show(pipeline) if args.dry_run else run(pipeline)
+    if args.dry_run:
+        return show(pipeline)
+    with claimed(pipeline):
+        return run(pipeline)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -201,15 +211,48 @@ def open_pipeline(file: Path, args: argparse.Namespace) -> Pipeline:
     if args.run_dir:
         tree["run_dir"] = args.run_dir
     pipeline = Pipeline(build_config(PipelineConfig, tree, source=str(file)), args)
-    try:
-        pipeline.state = json.loads(pipeline.state_path.read_text(encoding="utf-8"))["steps"]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{pipeline.state_path} is not a pipeline's state: {error}") from None
+    pipeline.state = read_state(pipeline.state_path)
     for step in pipeline.config.steps:
         pipeline.digest(step)
+        if step.stage is not None and Path(pipeline.stage_config(step).run_dir) == Path(pipeline.config.run_dir):
+            raise ConfigError(f"step {step.name!r}: run_dir={pipeline.config.run_dir} is the pipeline's own: leave it "
+                              "out, or name a directory below")  # fmt: skip
     return pipeline
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a pipeline has kept; nothing before its first step.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["steps"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a pipeline's state: {error}") from None
+
+
+@contextmanager
+def claimed(pipeline: Pipeline) -> Iterator[None]:
+    """Takes the run directory for this process: two that run one pipeline would run each step twice.
+
+    Raises:
+        RunLockedError: a live process has it.
+        CheckpointError: it cannot be written.
+    """
+    folder = Path(pipeline.config.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder)
+    except OSError as error:
+        raise CheckpointError(f"run_dir={folder} cannot be written: {error}; name another with --run-dir") from None
+    try:
+        pipeline.state = read_state(pipeline.state_path)  # another process may have gone on until now
+        yield
+    finally:
+        release_run_dir(folder)
 
 
 def show(pipeline: Pipeline) -> int:
@@ -243,14 +286,14 @@ def run(pipeline: Pipeline) -> int:
             console.print(f"{head}: done before", markup=False)
             continue
         console.print(f"{head}: {describe(pipeline, step)}", markup=False, soft_wrap=True)
-        started = time.monotonic()
+        started, digest = time.monotonic(), pipeline.digest(step)
         code = run_step(pipeline, step)
         if code is None:
             return 0
         if code != 0:
             console.print(f"{head}: exit code {code}; the same command goes on from here", markup=False)
             return code
-        pipeline.keep(step, time.monotonic() - started)
+        pipeline.keep(step, digest, time.monotonic() - started)
     console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False)
     return 0
 
@@ -263,7 +306,7 @@ def run_step(pipeline: Pipeline, step: Step) -> int | None:
         return _rlhf([pipeline.fill(word) for word in step.command])
     if pipeline.args.local:
         config = ["--config", step.config] if step.config else []
-        return _rlhf([str(step.stage), *config, *pipeline.overrides(step)])
+        return _rlhf([str(step.stage), "--unless-finished", *config, *pipeline.overrides(step)])
     return run_job(pipeline, step)
 
 

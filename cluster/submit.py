@@ -29,8 +29,8 @@ AGENT_SECONDS = 60.0
 STORE_VARIABLE = "RLHF_STORE"
 DEFAULT_STORE = f"{RUNS}/preferences.sqlite"
 ELSEWHERE = (
-    "put it into a file on the nodes (file:PATH in a config, ~/.netrc for wandb, ~/.pgpass for a database's password) or "
-    "export it where the nodes are started (python -m cluster.start)"
+    "put it into a file on the nodes (file:PATH in a config, ~/.netrc for wandb, ~/.pgpass for a database's password) "
+    "or export it where the nodes are started (python -m cluster.start)"
 )
 """Where a secret belongs."""
 
@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--env-var", action="append", default=[], metavar="NAME[=VALUE]",
         help="a variable for the job; a bare NAME takes this shell's value; not for secrets, see below")  # fmt: skip
     add("--secrets-in-clear", action="store_true",
-        help="send variables that look like secrets all the same: Ray logs them, and the job server tells them")  # fmt: skip
+        help="send what looks like a secret all the same: Ray logs it, and the job server tells it")  # fmt: skip
     add("--stop-grace-seconds", type=int, default=120, metavar="N",
         help="what 'rlhf jobs stop' leaves the job to finish its step and save (default: %(default)s)")  # fmt: skip
     add("--max-package-mib", type=float, default=MAX_PACKAGE_MIB, metavar="N", help=argparse.SUPPRESS)
@@ -178,7 +178,7 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
             "meant from --root, or an absolute path"
         )
     config_part = ["--config", package.config_name] if package.config_name else []
-    words = ["python", "-m", "rlhf", args.stage, *config_part, *moved]
+    words = ["python", "-m", "rlhf", args.stage, "--unless-finished", *config_part, *moved]
     return Job(
         run=run,
         stage=args.stage,

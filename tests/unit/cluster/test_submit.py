@@ -40,7 +40,7 @@ def job(project: Path, *words: str) -> Job:
 def test_the_command_that_the_cluster_runs(project: Path) -> None:
     found = job(project, "seed=3")
     assert shlex.split(found.entrypoint) == [
-        "python", "-m", "rlhf", "ppo", "--config", "ppo.yaml", "seed=3",
+        "python", "-m", "rlhf", "ppo", "--unless-finished", "--config", "ppo.yaml", "seed=3",
         f"run_dir={project}/runs/helpline/ppo", f"model.name={project}/runs/sft",
         f'scores=[{{"kind": "reward_model", "run": "{project}/runs/reward"}}]', "placement.ray_address=auto",
     ]  # fmt: skip
@@ -93,7 +93,8 @@ def test_secrets_stay_here_unless_they_may_be_read(
 ) -> None:
     """Ray logs a job's variables; the store's address is sent without being asked for."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"^{name} holds a secret.*in clear.*file:PATH.*--secrets-in-clear") as refused:
+    expected = f"^{name} holds a secret.*in clear.*file:PATH.*--secrets-in-clear"
+    with pytest.raises(ConfigError, match=expected) as refused:
         job(project, "--env-var", name)
     assert "canary" not in str(refused.value)
     found = job(project, "--env-var", name, "--secrets-in-clear")
