@@ -117,7 +117,7 @@ def worker_environment(
 
     Args:
         local_rank / local_size: this process among the ``local_size`` ranks of its node.
-        interfaces: variables of ``interface_variables``; without them gloo and NCCL take what the node's environment
+        interfaces: variables of ``node_interfaces``; without them gloo and NCCL take what the node's environment
             says, or the interface that the host's name resolves to: wrong on many hosts, harmless within one.
     """
     environment = base_environment(threads=threads, use_gpu=use_gpu)
@@ -174,20 +174,19 @@ def node_address() -> str:
     return ray.util.get_node_ip_address()
 
 
-def node_interfaces() -> dict[str, str]:
-    """Variables of the collectives' network interface on this node: as its environment says, or that of its address."""
+def node_interfaces(chosen: str | None = None) -> dict[str, str]:
+    """Variables that lead gloo and NCCL to one network interface of this node.
+
+    Args:
+        chosen: that interface; None: what the node's environment says, and otherwise the one that has its address.
+    """
     address = node_address()
     found = (name for name, entries in psutil.net_if_addrs().items() for entry in entries if entry.address == address)
-    own = interface_variables(next(found, None))
-    return {**own, **{name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}}
-
-
-def interface_variables(interface: str | None) -> dict[str, str]:
-    """The variables that lead gloo and NCCL to one interface; none for None."""
-    if interface is None:
-        return {}
+    interface = chosen or next(found, None)
     # alone the name is a prefix for NCCL: eth1 also means eth10
-    return dict(zip(INTERFACE_VARIABLES, (interface, f"={interface}"), strict=True))
+    own = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
+    said = {name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}
+    return own if chosen else {**own, **said}
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ import torch
 from cluster.checks import on_cluster
 from rlhf.errors import ConfigError
 from rlhf.workers import runtime
-from rlhf.workers.runtime import base_environment, gpus_per_worker, interface_variables, worker_environment
+from rlhf.workers.runtime import base_environment, gpus_per_worker, worker_environment
 
 
 def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
@@ -65,9 +65,10 @@ def test_what_a_node_says_of_its_interfaces_stays(monkeypatch: pytest.MonkeyPatc
     assert environment["NCCL_SOCKET_IFNAME"] == "ib" and environment["GLOO_SOCKET_IFNAME"] == "eth1"
 
 
-def test_the_config_s_interface_is_for_both() -> None:
-    assert interface_variables("ib0") == {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "=ib0"}
-    assert interface_variables(None) == {}
+@pytest.mark.usefixtures("eth1")
+def test_the_config_s_interface_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    assert runtime.node_interfaces("ib0") == {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "=ib0"}
 
 
 def test_the_doctor_tries_what_a_run_takes(eth1: None, monkeypatch: pytest.MonkeyPatch) -> None:
