@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cluster.judgments import Judgments, wait_for_judgments
 from cluster.submit import build_parser as submit_parser
 from cluster.submit import follow_job, prepare, send
 from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
@@ -26,7 +26,6 @@ from rlhf.errors import CheckpointError, ConfigError
 from rlhf.telemetry.console import get_console, print_table
 
 STATE_FILE = "pipeline.json"
-HOURS = 3600.0
 
 EPILOG = """\
 The state is kept in RUN_DIR/pipeline.json after every step: the same command again goes on where the last one ended,
@@ -38,16 +37,6 @@ examples:
   rlhf pipeline configs/pipelines/helpline.yaml --address http://HEAD:8265
   rlhf pipeline configs/pipelines/helpline.yaml --local          without a cluster, on this machine
 """
-
-
-class Judgments(Section):
-    """Rankings to wait for."""
-
-    project: str
-    """Project of the preference store (``RLHF_STORE``)."""
-    count: int = Field(ge=1)
-    poll_seconds: float = Field(30.0, gt=0)
-    timeout_hours: float = Field(24.0 * 14, gt=0)
 
 
 class Step(Section):
@@ -321,44 +310,6 @@ def run_job(pipeline: Pipeline, step: Step) -> int:
     words += [word for item in args.env_var for word in ("--env-var", item)]
     client, submission_id = send(prepare(submit_parser().parse_intermixed_args(words)), args.address)
     return 0 if submission_id is None else follow_job(client, submission_id, args.address)
-
-
-def wait_for_judgments(wanted: Judgments, *, wait: bool) -> int | None:
-    """Waits until people have ranked enough.
-
-    Raises:
-        ConfigError: not enough within ``timeout_hours``.
-    """
-    console, deadline, said = get_console(), time.monotonic() + wanted.timeout_hours * HOURS, -1
-    while True:
-        found = count_judgments(wanted.project)
-        if found >= wanted.count:
-            console.print(f"{found} judgments in project {wanted.project}", markup=False)
-            return 0
-        if found != said:
-            console.print(f"{found} of {wanted.count} judgments; people rank with: rlhf annotate --project "
-                          f"{wanted.project}", markup=False, soft_wrap=True)  # fmt: skip
-            said = found
-        if not wait:
-            return None
-        if time.monotonic() > deadline:
-            raise ConfigError(f"{found} of {wanted.count} judgments after {wanted.timeout_hours:g} hours: the same "
-                              "command goes on waiting")  # fmt: skip
-        time.sleep(wanted.poll_seconds)
-
-
-def count_judgments(project: str) -> int:
-    """Votes in a project of the preference store, as ``rlhf prefs stats`` counts them.
-
-    Raises:
-        ConfigError: there is no such project or store.
-    """
-    command = [sys.executable, "-m", "rlhf", "prefs", "stats", project]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    found = re.search(r"^\W*votes\W+(\d+)", done.stdout, re.MULTILINE)
-    if done.returncode or found is None:
-        raise ConfigError(f"judgments of project {project!r} cannot be counted: {done.stdout.strip()[-500:]}")
-    return int(found.group(1))
 
 
 def _rlhf(words: list[str]) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.pipeline import PipelineConfig, build_parser, claimed, count_judgments, main, open_pipeline
+from cluster.judgments import count_judgments
+from cluster.pipeline import PipelineConfig, build_parser, claimed, main, open_pipeline
 from preference_ui.db import open_store
 from rlhf.errors import CheckpointError, ConfigError, RunLockedError
 
