@@ -143,7 +143,12 @@ class Pipeline:
 
 def main(rest: list[str]) -> int:
     """``rlhf pipeline``; the exit code is that of the step that ended it, 0 when all are over."""
-    args = build_parser().parse_args(rest)
+    parser = build_parser()
+    args = parser.parse_args(rest)
+    if args.local and (args.address or args.root or args.code or args.env_var or args.secrets_in_clear):
+        parser.error(
+            "--local starts no job: --address, --root, --code, --env-var and --secrets-in-clear do not go with it"
+        )
     pipeline = open_pipeline(args.file, args)
     if args.dry_run:
         return show(pipeline)
@@ -161,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="e.g. configs/pipelines/helpline.yaml")
-    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265")
+    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265; default as for 'rlhf submit'")
     add("--root", metavar="DIR", help="directory on the cluster that runs/... is meant from (default: this one)")
     add("--run-dir", metavar="DIR", help="instead of the file's run_dir")
     add("--local", action="store_true", help="run the stages here instead of as jobs")
@@ -283,7 +288,7 @@ def run(pipeline: Pipeline) -> int:
             console.print(f"{head}: exit code {code}; the same command goes on from here", markup=False)
             return code
         pipeline.keep(step, digest, time.monotonic() - started)
-    console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False)
+    console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -39,12 +39,12 @@ What travels: the config, the files and score modules it names, and --include. T
 --code sends this checkout's. Paths below runs/ mean the cluster's storage, --root (default: this directory).
 
 The same run submitted again: says what is running and follows it; resumes what was stopped or failed as a new attempt
-(NAME-a2, NAME-a3 ...) in the same run directory; does nothing when it has succeeded.
+(NAME-a2, NAME-a3 ...) in the same run directory; does nothing when it has succeeded. With another config it is refused.
 
 Secrets stay out of a submission: Ray keeps a job's variables in clear in its logs, in process lists and in what the job
 server answers. Put them into files on the nodes (file:PATH in a config), or export them where the nodes are started.
 
-Exit code: the job's own; 130 when it was stopped; 2 when something is wrong before it starts.
+Exit code: the job's own; 130 when it was stopped; before it starts 2 when something is wrong, 6 without a valid token.
 
 examples:
   rlhf submit ppo --config configs/ppo/tiny_cpu.yaml --id july
@@ -144,6 +144,8 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
     Raises:
         ConfigError: the config is wrong; nothing has been sent.
     """
+    if args.stop_grace_seconds < 0:
+        raise ConfigError(f"--stop-grace-seconds {args.stop_grace_seconds} must be at least 0")
     root = (root or Path.cwd()).resolve()
     overrides = list(args.overrides)
     if args.profile:

@@ -147,7 +147,7 @@ def _run_stage(args: argparse.Namespace) -> int:
     from rlhf.telemetry.progress import stage_progress
 
     if args.unless_finished and finished_before(config):
-        get_console().print(f"{config.run_dir} holds this run, finished before", markup=False)
+        get_console().print(f"{config.run_dir} holds this run, finished before", markup=False, soft_wrap=True)
         return 0
     _prepare(config.run_dir, fresh=args.fresh)
     print_header(f"{TITLES[args.stage]} → {config.run_dir}", f"model {config.model.name}")

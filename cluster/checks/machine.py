@@ -125,14 +125,20 @@ def check_token(environment: Mapping[str, str] | None = None, *, needed: bool = 
 
 
 def check_address(resolve: Callable[[str], str] = socket.gethostbyname) -> Record:
-    """Ranks on other nodes cannot reach a host whose name means its own loopback."""
+    """A host whose name means its own loopback: gloo and NCCL go there where nothing names an interface.
+
+    Runs on several nodes name that of the node's address, which may be on another network than the fast one.
+    """
     host = socket.gethostname()
     try:
         address = resolve(host)
     except OSError:
         return warn("host name", f"{host} has no address", "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME")
     if address.startswith("127."):
-        remedy = "for several nodes set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network's interface"
+        remedy = (
+            "runs on several nodes take the interface of the node's address; for another one set "
+            "placement.network_interface, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the nodes are started"
+        )
         return warn("host name", f"{host} means {address}, which other nodes cannot reach", remedy)
     return ok("host name", f"{host} is {address}")
 

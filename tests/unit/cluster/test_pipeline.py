@@ -172,6 +172,15 @@ def test_what_is_refused_before_anything_starts(here: Path, steps: list[dict], m
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [["--address", "http://head:8265"], ["--code"], ["--env-var", "A=b"]])
+def test_what_belongs_to_jobs_does_not_go_with_local(
+    here: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(write(here, STAGE)), "--local", *words])
+    assert "--local starts no job" in capsys.readouterr().err
+
+
 def test_run_directories_lie_in_the_pipelines_own(here: Path) -> None:
     given = STAGE | {"overrides": ["model.name={run_dir}/a", "data.train=d"]}
     args = build_parser().parse_args([str(write(here, given)), "--run-dir", "runs/other"])

@@ -65,6 +65,7 @@ def test_a_name_sets_the_run_directory(project: Path) -> None:
         (["--root", "shared"], "absolute"),
         (["--env-var", "MY_API_KEY=abc"], "secrets do not belong"),
         (["--env-var", "SURELY_NOT_SET"], "not set in this shell"),
+        (["--stop-grace-seconds", "-5"], "--stop-grace-seconds -5 must be at least 0"),
     ],
 )
 def test_what_is_refused_before_anything_is_sent(project: Path, words: list[str], message: str) -> None:
