@@ -274,7 +274,8 @@ def submit_patiently(send_once: Callable[[], object], limit_seconds: float = AGE
     """Submits; a cluster that has just been started answers before any of its nodes can take a job.
 
     Raises:
-        RuntimeError: as Ray raises it, once ``limit_seconds`` are over.
+        ConfigError: no node takes jobs within ``limit_seconds``.
+        RuntimeError: anything else, as Ray raises it.
     """
     deadline = time.monotonic() + limit_seconds
     while True:
@@ -282,8 +283,14 @@ def submit_patiently(send_once: Callable[[], object], limit_seconds: float = AGE
             send_once()
             return
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"the cluster answers, and within {limit_seconds:.0f} s none of its nodes takes a job. On the head "
+                    "the end of /tmp/ray/session_latest/logs/dashboard_agent.log says why; where another cluster has "
+                    "the agent's port: python -m cluster.start head -- --dashboard-agent-listen-port=N"
+                ) from None
         time.sleep(0.5)
 
 

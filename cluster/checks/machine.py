@@ -20,7 +20,7 @@ SHM_FAIL, SHM_WARN = 0.25 * GIB, 2 * GIB
 DISK_FAIL, DISK_WARN = 1 * GIB, 10 * GIB
 RAY_FULL_SHARE = 0.95
 """Ray stops writing objects to a disk that is fuller than this."""
-PORTS = {6379: "Ray's head", 8265: "the dashboard and jobs", 10001: "Ray clients"}
+PORTS = {6379: "Ray's head", 8265: "the dashboard and jobs", 10001: "Ray clients", 52365: "the node's agent"}
 StatVfs = Callable[[str], Any]
 
 
@@ -77,8 +77,8 @@ def check_open_files(limit: int | None = None) -> Record:
     return ok("open files", f"at most {soft}")
 
 
-def check_ports(ports: Mapping[int, str] | None = None, host: str = "127.0.0.1") -> Record:
-    """Ports that a head takes: in use is right on a head and wrong anywhere else."""
+def check_ports(ports: Mapping[int, str] | None = None, host: str = "") -> Record:
+    """Ports that a head takes, on any address: in use is right on a head and wrong anywhere else."""
     taken = []
     for port, purpose in (PORTS if ports is None else ports).items():
         with socket.socket() as probe:
