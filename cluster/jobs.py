@@ -24,6 +24,8 @@ submitted with (rlhf submit --stop-grace-seconds, RAY_JOB_STOP_WAIT_TIME_S for '
 def main(rest: list[str]) -> int:
     """``rlhf jobs``; the exit code of ``logs`` is the followed job's."""
     args = build_parser().parse_args(rest)
+    if not getattr(args, "timeout_seconds", 0.0) >= 0:
+        raise ConfigError(f"--timeout-seconds {args.timeout_seconds:g} must be at least 0")
     enable_token_auth()
     from cluster.client import open_client
 
@@ -43,10 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
     logs = actions.add_parser("logs", help="a job's log, followed to its end")
     stop = actions.add_parser("stop", help="finish the step, save, stop")
     for action, run in ((listing, _list), (logs, _logs), (stop, _stop)):
-        action.add_argument("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265")
+        action.add_argument("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265; default: "
+                            "RAY_API_SERVER_ADDRESS, an http RAY_ADDRESS, or http://127.0.0.1:8265")  # fmt: skip
         action.set_defaults(run=run)
     for action in (logs, stop):
-        action.add_argument("id", metavar="ID")
+        action.add_argument("id", metavar="ID", help="a job's submission id, or a run's name for its latest attempt")
     logs.add_argument("--no-follow", action="store_true", help="print what there is and leave")
     stop.add_argument("--no-wait", action="store_true", help="do not wait until it has ended")
     stop.add_argument("--timeout-seconds", type=float, default=600.0, help="how long to wait (default: %(default)g)")

@@ -5,45 +5,38 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cluster.judgments import Judgments, wait_for_judgments
 from cluster.submit import build_parser as submit_parser
 from cluster.submit import follow_job, prepare, send
 from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
 from rlhf.config.base import Section
-from rlhf.errors import ConfigError
+from rlhf.config.claim import claim, release_run_dir
+from rlhf.errors import CheckpointError, ConfigError
 from rlhf.telemetry.console import get_console, print_table
 
 STATE_FILE = "pipeline.json"
-HOURS = 3600.0
 
 EPILOG = """\
 The state is kept in RUN_DIR/pipeline.json after every step: the same command again goes on where the last one ended,
-and a job that was stopped or failed gets another attempt, which resumes from its checkpoint.
+and a job that was stopped or failed gets another attempt, which resumes from its checkpoint. A stage counts as done
+where its run directory holds this very run, finished.
 
 examples:
   rlhf pipeline configs/pipelines/helpline.yaml --dry-run
   rlhf pipeline configs/pipelines/helpline.yaml --address http://HEAD:8265
   rlhf pipeline configs/pipelines/helpline.yaml --local          without a cluster, on this machine
 """
-
-
-class Judgments(Section):
-    """Rankings to wait for."""
-
-    project: str
-    """Project of the preference store (``RLHF_STORE``)."""
-    count: int = Field(ge=1)
-    poll_seconds: float = Field(30.0, gt=0)
-    timeout_hours: float = Field(24.0 * 14, gt=0)
 
 
 class Step(Section):
@@ -110,10 +103,14 @@ class Pipeline:
             return given
         return [f"run_dir={self.config.run_dir}/{step.name}", *given]
 
+    def stage_config(self, step: Step) -> Any:
+        """The config of a step that is a stage."""
+        return load_config(str(step.stage), step.config, self.overrides(step))
+
     def digest(self, step: Step) -> str:
         """Identity of what a step does."""
         if step.stage is not None:
-            return config_hash(load_config(step.stage, step.config, self.overrides(step)))
+            return config_hash(self.stage_config(step))
         return hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     def done(self, step: Step) -> bool:
@@ -132,14 +129,13 @@ class Pipeline:
             )
         return True
 
-    def keep(self, step: Step, seconds: float) -> None:
-        """Remembers that a step is over."""
+    def keep(self, step: Step, digest: str, seconds: float) -> None:
+        """Remembers that a step is over, and what it was when it began."""
         self.state[step.name] = {
-            "digest": self.digest(step),
+            "digest": digest,
             "seconds": round(seconds, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.state_path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"steps": self.state}, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.state_path)
@@ -147,9 +143,17 @@ class Pipeline:
 
 def main(rest: list[str]) -> int:
     """``rlhf pipeline``; the exit code is that of the step that ended it, 0 when all are over."""
-    args = build_parser().parse_args(rest)
+    parser = build_parser()
+    args = parser.parse_args(rest)
+    if args.local and (args.address or args.root or args.code or args.env_var or args.secrets_in_clear):
+        parser.error(
+            "--local starts no job: --address, --root, --code, --env-var and --secrets-in-clear do not go with it"
+        )
     pipeline = open_pipeline(args.file, args)
-    return show(pipeline) if args.dry_run else run(pipeline)
+    if args.dry_run:
+        return show(pipeline)
+    with claimed(pipeline):
+        return run(pipeline)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,13 +166,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="e.g. configs/pipelines/helpline.yaml")
-    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265")
+    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265; default as for 'rlhf submit'")
     add("--root", metavar="DIR", help="directory on the cluster that runs/... is meant from (default: this one)")
     add("--run-dir", metavar="DIR", help="instead of the file's run_dir")
     add("--local", action="store_true", help="run the stages here instead of as jobs")
     add("--no-wait", action="store_true", help="leave when it is the people's turn; the same command goes on")
     add("--code", action="store_true", help="send this checkout's code instead of trusting the image's")
-    add("--env-var", action="append", default=[], metavar="NAME[=VALUE]", help="a variable for every job")
+    add("--env-var", action="append", default=[], metavar="NAME[=VALUE]",
+        help="a variable for every job; not for secrets, see 'rlhf submit --help'")  # fmt: skip
+    add("--secrets-in-clear", action="store_true", help="as for 'rlhf submit'")
     add("--dry-run", action="store_true", help="check every config, show what is done and what comes")
     return parser
 
@@ -199,15 +205,48 @@ def open_pipeline(file: Path, args: argparse.Namespace) -> Pipeline:
     if args.run_dir:
         tree["run_dir"] = args.run_dir
     pipeline = Pipeline(build_config(PipelineConfig, tree, source=str(file)), args)
-    try:
-        pipeline.state = json.loads(pipeline.state_path.read_text(encoding="utf-8"))["steps"]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{pipeline.state_path} is not a pipeline's state: {error}") from None
+    pipeline.state = read_state(pipeline.state_path)
     for step in pipeline.config.steps:
         pipeline.digest(step)
+        if step.stage is not None and Path(pipeline.stage_config(step).run_dir) == Path(pipeline.config.run_dir):
+            raise ConfigError(f"step {step.name!r}: run_dir={pipeline.config.run_dir} is the pipeline's own: leave it "
+                              "out, or name a directory below")  # fmt: skip
     return pipeline
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a pipeline has kept; nothing before its first step.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["steps"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a pipeline's state: {error}") from None
+
+
+@contextmanager
+def claimed(pipeline: Pipeline) -> Iterator[None]:
+    """Takes the run directory for this process: two that run one pipeline would run each step twice.
+
+    Raises:
+        RunLockedError: a live process has it.
+        CheckpointError: it cannot be written.
+    """
+    folder = Path(pipeline.config.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder)
+    except OSError as error:
+        raise CheckpointError(f"run_dir={folder} cannot be written: {error}; name another with --run-dir") from None
+    try:
+        pipeline.state = read_state(pipeline.state_path)  # another process may have gone on until now
+        yield
+    finally:
+        release_run_dir(folder)
 
 
 def show(pipeline: Pipeline) -> int:
@@ -241,15 +280,15 @@ def run(pipeline: Pipeline) -> int:
             console.print(f"{head}: done before", markup=False)
             continue
         console.print(f"{head}: {describe(pipeline, step)}", markup=False, soft_wrap=True)
-        started = time.monotonic()
+        started, digest = time.monotonic(), pipeline.digest(step)
         code = run_step(pipeline, step)
         if code is None:
             return 0
         if code != 0:
             console.print(f"{head}: exit code {code}; the same command goes on from here", markup=False)
             return code
-        pipeline.keep(step, time.monotonic() - started)
-    console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False)
+        pipeline.keep(step, digest, time.monotonic() - started)
+    console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -261,7 +300,7 @@ def run_step(pipeline: Pipeline, step: Step) -> int | None:
         return _rlhf([pipeline.fill(word) for word in step.command])
     if pipeline.args.local:
         config = ["--config", step.config] if step.config else []
-        return _rlhf([str(step.stage), *config, *pipeline.overrides(step)])
+        return _rlhf([str(step.stage), "--unless-finished", *config, *pipeline.overrides(step)])
     return run_job(pipeline, step)
 
 
@@ -272,47 +311,10 @@ def run_job(pipeline: Pipeline, step: Step) -> int:
     words += ["--config", step.config] if step.config else []
     words += ["--root", args.root] if args.root else []
     words += ["--code"] if args.code else []
+    words += ["--secrets-in-clear"] if args.secrets_in_clear else []
     words += [word for item in args.env_var for word in ("--env-var", item)]
     client, submission_id = send(prepare(submit_parser().parse_intermixed_args(words)), args.address)
     return 0 if submission_id is None else follow_job(client, submission_id, args.address)
-
-
-def wait_for_judgments(wanted: Judgments, *, wait: bool) -> int | None:
-    """Waits until people have ranked enough.
-
-    Raises:
-        ConfigError: not enough within ``timeout_hours``.
-    """
-    console, deadline, said = get_console(), time.monotonic() + wanted.timeout_hours * HOURS, -1
-    while True:
-        found = count_judgments(wanted.project)
-        if found >= wanted.count:
-            console.print(f"{found} judgments in project {wanted.project}", markup=False)
-            return 0
-        if found != said:
-            console.print(f"{found} of {wanted.count} judgments; people rank with: rlhf annotate --project "
-                          f"{wanted.project}", markup=False, soft_wrap=True)  # fmt: skip
-            said = found
-        if not wait:
-            return None
-        if time.monotonic() > deadline:
-            raise ConfigError(f"{found} of {wanted.count} judgments after {wanted.timeout_hours:g} hours: the same "
-                              "command goes on waiting")  # fmt: skip
-        time.sleep(wanted.poll_seconds)
-
-
-def count_judgments(project: str) -> int:
-    """Votes in a project of the preference store, as ``rlhf prefs stats`` counts them.
-
-    Raises:
-        ConfigError: there is no such project or store.
-    """
-    command = [sys.executable, "-m", "rlhf", "prefs", "stats", project]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    found = re.search(r"^\W*votes\W+(\d+)", done.stdout, re.MULTILINE)
-    if done.returncode or found is None:
-        raise ConfigError(f"judgments of project {project!r} cannot be counted: {done.stdout.strip()[-500:]}")
-    return int(found.group(1))
 
 
 def _rlhf(words: list[str]) -> int:

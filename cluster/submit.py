@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.auth import enable_token_auth
 from cluster.package import MAX_PACKAGE_MIB, RUNS, Package, collect, format_size, write_zip
 from rlhf.config import STAGES, config_hash, load_config
+from rlhf.config.secret import holds_secret
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_next_commands
 
@@ -23,25 +24,32 @@ if TYPE_CHECKING:
     from cluster.client import Attempt, BoundedClient
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 AGENT_SECONDS = 60.0
 STORE_VARIABLE = "RLHF_STORE"
 DEFAULT_STORE = f"{RUNS}/preferences.sqlite"
+ELSEWHERE = (
+    "put it into a file on the nodes (file:PATH in a config, ~/.netrc for wandb, ~/.pgpass for a database's password) "
+    "or export it where the nodes are started (python -m cluster.start)"
+)
+"""Where a secret belongs."""
 
 EPILOG = """\
 What travels: the config, the files and score modules it names, and --include. The code comes from the image, unless
 --code sends this checkout's. Paths below runs/ mean the cluster's storage, --root (default: this directory).
 
 The same run submitted again: says what is running and follows it; resumes what was stopped or failed as a new attempt
-(NAME-a2, NAME-a3 ...) in the same run directory; does nothing when it has succeeded.
+(NAME-a2, NAME-a3 ...) in the same run directory; does nothing when it has succeeded. With another config it is refused.
 
-Exit code: the job's own; 130 when it was stopped; 2 when something is wrong before it starts.
+Secrets stay out of a submission: Ray keeps a job's variables in clear in its logs, in process lists and in what the job
+server answers. Put them into files on the nodes (file:PATH in a config), or export them where the nodes are started.
+
+Exit code: the job's own; 130 when it was stopped; before it starts 2 when something is wrong, 6 without a valid token.
 
 examples:
   rlhf submit ppo --config configs/ppo/tiny_cpu.yaml --id july
   rlhf submit sft --config configs/sft/tiny_cpu.yaml --address http://HEAD:8265 --root /shared/rlhf --no-wait
-  rlhf submit reward --config my.yaml num_epochs=2 --env-var WANDB_API_KEY
+  rlhf submit reward --config my.yaml num_epochs=2 --env-var WANDB_MODE=offline
 """
 
 
@@ -51,7 +59,7 @@ class Job:
 
     Attributes:
         run: the run's name; the first attempt's submission id.
-        environment: variables of the job; values never appear on a command line.
+        environment: variables of the job; Ray keeps them in clear in its logs and process lists.
     """
 
     run: str
@@ -121,7 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--code", action="store_true", help="send this checkout's code instead of trusting the image's")
     add("--pip", action="append", default=[], metavar="PACKAGE", help="install at job start; nothing by default")
     add("--env-var", action="append", default=[], metavar="NAME[=VALUE]",
-        help="a variable for the job; a bare NAME takes this shell's value, the only way for secrets")  # fmt: skip
+        help="a variable for the job; a bare NAME takes this shell's value; not for secrets, see below")  # fmt: skip
+    add("--secrets-in-clear", action="store_true",
+        help="send what looks like a secret all the same: Ray logs it, and the job server tells it")  # fmt: skip
     add("--stop-grace-seconds", type=int, default=120, metavar="N",
         help="what 'rlhf jobs stop' leaves the job to finish its step and save (default: %(default)s)")  # fmt: skip
     add("--max-package-mib", type=float, default=MAX_PACKAGE_MIB, metavar="N", help=argparse.SUPPRESS)
@@ -134,6 +144,8 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
     Raises:
         ConfigError: the config is wrong; nothing has been sent.
     """
+    if args.stop_grace_seconds < 0:
+        raise ConfigError(f"--stop-grace-seconds {args.stop_grace_seconds} must be at least 0")
     root = (root or Path.cwd()).resolve()
     overrides = list(args.overrides)
     if args.profile:
@@ -168,14 +180,16 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
             "meant from --root, or an absolute path"
         )
     config_part = ["--config", package.config_name] if package.config_name else []
-    words = ["python", "-m", "rlhf", args.stage, *config_part, *moved]
+    words = ["python", "-m", "rlhf", args.stage, "--unless-finished", *config_part, *moved]
     return Job(
         run=run,
         stage=args.stage,
         run_dir=run_dir,
         entrypoint=shlex.join(words),
         package=package,
-        environment=job_environment(args.env_var, args.stop_grace_seconds, cluster_root),
+        environment=job_environment(
+            args.env_var, args.stop_grace_seconds, cluster_root, in_clear=args.secrets_in_clear
+        ),
         metadata={"run": run, "stage": args.stage, "run_dir": run_dir, "config_hash": config_hash(config)},
         pip=tuple(args.pip),
     )
@@ -187,11 +201,16 @@ def run_name(run_dir: str) -> str:
     return "-".join(parts[parts.index(RUNS) + 1 :] if RUNS in parts[:-1] else parts[-1:])
 
 
-def job_environment(asked: list[str], stop_grace_seconds: int, cluster_root: str) -> dict[str, str]:
+def job_environment(
+    asked: list[str], stop_grace_seconds: int, cluster_root: str, *, in_clear: bool = False
+) -> dict[str, str]:
     """Variables of the job.
 
+    Args:
+        in_clear: secrets may be among them, although Ray writes a job's variables into its logs.
+
     Raises:
-        ConfigError: a secret was typed on the command line, or a named variable is not set here.
+        ConfigError: a secret was typed on the command line or would be sent, or a named variable is not set here.
     """
     found = {
         GRACE_VARIABLE: str(stop_grace_seconds),
@@ -199,14 +218,19 @@ def job_environment(asked: list[str], stop_grace_seconds: int, cluster_root: str
     }
     for item in asked:
         name, separator, value = item.partition("=")
-        if separator and SECRET_NAME.search(name):
-            raise ConfigError(f"--env-var {name}=...: secrets do not belong on a command line; export {name} and give "
-                              f"--env-var {name}")  # fmt: skip
+        if separator and holds_secret(name, value):
+            raise ConfigError(f"--env-var {name}=...: secrets do not belong on a command line; {ELSEWHERE}")
         if not separator:
             if name not in os.environ:
                 raise ConfigError(f"--env-var {name}: not set in this shell")
             value = os.environ[name]
         found[name] = value
+    secret = [] if in_clear else [name for name, value in found.items() if holds_secret(name, value)]
+    if secret:
+        raise ConfigError(
+            f"{', '.join(secret)} holds a secret, and Ray keeps a job's variables in clear: in its logs and process "
+            f"lists on every node, and in what the job server answers; {ELSEWHERE}, or say --secrets-in-clear"
+        )
     return found
 
 
@@ -250,7 +274,8 @@ def submit_patiently(send_once: Callable[[], object], limit_seconds: float = AGE
     """Submits; a cluster that has just been started answers before any of its nodes can take a job.
 
     Raises:
-        RuntimeError: as Ray raises it, once ``limit_seconds`` are over.
+        ConfigError: no node takes jobs within ``limit_seconds``.
+        RuntimeError: anything else, as Ray raises it.
     """
     deadline = time.monotonic() + limit_seconds
     while True:
@@ -258,8 +283,14 @@ def submit_patiently(send_once: Callable[[], object], limit_seconds: float = AGE
             send_once()
             return
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"the cluster answers, and within {limit_seconds:.0f} s none of its nodes takes a job. On the head "
+                    "the end of /tmp/ray/session_latest/logs/dashboard_agent.log says why; where another cluster has "
+                    "the agent's port: python -m cluster.start head -- --dashboard-agent-listen-port=N"
+                ) from None
         time.sleep(0.5)
 
 

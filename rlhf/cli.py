@@ -118,10 +118,16 @@ def _add_stage(commands: Any, stage: str, text: str) -> None:
     command.add_argument("--config", metavar="FILE", help="a YAML file, e.g. one of configs/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved plan and start nothing")
     instead = " instead of going on from its checkpoint" if stage in RESUMABLE else ""
-    command.add_argument(
+    earlier = command.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--fresh",
         action="store_true",
         help=f"set an earlier run in run_dir aside (renamed, never deleted){instead}",
+    )
+    earlier.add_argument(
+        "--unless-finished",
+        action="store_true",
+        help="do nothing, with exit code 0, where run_dir holds this very run, finished; what submit and pipeline do",
     )
     if stage == "ppo":
         command.add_argument("--profile", action="store_true", help=PROFILE_HELP)
@@ -137,8 +143,12 @@ def _run_stage(args: argparse.Namespace) -> int:
 
         print_table(f"Plan of {args.stage} (nothing was started)", plan_stage(config), ("key", "value"))
         return 0
+    from rlhf.stages.run_dir import finished_before
     from rlhf.telemetry.progress import stage_progress
 
+    if args.unless_finished and finished_before(config):
+        get_console().print(f"{config.run_dir} holds this run, finished before", markup=False, soft_wrap=True)
+        return 0
     _prepare(config.run_dir, fresh=args.fresh)
     print_header(f"{TITLES[args.stage]} → {config.run_dir}", f"model {config.model.name}")
     with stage_progress(TITLES[args.stage]) as progress:

@@ -20,7 +20,7 @@ SHM_FAIL, SHM_WARN = 0.25 * GIB, 2 * GIB
 DISK_FAIL, DISK_WARN = 1 * GIB, 10 * GIB
 RAY_FULL_SHARE = 0.95
 """Ray stops writing objects to a disk that is fuller than this."""
-PORTS = {6379: "Ray's head", 8265: "the dashboard and jobs", 10001: "Ray clients"}
+PORTS = {6379: "Ray's head", 8265: "the dashboard and jobs", 10001: "Ray clients", 52365: "the node's agent"}
 StatVfs = Callable[[str], Any]
 
 
@@ -77,8 +77,8 @@ def check_open_files(limit: int | None = None) -> Record:
     return ok("open files", f"at most {soft}")
 
 
-def check_ports(ports: Mapping[int, str] | None = None, host: str = "127.0.0.1") -> Record:
-    """Ports that a head takes: in use is right on a head and wrong anywhere else."""
+def check_ports(ports: Mapping[int, str] | None = None, host: str = "") -> Record:
+    """Ports that a head takes, on any address: in use is right on a head and wrong anywhere else."""
     taken = []
     for port, purpose in (PORTS if ports is None else ports).items():
         with socket.socket() as probe:
@@ -125,14 +125,20 @@ def check_token(environment: Mapping[str, str] | None = None, *, needed: bool = 
 
 
 def check_address(resolve: Callable[[str], str] = socket.gethostbyname) -> Record:
-    """Ranks on other nodes cannot reach a host whose name means its own loopback."""
+    """A host whose name means its own loopback: gloo and NCCL go there where nothing names an interface.
+
+    Runs on several nodes name that of the node's address, which may be on another network than the fast one.
+    """
     host = socket.gethostname()
     try:
         address = resolve(host)
     except OSError:
         return warn("host name", f"{host} has no address", "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME")
     if address.startswith("127."):
-        remedy = "for several nodes set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network's interface"
+        remedy = (
+            "runs on several nodes take the interface of the node's address; for another one set "
+            "placement.network_interface, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the nodes are started"
+        )
         return warn("host name", f"{host} means {address}, which other nodes cannot reach", remedy)
     return ok("host name", f"{host} is {address}")
 

@@ -206,8 +206,8 @@ def join_by_interface(rank: int, backend: str, ranks: int, address: str, port: i
     """
     own = ray.util.get_node_ip_address()
     for interface in machine.interfaces_of(own)[:1]:
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, interface)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # alone the name is a prefix: eth1 means eth10 too
     join(backend, rank, ranks, address, port)
 
 

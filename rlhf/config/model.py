@@ -158,7 +158,8 @@ class PlacementConfig(Section):
     """Wait (at most ``start_timeout_seconds``) for nodes that an autoscaler may add, instead of refusing at once. What
     each worker takes of their GPUs has to be said then."""
     network_interface: str | None = None
-    """Interface of the collectives between nodes; None: the one that has the node's address."""
+    """Interface of the collectives; None: what ``GLOO_SOCKET_IFNAME`` and ``NCCL_SOCKET_IFNAME`` say where a node was
+    started, and between nodes otherwise the one that has the node's address."""
     start_timeout_seconds: float = Field(180.0, gt=0)
     call_timeout_seconds: float = Field(900.0, gt=0)
     collective_timeout_seconds: float = Field(120.0, gt=0)

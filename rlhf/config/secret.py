@@ -15,6 +15,10 @@ from rlhf.errors import ConfigError
 
 SECRET_ERROR = "secret"
 """Type of the pydantic errors whose input must not be shown."""
+SECRET_NAME = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
+"""Names of environment variables that hold a secret, or where one lies."""
+NAMES_A_FILE = re.compile(r"_(?:PATH|FILE)$", re.IGNORECASE)
+"""Those of them that say where it lies."""
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+")
 _LITERALS = {
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
@@ -68,6 +72,12 @@ def read_secret(reference: str) -> str:
 def resolved_secrets() -> frozenset[str]:
     """What ``read_secret`` has returned in this process."""
     return frozenset(_resolved)
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret in clear, by its name or by the spelling of its value."""
+    by_name = SECRET_NAME.search(name) is not None and NAMES_A_FILE.search(name) is None
+    return by_name or describe_literal(value) is not None
 
 
 def describe_literal(text: str) -> str | None:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.claim import fencing_token
 from rlhf.config.stages import StageConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.engine.checkpoint.manifest import Manifest
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, StoppedError
 from rlhf.models.source import ModelSource, adapter_fingerprint, base_fingerprint
-from rlhf.stages.run_dir import CHECKPOINTS, fencing_token
+from rlhf.stages.run_dir import CHECKPOINTS
 from rlhf.telemetry.events import EventLog
 from rlhf.workers.group import WorkerGroup
 

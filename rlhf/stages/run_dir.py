@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
-from rlhf.errors import CheckpointError, ConfigError, RunLockedError
+from rlhf.config.claim import claim, release_run_dir
+from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import RUN_FILE
 from rlhf.telemetry.environment import git_sha, machine, versions
 from rlhf.telemetry.logging import setup_logging
@@ -20,14 +18,8 @@ from rlhf.telemetry.logging import setup_logging
 CONFIG_YAML = "config.yaml"
 CONFIG_JSON = "config.json"
 SUMMARY_FILE = "summary.json"
-LOCK_FILE = ".lock"
 
 CHECKPOINTS = "checkpoints"
-
-OWNER_SECONDS = 1.0
-
-_held: dict[Path, tuple[int, int]] = {}
-"""Claimed directories: (descriptor of the lock, fencing token)."""
 
 RAY_COPY = "working_dir_files"
 """Folder of Ray's session below which packages of jobs are unpacked."""
@@ -70,6 +62,21 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
     return path
 
 
+def finished_before(config: Section) -> bool:
+    """Whether ``config.run_dir`` holds this very run, and whole: its last file is there, and its settings are these.
+
+    A run that ended while nobody was left to note its end is told so from one that has to go on.
+    """
+    path = Path(config.model_dump(mode="json")["run_dir"])
+    if not (path / RUN_FILE).is_file():
+        return False
+    try:
+        recorded = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))
+        return bool(recorded["config_hash"] == config_hash(config))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def describe_run(config: Section, *, git_cwd: str | Path = ".") -> dict[str, Any]:
     """What a run stands on: config and its hash, commit, package versions, machine, time of start (UTC)."""
     return {
@@ -81,18 +88,6 @@ def describe_run(config: Section, *, git_cwd: str | Path = ".") -> dict[str, Any
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": config.model_dump(mode="json"),
     }
-
-
-def fencing_token(path: Path) -> int:
-    """Number of this process's claim; every later claim of the directory has a larger one."""
-    return _held[path.resolve()][1]
-
-
-def release_run_dir(path: Path) -> None:
-    """Gives the claim back before the process ends; safe to call twice."""
-    held = _held.pop(path.resolve(), None)
-    if held is not None:
-        os.close(held[0])
 
 
 def set_aside(path: Path) -> Path | None:
@@ -122,44 +117,6 @@ def write_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def claim(path: Path) -> None:
-    """Takes a directory for this process until it ends or gives it back.
-
-    Raises:
-        RunLockedError: a live process has it.
-    """
-    key = path.resolve()
-    if key in _held:
-        return
-    descriptor = os.open(key / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid, host = _owner(descriptor)
-        os.close(descriptor)
-        raise RunLockedError(
-            f"{path} is in use by another live process (pid {pid} on {host}): wait for it, end it, or set another "
-            "run_dir"
-        ) from None
-    before = os.read(descriptor, 256).decode(errors="replace").split()
-    token = int(before[2]) + 1 if len(before) == 3 and before[2].isdigit() else 1
-    line = f"{os.getpid()} {socket.gethostname()} {token}\n".encode()
-    os.pwrite(descriptor, line, 0)
-    os.ftruncate(descriptor, len(line))
-    _held[key] = (descriptor, token)
-
-
-def _owner(descriptor: int) -> tuple[str, str]:
-    """(pid, host) of the process that holds the lock; one that has just taken it is given a moment to say so."""
-    deadline = time.monotonic() + OWNER_SECONDS
-    while True:
-        words = os.pread(descriptor, 256, 0).decode(errors="replace").split()
-        known = len(words) == 3 and (words[1] != socket.gethostname() or Path(f"/proc/{words[0]}").exists())
-        if known or time.monotonic() > deadline:
-            return (words[0], words[1]) if len(words) >= 2 else ("unknown", "unknown")
-        time.sleep(0.02)
 
 
 def rewind_samples(path: Path, step: int) -> None:

@@ -13,10 +13,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from rlhf.config.secret import mask_literals, resolved_secrets
+from rlhf.config.secret import NAMES_A_FILE, SECRET_NAME, mask_literals, resolved_secrets
 
-_SECRET_NAME = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
-_NAMES_A_FILE = re.compile(r"_(?:PATH|FILE)$", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?P<head>[A-Za-z][\w+.-]*://[^\s/:@]*:)[^\s/]*(?=@)")
 _URL_PARAMETER = re.compile(
     r"(?P<head>[?&][\w-]*(?:token|key|secret|password|passwd)[\w-]*=)[^&\s\"'#]+", re.IGNORECASE
@@ -46,8 +44,8 @@ def secret_values(environ: Mapping[str, str] | None = None) -> list[str]:
         found.update(resolved_secrets())
         found.update(_content(path) for path in _TOKEN_FILES)
     for name, value in environ.items():
-        if _SECRET_NAME.search(name):
-            found.add(_content(value) if _NAMES_A_FILE.search(name) else value.strip())
+        if SECRET_NAME.search(name):
+            found.add(_content(value) if NAMES_A_FILE.search(name) else value.strip())
     known = {value for value in found if len(value) >= MIN_SECRET_CHARACTERS}
     known |= {quote(value, safe="") for value in known}
     return sorted(known, key=lambda value: (-len(value), value))

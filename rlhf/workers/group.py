@@ -27,7 +27,7 @@ from rlhf.workers.answers import RemoteFailure, result_of
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Ask, Beside, Reservation, reserve
-from rlhf.workers.runtime import base_environment, free_port, node_address, node_interface, worker_environment
+from rlhf.workers.runtime import base_environment, free_port, node_address, node_interfaces, worker_environment
 from rlhf.workers.stalls import STACK_SECONDS, silence_of, write_stacks
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class _Host:
         self._context: WorkerContext | None = None
         self._spans = Recorder()
 
-    def where(self) -> tuple[str, int, str, int, str | None]:
-        """(node address, a free port, node id, pid, network interface)."""
-        return node_address(), free_port(), ray.get_runtime_context().get_node_id(), os.getpid(), node_interface()
+    def where(self, via: str | None) -> tuple[str, int, str, int, dict[str, str]]:
+        """(node address, a free port, node id, pid, variables that name the network interface)."""
+        return node_address(), free_port(), ray.get_runtime_context().get_node_id(), os.getpid(), node_interfaces(via)
 
     def build(
         self, cls: type | str, context: WorkerContext, environment: dict[str, str], args: tuple, kwargs: dict
@@ -254,7 +254,7 @@ class WorkerGroup:
         group.actors = [actor_class(_Host).options(**options, **seat).remote(environment) for seat in seats]
         try:
             bound: Any = {"timeout": placement.start_timeout_seconds, "bound": "start_timeout_seconds"}
-            places = group._gather([a.where.remote() for a in group.actors], **bound)
+            places = group._gather([a.where.remote(placement.network_interface) for a in group.actors], **bound)
             group.pids, group.nodes = [p[3] for p in places], [p[2] for p in places]
             address, port = places[0][0], places[0][1]
             across = len(set(group.nodes)) > 1
@@ -272,7 +272,7 @@ class WorkerGroup:
                     port,
                     threads=placement.threads_per_worker,
                     use_gpu=use_gpu,
-                    interface=placement.network_interface or (places[rank][4] if across else None),
+                    interfaces=places[rank][4] if across or placement.network_interface else {},
                 )
                 context = WorkerContext(role, first_rank + rank, size, run_dir, log_level)
                 refs.append(actor.build.remote(worker, context, env if collective else {}, args, kwargs or {}))

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rlhf.workers.reaper import watch_over
 logger = logging.getLogger(__name__)
 
 REACH_SECONDS = 10.0
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 STORE_BYTES = 2**29
 """Object store of a private runtime: adapters, sequences and what is told of them."""
 
@@ -110,19 +111,18 @@ def worker_environment(
     *,
     threads: int,
     use_gpu: bool,
-    interface: str | None = None,
+    interfaces: Mapping[str, str],
 ) -> dict[str, str]:
     """Environment of one training process, complete before torch or deepspeed is imported.
 
     Args:
         local_rank / local_size: this process among the ``local_size`` ranks of its node.
-        interface: network interface of the collectives; None leaves the choice to gloo and NCCL, which take
-            the one that the host's name resolves to: wrong on many hosts, harmless within one.
+        interfaces: variables of ``node_interfaces``; without them gloo and NCCL take what the node's environment
+            says, or the interface that the host's name resolves to: wrong on many hosts, harmless within one.
     """
     environment = base_environment(threads=threads, use_gpu=use_gpu)
-    if interface is not None:
-        environment.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
     environment.update(
+        interfaces,
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
         LOCAL_RANK="0" if use_gpu else str(local_rank),
@@ -174,14 +174,19 @@ def node_address() -> str:
     return ray.util.get_node_ip_address()
 
 
-def node_interface() -> str | None:
-    """The network interface for collectives on this node: as the environment says, or the one with its address."""
-    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
-    if chosen:
-        return chosen
+def node_interfaces(chosen: str | None = None) -> dict[str, str]:
+    """Variables that lead gloo and NCCL to one network interface of this node.
+
+    Args:
+        chosen: that interface; None: what the node's environment says, and otherwise the one that has its address.
+    """
     address = node_address()
     found = (name for name, entries in psutil.net_if_addrs().items() for entry in entries if entry.address == address)
-    return next(found, None)
+    interface = chosen or next(found, None)
+    # alone the name is a prefix for NCCL: eth1 also means eth10
+    own = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
+    said = {name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}
+    return own if chosen else {**own, **said}
 
 
 def free_port() -> int:

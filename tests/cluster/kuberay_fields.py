@@ -52,7 +52,7 @@ RESOURCE = {
     },
     "PodSecurityContext": {
         "runAsNonRoot": None, "runAsUser": None, "runAsGroup": None, "fsGroup": None, "seccompProfile": "map",
-        "supplementalGroups": "[]map", "sysctls": "[]map",
+        "fsGroupChangePolicy": None, "supplementalGroups": "[]map", "sysctls": "[]map",
     },
     "Container": {
         "name": None, "image": None, "imagePullPolicy": None, "command": "[]map", "args": "[]map",
@@ -92,6 +92,8 @@ ENUMS = {
     "submissionMode": ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"),
     "mode": ("disabled", "token"),
     "serviceType": ("ClusterIP", "NodePort", "LoadBalancer"),
+    "fsGroupChangePolicy": ("OnRootMismatch", "Always"),
+    "restartPolicy": ("Always", "OnFailure", "Never"),
     "upscalingMode": ("Default", "Aggressive", "Conservative"),
 }
 

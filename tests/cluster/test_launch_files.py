@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import re
-import signal
-import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "cluster" / "launch"
 UP_FILES = ("aws.yaml", "bare-metal.yaml")
 MANIFESTS = ("raycluster.yaml", "rayjob.yaml")
+POLICY = "network-policy.yaml"
 DOCKERFILES = ("Dockerfile.cpu", "Dockerfile.gpu")
 ALL_FILES = sorted(p for p in LAUNCH.glob("**/*") if p.is_file())
 
@@ -73,7 +71,7 @@ def test_the_security_group_lets_ssh_in_and_nothing_else() -> None:
         assert all(d["Ebs"]["Encrypted"] for d in node["node_config"]["BlockDeviceMappings"])
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", [*MANIFESTS, POLICY])
 def test_manifests_use_known_fields_only(name: str) -> None:
     for document in documents(name):
         assert kuberay_fields.problems(document, document["kind"], document["kind"]) == []
@@ -84,13 +82,16 @@ def test_what_is_wrong_in_a_manifest_is_seen() -> None:
     manifest["spec"]["headGroupSpec"]["replicas"] = 1
     manifest["spec"]["authOptions"]["mode"] = "tokens"
     del manifest["spec"]["workerGroupSpecs"][0]["groupName"]
-    manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resource"] = {}
+    pod = manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    pod["containers"][0]["resource"] = {}
+    pod["securityContext"]["fsGroupChangePolicy"] = "OnMismatch"
     found = "\n".join(kuberay_fields.problems(manifest, "RayCluster", "RayCluster"))
     for words in (
         "headGroupSpec.replicas: unknown",
         "'tokens' is none of",
         "groupName: is required",
         "resource: unknown",
+        "'OnMismatch' is none of OnRootMismatch, Always",
     ):
         assert words in found
 
@@ -100,6 +101,23 @@ def cluster_spec(name: str) -> dict[str, Any]:
     return spec.get("rayClusterSpec", spec)
 
 
+def ray_pods(name: str) -> list[dict[str, Any]]:
+    """The pods of the cluster that a manifest describes."""
+    spec = cluster_spec(name)
+    return [group["template"] for group in (spec["headGroupSpec"], *spec.get("workerGroupSpecs", []))]
+
+
+def all_pods(name: str) -> list[dict[str, Any]]:
+    """Every pod that the operator makes of a manifest, as its release 1.6.2 does: a RayJob's submitter too."""
+    manifest = documents(name)[0]
+    spec, submitters = manifest["spec"], []
+    if manifest["kind"] == "RayJob" and spec.get("submissionMode", "K8sJobMode") == "K8sJobMode":
+        image = ray_pods(name)[0]["spec"]["containers"][0]["image"]
+        own = {"metadata": {}, "spec": {"containers": [{"name": "ray-job-submitter", "image": image}]}}
+        submitters = [spec.get("submitterPodTemplate", own)]
+    return [*ray_pods(name), *submitters]
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_pods_require_the_token_and_are_not_root(name: str) -> None:
     import ray
@@ -107,29 +125,65 @@ def test_pods_require_the_token_and_are_not_root(name: str) -> None:
     spec = cluster_spec(name)
     assert spec["authOptions"] == {"mode": "token", "secretName": "rlhf-ray-token"}
     assert spec["rayVersion"] == ray.__version__
-    groups = [spec["headGroupSpec"], *spec.get("workerGroupSpecs", [])]
-    for group in groups:
-        pod = group["template"]["spec"]
-        assert group["template"]["metadata"]["labels"] == {"app": "rlhf"}, "or the network policy misses it"
-        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 1000
+    for template in all_pods(name):
+        pod = template["spec"]
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] and security["runAsUser"] == 1000
+        assert security["fsGroupChangePolicy"] == "OnRootMismatch", "or each start walks through the whole volume"
         assert pod["automountServiceAccountToken"] is False
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}  # fmt: skip
             assert not container["image"].endswith((":latest", "rlhf"))
+    for template in ray_pods(name):
+        for container in template["spec"]["containers"]:
             mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
-            volumes = {v["name"]: v for v in pod["volumes"]}
+            volumes = {v["name"]: v for v in template["spec"]["volumes"]}
             assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
             assert set(mounts.values()) == volumes.keys()
 
 
+def let_through(policy: dict[str, Any], labels: dict[str, str], namespace: str) -> bool:
+    """Whether a policy lets a pod with these labels, in a namespace, reach the pods that it selects."""
+    here = namespace == "here"
+    for rule in policy["spec"]["ingress"]:
+        for peer in rule["from"]:
+            pods, names = (peer.get(key, {}).get("matchLabels", {}) for key in ("podSelector", "namespaceSelector"))
+            placed = {"kubernetes.io/metadata.name": namespace}.items() >= names.items() if names else here
+            if placed and labels.items() >= pods.items():
+                return True
+    return False
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_the_policy_lets_every_pod_of_a_manifest_reach_the_others_and_no_stranger(name: str) -> None:
+    (policy,) = documents(POLICY)
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    guarded = policy["spec"]["podSelector"]["matchLabels"]
+    for template in all_pods(name):
+        labels = template["metadata"].get("labels", {})
+        assert labels.items() >= guarded.items(), "the policy misses this pod"
+        assert let_through(policy, labels, "here"), "the policy keeps this pod from the head"
+        assert not let_through(policy, labels, "elsewhere")
+    assert let_through(policy, {}, "kuberay-operator")
+    assert not let_through(policy, {}, "here")
+
+
+def test_the_submitter_is_a_pod_that_kuberay_takes() -> None:
+    spec = documents("rayjob.yaml")[0]["spec"]
+    pod = spec["submitterPodTemplate"]["spec"]
+    assert pod["restartPolicy"] == "Never", "a Kubernetes job refuses Always, which pods have else"
+    (container,) = pod["containers"]
+    assert "command" not in container and "args" not in container, "KubeRay writes its own"
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == head["image"], "both ends of the job server are one version"
+
+
 def test_only_the_operator_s_job_opens_the_dashboard_and_a_policy_guards_it() -> None:
     assert cluster_spec("raycluster.yaml")["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
-    policy = documents("raycluster.yaml")[1]
-    assert policy["kind"] == "NetworkPolicy"
-    assert policy["spec"]["podSelector"] == {"matchLabels": {"app": "rlhf"}}
-    assert policy["spec"]["policyTypes"] == ["Ingress"]
-    assert "NetworkPolicy" in (LAUNCH / "kuberay/rayjob.yaml").read_text("utf-8")
+    for name in MANIFESTS:
+        assert f"kubectl apply -f cluster/launch/kuberay/{POLICY}" in (LAUNCH / "kuberay" / name).read_text("utf-8")
+    assert f"kubectl apply -f cluster/launch/kuberay/{POLICY}" in (ROOT / "docs/launch/kuberay.md").read_text("utf-8")
 
 
 def test_the_job_runs_a_stage_that_exists() -> None:
@@ -199,67 +253,3 @@ def test_every_launch_file_has_its_page() -> None:
     for name, text in pages.items():
         for found in re.findall(r"(?:cluster|configs|docs)/[\w./-]+\.(?:yaml|sh|md|cpu|gpu|json)", text):
             assert (ROOT / found).exists(), f"docs/launch/{name}.md names {found}"
-
-
-PYTHON = """#!/bin/bash
-# stands in for python: nodes wait to be ended, the stage saves when it is asked to leave
-echo "python $*" >> "$RECORD"
-case "$*" in
-  *"create_connection"*) exit 0 ;;
-  *"cluster.start"*) sleep 60 & trap 'kill $!; echo "node ended" >> "$RECORD"; exit 0' TERM; wait $! ;;
-  *"-m rlhf"*) sleep 60 & trap 'kill $!; sleep 0.3; echo "stage saved" >> "$RECORD"; exit 130' TERM
-               echo "stage started" >> "$RECORD"; wait $! ;;
-  *) exec "$REAL_PYTHON" "$@" ;;
-esac
-"""
-SRUN = """#!/bin/bash
-echo "srun $*" >> "$RECORD"
-while [[ "$1" == --* ]]; do shift; done
-if [[ "$1" == hostname ]]; then echo 127.0.0.1; else exec "$@"; fi
-"""
-
-
-def test_slurm_script_gives_every_node_the_token_and_lets_the_stage_save(tmp_path: Path) -> None:
-    """With stand-ins for Slurm and python, the script itself runs: start, SIGTERM from Slurm, end."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in (("python", PYTHON), ("srun", SRUN), ("scontrol", "#!/bin/bash\necho one; echo two\n")):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    record = tmp_path / "record"
-    record.touch()
-    environment = {
-        **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "RECORD": str(record),
-        "REAL_PYTHON": sys.executable, "RLHF_PYTHON": str(tools / "python"), "SLURM_SUBMIT_DIR": str(ROOT),
-        "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "one,two",
-        "SLURM_CPUS_PER_TASK": "32",
-    }  # fmt: skip
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
-        environment.pop(name, None)
-    script = subprocess.Popen([str(LAUNCH / "slurm.sh"), "ppo", "--config", "x.yaml"], env=environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    try:
-        deadline = time.monotonic() + 40
-        while "stage started" not in record.read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        token = tmp_path / ".ray" / "slurm-4711"
-        assert stat.S_IMODE(token.stat().st_mode) == 0o600
-        secret = token.read_text()
-        script.send_signal(signal.SIGTERM)
-        out, _ = script.communicate(timeout=30)
-    finally:
-        script.kill()
-    told = record.read_text()
-    assert script.returncode == 130, out
-    assert "stage saved" in told and told.count("node ended") == 2
-    assert not token.exists(), "the token ends with the job"
-    assert len(secret) >= 32 and secret not in told + out
-    assert "cluster.start worker --address 127.0.0.1:6611" in told
-    steps = [line for line in told.splitlines() if line.startswith("srun ") and "cluster.start" in line]
-    assert len(steps) == 2 and all("--cpus-per-task=32 " in step for step in steps), "a step may have one CPU else"
-    assert "-m rlhf ppo --config x.yaml placement.ray_address=127.0.0.1:6611" in told
-
-
-def test_slurm_script_says_how_it_is_used() -> None:
-    done = subprocess.run([str(LAUNCH / "slurm.sh")], capture_output=True, text=True, timeout=10, check=False)
-    assert done.returncode == 2 and "usage: sbatch" in done.stderr

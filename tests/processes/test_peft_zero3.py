@@ -22,7 +22,10 @@ def test_methods_under_zero3(tiny_base: Path) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    environment = {**os.environ, **worker_environment(0, 1, 0, 1, "127.0.0.1", port, threads=1, use_gpu=False)}
+    environment = {
+        **os.environ,
+        **worker_environment(0, 1, 0, 1, "127.0.0.1", port, threads=1, use_gpu=False, interfaces={}),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.zero3_methods", str(tiny_base), *USABLE],
         capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], timeout=400,

@@ -129,7 +129,8 @@ def race(run_dir: str, count: str = "20") -> None:
     The winner stays alive until all others have answered.
     """
     from rlhf.config import SftConfig, build_config
-    from rlhf.stages.run_dir import fencing_token, prepare_run_dir
+    from rlhf.config.claim import fencing_token
+    from rlhf.stages.run_dir import prepare_run_dir
 
     tree = {"run_dir": run_dir, "model": {"name": "m"}, "data": {"train": "t.jsonl"}}
     config = build_config(SftConfig, tree, source="race")

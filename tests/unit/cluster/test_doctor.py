@@ -74,6 +74,11 @@ def test_a_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         told(machine.check_ports({port: "the test"}), "warn", str(port), "the test")
     told(machine.check_ports({port: "the test"}), "ok")
+    with socket.socket() as taken:  # as Ray does: on the node's address, not on the loopback
+        taken.bind(("127.0.0.2", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        told(machine.check_ports({port: "the test"}), "warn", str(port))
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cluster.pipeline import PipelineConfig, build_parser, count_judgments, main, open_pipeline
+from cluster.judgments import count_judgments
+from cluster.pipeline import PipelineConfig, build_parser, claimed, main, open_pipeline
 from preference_ui.db import open_store
-from rlhf.errors import ConfigError
+from rlhf.errors import CheckpointError, ConfigError, RunLockedError
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs/pipelines").glob("*.yaml"))
@@ -81,6 +84,50 @@ def test_a_done_step_may_not_change_behind_ones_back(here: Path) -> None:
         main([str(write(here, check("a", "other.yaml")))])
 
 
+def test_a_stage_that_finished_unrecorded_counts_as_done(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is left when the process ends between the stage's last file and the pipeline's note."""
+    path = write(here, STAGE)
+    pipeline = open_pipeline(path, build_parser().parse_args([str(path)]))
+    run_dir = here / "runs/p/s"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"config_hash": pipeline.digest(pipeline.config.steps[0])}))
+    (run_dir / "run.json").write_text("{}")
+    assert main([str(path), "--local"]) == 0
+    assert "holds this run, finished before" in capfd.readouterr().out
+    assert list(json.loads((here / "runs/p/pipeline.json").read_text("utf-8"))["steps"]) == ["s"]
+
+
+def test_two_pipelines_never_work_in_one_directory(here: Path) -> None:
+    path = write(here, check("a", good_config(here / "first.yaml")))
+    (here / "runs/p").mkdir(parents=True)
+    code = "import sys; from pathlib import Path; from rlhf.config.claim import claim; claim(Path(sys.argv[1]));\n"
+    code += "print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(here / "runs/p")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunLockedError, match=f"in use by another live process .pid {other.pid}"):
+            main([str(path)])
+        assert main([str(path), "--dry-run"]) == 0, "looking is free"
+        other.kill()
+    assert main([str(path)]) == 0
+
+
+def test_what_another_process_has_done_meanwhile_is_not_done_again(here: Path) -> None:
+    """Between reading the state and the claim."""
+    path = write(here, check("a", good_config(here / "first.yaml")))
+    early = open_pipeline(path, build_parser().parse_args([str(path)]))
+    assert main([str(path)]) == 0
+    assert early.state == {}
+    with claimed(early):
+        assert list(early.state) == ["a"]
+
+
+def test_a_directory_that_cannot_be_written_is_named(here: Path) -> None:
+    path = write(here, check("a", good_config(here / "first.yaml")), run_dir="/proc/nowhere/p")
+    with pytest.raises(CheckpointError, match="run_dir=/proc/nowhere/p cannot be written"):
+        main([str(path)])
+
+
 def test_people_are_waited_for(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(3)]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -115,6 +162,7 @@ STAGE = {"name": "s", "stage": "sft", "overrides": ["model.name=m", "data.train=
         ([STAGE | {"stage": "sfft"}], "must be one of sft"),
         ([STAGE | {"overrides": [*STAGE["overrides"], "sead=1"]}], "did you mean 'seed'"),
         ([STAGE | {"name": "a/b"}], "name"),
+        ([STAGE | {"overrides": [*STAGE["overrides"], "run_dir={run_dir}"]}], "run_dir=runs/p is the pipeline's own"),
         ([STAGE | {"wait_for_judgements": {}}], "wait_for_judgments"),
     ],
 )
@@ -122,6 +170,15 @@ def test_what_is_refused_before_anything_starts(here: Path, steps: list[dict], m
     with pytest.raises(ConfigError, match=message):
         main([str(write(here, *steps))])
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["--address", "http://head:8265"], ["--code"], ["--env-var", "A=b"]])
+def test_what_belongs_to_jobs_does_not_go_with_local(
+    here: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(write(here, STAGE)), "--local", *words])
+    assert "--local starts no job" in capsys.readouterr().err
 
 
 def test_run_directories_lie_in_the_pipelines_own(here: Path) -> None:

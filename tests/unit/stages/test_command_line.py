@@ -39,6 +39,24 @@ def test_fresh_sets_an_earlier_run_aside_in_every_stage(
     assert (aside / "run.json").is_file()
 
 
+def test_a_run_that_is_finished_needs_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: Any, **_: Any) -> dict[str, Any]:
+        release_run_dir(prepare_run_dir(config))
+        (tmp_path / "run" / "run.json").write_text("{}")
+        raise ConfigError("the report cannot be written")
+
+    monkeypatch.setattr(cli, "_runner", lambda name: run)
+    words = ["sft", "--unless-finished", "model.name=m", "data.train=d", f"run_dir={tmp_path / 'run'}"]
+    assert cli.main(words) == 2 and "cannot be written" in capsys.readouterr().out
+    assert cli.main(words) == 0 and "holds this run, finished before" in capsys.readouterr().out
+    assert cli.main([*words, "seed=7"]) == 4 and "holds a finished run" in capsys.readouterr().out
+    assert cli.main([word for word in words if word != "--unless-finished"]) == 4
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--fresh"])
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["", "--prompt", "x"], "RUN is empty"),
     (["m", "--temperature", "0"], "--temperature 0 must be above 0"),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.config import SftConfig, build_config, config_hash, load_config
+from rlhf.config.claim import fencing_token
 from rlhf.errors import CheckpointError, ConfigError, RunLockedError
-from rlhf.stages.run_dir import fencing_token, prepare_run_dir, release_run_dir, set_aside
+from rlhf.stages.run_dir import finished_before, prepare_run_dir, release_run_dir, set_aside
 
 
 def _config(run_dir: Path) -> SftConfig:
@@ -35,6 +36,18 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="finished run: set run_dir"):
         prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
+
+
+def test_a_finished_run_is_known_by_its_settings(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    assert not finished_before(config)
+    release_run_dir(prepare_run_dir(config, git_cwd=tmp_path))
+    assert not finished_before(config), "it was begun, not ended"
+    (tmp_path / "run.json").write_text("{}")
+    assert finished_before(config)
+    assert not finished_before(config.model_copy(update={"seed": 7}))
+    (tmp_path / "config.json").write_text("[]")
+    assert not finished_before(config), "nothing tells which run it is"
 
 
 def test_a_live_process_keeps_others_out_and_a_killed_one_does_not(tmp_path: Path) -> None:

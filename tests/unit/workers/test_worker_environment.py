@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from cluster.checks import on_cluster
 from rlhf.errors import ConfigError
 from rlhf.workers import runtime
-from rlhf.workers.runtime import base_environment, gpus_per_worker
+from rlhf.workers.runtime import base_environment, gpus_per_worker, worker_environment
 
 
 def test_a_worker_that_asked_for_no_gpu_sees_none() -> None:
@@ -32,6 +36,57 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
                     runtime.check_gpu()
             else:
                 runtime.check_gpu()
+
+
+@pytest.fixture
+def eth1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose address is on ``eth1``, and nothing said about interfaces."""
+    entries = {"lo": "127.0.0.1", "eth10": "10.9.0.7", "eth1": "10.0.0.7"}
+    monkeypatch.setattr(runtime, "node_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(
+        runtime.psutil, "net_if_addrs", lambda: {name: [SimpleNamespace(address=a)] for name, a in entries.items()}
+    )
+    for name in runtime.INTERFACE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("eth1")
+def test_collectives_take_the_interface_of_the_node_s_address_and_no_other() -> None:
+    """NCCL reads a plain name as a prefix."""
+    assert runtime.node_interfaces() == {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "=eth1"}
+
+
+@pytest.mark.usefixtures("eth1")
+def test_what_a_node_says_of_its_interfaces_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib")
+    found = runtime.node_interfaces()
+    assert found == {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "ib"}
+    environment = worker_environment(0, 2, 0, 1, "10.0.0.7", 1, threads=1, use_gpu=False, interfaces=found)
+    assert environment["NCCL_SOCKET_IFNAME"] == "ib" and environment["GLOO_SOCKET_IFNAME"] == "eth1"
+
+
+@pytest.mark.usefixtures("eth1")
+def test_the_config_s_interface_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    assert runtime.node_interfaces("ib0") == {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "=ib0"}
+
+
+def test_the_doctor_tries_what_a_run_takes(eth1: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: dict[str, str] = {}
+    monkeypatch.setattr(on_cluster.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(
+        on_cluster, "join", lambda *_: tried.update({n: os.environ[n] for n in runtime.INTERFACE_VARIABLES})
+    )
+    for said in (None, "ib"):
+        with monkeypatch.context() as within:
+            for name in runtime.INTERFACE_VARIABLES:  # what the doctor sets goes with the test
+                within.setenv(name, "")
+                os.environ.pop(name)
+            if said:
+                within.setenv("NCCL_SOCKET_IFNAME", said)
+            expected = runtime.node_interfaces()
+            on_cluster.join_by_interface(0, "gloo", 2, "10.0.0.7", 1)
+            assert tried == expected
 
 
 def test_a_worker_takes_a_gpu_for_each_part_of_its_model_unless_told() -> None:
