@@ -354,7 +354,12 @@ class RolloutFleet:
             self._events.fault_resolved(f"rollout-{rank}", restarts=self.health[rank].restarts)
 
     def _ask(self, method: str, args: Mapping[int, tuple]) -> dict[int, Any]:
-        """Answers of the workers that have arguments; those that die or stay silent are marked dead and missing."""
+        """Answers of the workers that have arguments; those that die or stay silent are marked dead and missing.
+
+        Raises:
+            RlhfError: a worker's own error.
+            WorkerError: a version is lost with the rank that held it: the ranks are to be rebuilt.
+        """
         began, limit = time.monotonic(), self._recovery.sync_timeout_seconds
         refs: dict[Any, int] = {self._group.actors[rank].call.remote(method, a, {}): rank for rank, a in args.items()}
         found: dict[int, Any] = {}
@@ -366,7 +371,7 @@ class RolloutFleet:
                 try:
                     found[rank] = result_of("rollout", rank, ref)
                 except WorkerError as error:
-                    if not error.is_infrastructure:
+                    if not error.is_infrastructure or error.fault == "lost":  # a replacement could not fetch it either
                         raise
                     self._lose(rank, error, time.monotonic() - began)
             if not ready:

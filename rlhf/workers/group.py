@@ -18,12 +18,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import AbandonedError, RlhfError, WorkerError
 from rlhf.telemetry.spans import Recorded, Recorder
-from rlhf.workers.answers import RemoteFailure, result_of
+from rlhf.workers.answers import RemoteFailure, failure_of, result_of
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Ask, Beside, Reservation, reserve
@@ -142,11 +142,10 @@ class _Host:
             return action()
         except AbandonedError as error:
             logging.getLogger("rlhf.worker").info("left its work: %s", error)
-            return RemoteFailure("AbandonedError", str(error), "", error)
+            return RemoteFailure("AbandonedError", str(error), "", error=error)
         except Exception as error:
             logging.getLogger("rlhf.worker").exception("worker failed")
-            own = error if isinstance(error, RlhfError) else None
-            return RemoteFailure(type(error).__name__, str(error), traceback.format_exc(limit=-6), own)
+            return failure_of(error)
 
 
 def _resolve(cls: type | str) -> type:
@@ -395,6 +394,6 @@ class WorkerGroup:
                 for event in events:
                     found = True
                     on_event(event)
-            except (GetTimeoutError, RayActorError):
+            except RayError:
                 continue  # a dead or busy rank shows itself through its own call
         return found

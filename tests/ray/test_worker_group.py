@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from ray._private.internal_api import free
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import DataError, WorkerError
@@ -70,6 +72,23 @@ def test_errors_of_our_own_keep_their_type(group: WorkerGroup) -> None:
         group.call("fail", 1, "worker")
     assert (caught.value.role, caught.value.rank) == ("probe", 1)
     assert group.call("echo", "still here")[1][3] == "still here"
+
+
+def test_lost_data_is_a_fault_of_the_process_that_held_it(group: WorkerGroup) -> None:
+    """An answer is lost with its worker's node, an argument with whoever had it: both may be made again."""
+    large = np.zeros(1 << 20, dtype=np.uint8)  # small ones travel with the reply
+    refs = group.submit("echo", [(large,), (large,)])
+    assert len(group.wait(refs)) == 2
+    free(refs[1:])
+    with pytest.raises(WorkerError) as caught:
+        group.wait(refs)
+    assert (caught.value.rank, caught.value.fault) == (1, "died")
+    argument = share(large)
+    assert len(group.call("echo", argument)) == 2
+    free([argument])
+    with pytest.raises(WorkerError, match="Object.*Error") as caught:
+        group.call("echo", argument)
+    assert caught.value.fault == "lost" and caught.value.is_infrastructure
 
 
 def test_events_arrive_while_the_call_runs(group: WorkerGroup) -> None:
