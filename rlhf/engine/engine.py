@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rlhf.config import EngineConfig, OptimConfig
 from rlhf.engine import alike, flat, master_weights, pieces, shared_sum, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
-from rlhf.engine.checkpoint.store import full_disk, write_state
+from rlhf.engine.checkpoint.store import full_disk, rank_file, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
@@ -194,7 +194,7 @@ class TrainEngine:
         self._refuse_nonfinite()
         try:
             self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
-            write_state(directory / f"rank-{self.rank}.json", {"rng": capture_rng(), **own})
+            write_state(directory / rank_file(self.rank), {"rng": capture_rng(), **own})
         except OSError as error:
             raise full_disk(directory, error, 0) from error
         except RuntimeError as error:
@@ -220,7 +220,7 @@ class TrainEngine:
             raise CheckpointError(f"{directory} holds no state for {tag}")
         if hasattr(self._engine.optimizer, "clip_grad"):
             self._engine.optimizer.clip_grad = 0.0  # DeepSpeed takes over what was in force when the state was written
-        state = json.loads((directory / f"rank-{self.rank}.json").read_text(encoding="utf-8"))
+        state = json.loads((directory / rank_file(self.rank)).read_text(encoding="utf-8"))
         restore_rng(state.pop("rng"))
         return state
 

@@ -39,6 +39,9 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
     The claim is a file lock that ends with this process, so a killed run never blocks the next one. An unfinished
     directory may be entered again (that is how a run resumes); a finished one may not.
 
+    Returns:
+        The directory as an absolute path: workers on a joined cluster have a working directory of their own.
+
     Args:
         config: a stage's config (it has ``run_dir``, ``stage`` and ``telemetry``).
         git_cwd: a directory of the work tree whose commit is recorded.
@@ -48,10 +51,10 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
         ConfigError: it would lie in a copy of the working directory that Ray removes.
     """
     tree = config.model_dump(mode="json")
-    path = Path(tree["run_dir"])
-    if not path.is_absolute() and RAY_COPY in Path.cwd().parts:
+    path = Path(tree["run_dir"]).absolute()
+    if not Path(tree["run_dir"]).is_absolute() and RAY_COPY in path.parts:
         raise ConfigError(
-            f"run_dir={path} is relative, and this job runs in a copy of the working directory that Ray removes "
+            f"run_dir={tree['run_dir']} is relative, and this job runs in a copy of the working directory that Ray removes "
             "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"
         )
     if (path / RUN_FILE).is_file():

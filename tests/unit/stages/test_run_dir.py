@@ -69,6 +69,14 @@ def test_an_unfinished_run_may_be_entered_again(tmp_path: Path) -> None:
     release_run_dir(path)
 
 
+def test_a_relative_directory_is_told_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers on a joined cluster would put it below a working directory of their own."""
+    monkeypatch.chdir(tmp_path)
+    path = prepare_run_dir(_config(Path("runs/sft")))
+    release_run_dir(path)
+    assert path == tmp_path / "runs" / "sft"
+
+
 def test_a_relative_directory_inside_rays_copy_of_the_project_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
