@@ -65,6 +65,10 @@ class RolloutFleetExhausted(WorkerError):
     """No rollout worker is left, and none may be started any more."""
 
 
+class PlaceLostError(WorkerError):
+    """A worker was not started: the node that had its place is gone, and no other has room for it yet."""
+
+
 class AbandonedError(RlhfError):
     """A worker left a piece of work that nobody waits for any more."""
 

@@ -51,10 +51,11 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
         ConfigError: it would lie in a copy of the working directory that Ray removes.
     """
     tree = config.model_dump(mode="json")
-    path = Path(tree["run_dir"]).absolute()
-    if not Path(tree["run_dir"]).is_absolute() and RAY_COPY in path.parts:
+    named = Path(tree["run_dir"])
+    path = named.absolute()
+    if not named.is_absolute() and RAY_COPY in path.parts:
         raise ConfigError(
-            f"run_dir={tree['run_dir']} is relative, and this job runs in a copy of the working directory that Ray removes "
+            f"run_dir={named} is relative, and this job runs in a copy of the working directory that Ray removes "
             "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"
         )
     if (path / RUN_FILE).is_file():

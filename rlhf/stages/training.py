@@ -115,6 +115,7 @@ def train_on_ranks(
                         gpus_per_worker=gpus_per_worker(placement.gpus_per_rank, resources),
                         collective=True,
                         log_level=telemetry.log_level,
+                        again=restarts.count > 0,
                     )
                     attempt.callback(group.close)
                     require_shared(group, run_dir)

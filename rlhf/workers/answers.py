@@ -34,9 +34,7 @@ class RemoteFailure:
 def failure_of(error: Exception) -> RemoteFailure:
     """An exception that a worker is handling; what fault it is can be told only here, where its type is known."""
     own = error if isinstance(error, RlhfError) else None
-    return RemoteFailure(
-        type(error).__name__, str(error), traceback.format_exc(limit=-6), _fault_within(error), own
-    )
+    return RemoteFailure(type(error).__name__, str(error), traceback.format_exc(limit=-6), _fault_within(error), own)
 
 
 def result_of(role: str, rank: int, ref: Any) -> Any:

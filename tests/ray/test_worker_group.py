@@ -98,7 +98,7 @@ def test_lost_data_is_a_fault_of_the_process_that_held_it(group: WorkerGroup) ->
     argument = share(large)
     assert len(group.call("echo", argument)) == 2
     free([argument])
-    with pytest.raises(WorkerError, match="Object.*Error") as caught:
+    with pytest.raises(WorkerError, match=r"Object\w*Error") as caught:
         group.call("echo", argument)
     assert caught.value.fault == "lost" and caught.value.is_infrastructure
 

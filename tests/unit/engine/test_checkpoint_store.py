@@ -198,7 +198,7 @@ def test_a_commit_without_a_rank_s_part_is_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "c")
     temporary = store.open()
     (temporary / "rank-0.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="rank-1.json of 2 parts are not there.*all nodes share"):
+    with pytest.raises(CheckpointError, match=r"rank-1\.json of 2 parts are not there.*all nodes share"):
         store.commit(temporary, 1, stage="ppo", identity={}, parts=["rank-0.json", "rank-1.json"])
     assert store.steps() == [] and not temporary.exists()
     temporary = store.open()

@@ -1,4 +1,4 @@
-"""What Ray says when a worker, its node or its data is gone, as faults that a run knows. The exceptions are Ray's own."""
+"""What Ray raises when a worker, its node or its data is gone becomes a fault that a run knows."""
 
 from __future__ import annotations
 
