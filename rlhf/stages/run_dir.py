@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
+from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError, RunLockedError
 from rlhf.models.source import RUN_FILE
 from rlhf.telemetry.environment import git_sha, machine, versions
@@ -148,7 +149,9 @@ def claim(path: Path) -> None:
             "run_dir"
         ) from None
     before = os.read(descriptor, 256).decode(errors="replace").split()
-    token = int(before[2]) + 1 if len(before) == 3 and before[2].isdigit() else 1
+    token = int(before[2]) if len(before) == 3 and before[2].isdigit() else 0
+    # a copy of a run's directory may come without its lock
+    token = 1 + max(token, CheckpointStore(key / CHECKPOINTS).largest_token())
     line = f"{os.getpid()} {socket.gethostname()} {token}\n".encode()
     os.pwrite(descriptor, line, 0)
     os.ftruncate(descriptor, len(line))

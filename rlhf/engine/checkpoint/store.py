@@ -16,7 +16,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,14 @@ class CheckpointStore:
                 "with --fresh (it sets this directory aside)"
             )
         return None
+
+    def largest_token(self) -> int:
+        """The largest token that has committed here; 0 where no manifest can be read."""
+        found = [0]
+        for step in self.steps():
+            with suppress(CheckpointError):
+                found.append(read_manifest(self.path(step)).token)
+        return max(found)
 
     def open(self) -> Path:
         """A new directory to write a commit's files into.
@@ -231,16 +239,12 @@ class CheckpointStore:
         return True
 
     def _fence(self) -> None:
-        for step in reversed(self.steps()):
-            try:
-                token = read_manifest(self.path(step)).token
-            except CheckpointError:
-                continue
-            if token > self.token:
-                raise CheckpointError(
-                    f"{self.directory} was taken over by a later run (token {token}, mine is {self.token}): "
-                    "this process lost its claim and stops without writing"
-                )
+        token = self.largest_token()
+        if token > self.token:
+            raise CheckpointError(
+                f"{self.directory} was taken over by a later run (token {token}, mine is {self.token}): "
+                "this process lost its claim and stops without writing"
+            )
 
     def _last_size(self) -> int:
         for step in reversed(self.steps()):
