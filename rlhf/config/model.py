@@ -158,6 +158,8 @@ class PlacementConfig(Section):
     network_interface: str | None = None
     """Interface of the collectives between nodes; None: the one that has the node's address."""
     start_timeout_seconds: float = Field(180.0, gt=0)
+    """For a place, and then for workers to load: ranks on hosts that read at different speeds wait so long for one
+    another, and after that ``collective_timeout_seconds``."""
     call_timeout_seconds: float = Field(900.0, gt=0)
     collective_timeout_seconds: float = Field(120.0, gt=0)
 

@@ -42,7 +42,11 @@ def _no_shared_memory_op() -> None:
 
 
 def init_process_group(timeout_seconds: float) -> str:
-    """Joins the process group named by the RANK/WORLD_SIZE/MASTER_* environment; returns the backend."""
+    """Joins the process group named by the RANK/WORLD_SIZE/MASTER_* environment; returns the backend.
+
+    Args:
+        timeout_seconds: for the others to come, and of every collective until ``bound_collectives``.
+    """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # by its full name: as an attribute of its package it is hidden by torch itself
     importlib.import_module("deepspeed.comm.torch").build_shm_op = _no_shared_memory_op  # type: ignore[attr-defined]
@@ -55,6 +59,16 @@ def init_process_group(timeout_seconds: float) -> str:
         # the peers of a frozen rank would wait that long
         deepspeed_groups._WORLD_GROUP = torch.distributed.new_group(timeout=bound)
     return backend
+
+
+def bound_collectives(timeout_seconds: float) -> None:
+    """Lets every process group of this rank wait so long for a peer from now on.
+
+    While ranks load, hosts may be minutes apart: one has the weights in its cache, another reads them over a network.
+    In learning, seconds apart are normal, and a frozen peer is to be found.
+    """
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
 def collective_timeouts() -> list[timedelta]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.engine.clipping import ParameterGroup
-from rlhf.engine.engine import TrainEngine, init_process_group
+from rlhf.engine.engine import TrainEngine, bound_collectives, init_process_group
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import halved
 from rlhf.models.loading import to_device, torch_dtype
@@ -54,7 +54,7 @@ class TrainingRank:
         self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
         torch.set_num_threads(config.placement.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
-        init_process_group(config.placement.collective_timeout_seconds)
+        init_process_group(config.placement.start_timeout_seconds)
 
     def on_device(self, base: PreTrainedModel) -> PreTrainedModel:
         """The base on this rank's GPU, if it has one; under ZeRO-3 a piece of it may be all that fits there."""
@@ -70,6 +70,7 @@ class TrainingRank:
             roles.recompute_feed_forward()
         self.context.beat_with(roles)
         self.engine = self._build_engine()
+        bound_collectives(self.config.placement.collective_timeout_seconds)  # all ranks have loaded by now
         halved.keep_panels(base, PANEL_BYTES)  # ranks have the same base by now, and nothing will change it
         learning = {role: count for role, count in self.trainable().items() if count}
         self.costs = update_costs(base, learning, whole_policy=whole_policy)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlhf.config import SftConfig, derive_seed
 from rlhf.config.stages import RewardConfig
-from rlhf.engine.engine import init_process_group, learning_rate_scale
+from rlhf.engine.engine import bound_collectives, init_process_group, learning_rate_scale
 from rlhf.engine.gather import whole_state, write_whole_state
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import NumericsError
@@ -35,8 +35,8 @@ def join_ranks(config: Config, role: str) -> None:
     """
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     torch.set_num_threads(config.placement.threads_per_worker)
-    backend = init_process_group(config.placement.collective_timeout_seconds)
-    PartialState(backend=backend, timeout=timedelta(seconds=config.placement.collective_timeout_seconds))
+    backend = init_process_group(config.placement.start_timeout_seconds)
+    PartialState(backend=backend, timeout=timedelta(seconds=config.placement.start_timeout_seconds))
     set_seed(derive_seed(config.seed, role, "init") % 2**32)  # equal on all ranks: they share initial adapters
 
 
@@ -96,6 +96,7 @@ class ExactTrainer:
     def train_or_resume(self) -> None:
         """Trains from the start, or from the commit that the driver has verified."""
         allow_safe_classes()
+        bound_collectives(self.settings.placement.collective_timeout_seconds)  # all ranks have loaded by now
         self.checkpoints.prepare()
         self.train(resume_from_checkpoint=self.checkpoints.plan.resume_from)  # type: ignore[attr-defined]
 

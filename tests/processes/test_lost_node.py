@@ -21,10 +21,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
     environment["RAY_AUTH_TOKEN"] = "the-token-of-this-test-cluster"
     words = [sys.executable, "-m", "tests.support.lost_node", str(tmp_path_factory.mktemp("lost"))]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     line = next((s for s in done.stdout.splitlines() if s.startswith("FOUND ")), None)
     assert line is not None, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(line.removeprefix("FOUND "))
+
+
+def test_data_that_was_on_it_is_a_fault_that_other_processes_may_cure(found: dict[str, Any]) -> None:
+    assert found["answer"].startswith("died: Object") and found["argument"].startswith("lost: Object")
 
 
 def test_survivors_do_not_wait_for_a_lost_node(found: dict[str, Any]) -> None:
@@ -39,4 +43,4 @@ def test_a_node_that_comes_back_has_its_worker_again(found: dict[str, Any]) -> N
 
 def test_places_that_were_held_are_waited_for(found: dict[str, Any]) -> None:
     assert found["at_a_first_start"].startswith("STRICT_SPREAD needs 2 nodes")
-    assert AWAY_SECONDS - 1 < found["again_seconds"] < 50
+    assert found["still_waits"] and found["again_seconds"] > AWAY_SECONDS

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from ray._private.internal_api import free
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import CheckpointError, DataError, WorkerError
@@ -84,23 +82,6 @@ def test_ranks_in_another_working_directory_do_not_see_a_relative_one(
     with pytest.raises(CheckpointError, match=r"probe ranks \[0, 1\] do not see run_dir=run"):
         require_shared(group, Path("run"))
     require_shared(group, Path("run").absolute())
-
-
-def test_lost_data_is_a_fault_of_the_process_that_held_it(group: WorkerGroup) -> None:
-    """An answer is lost with its worker's node, an argument with whoever had it: both may be made again."""
-    large = np.zeros(1 << 20, dtype=np.uint8)  # small ones travel with the reply
-    refs = group.submit("echo", [(large,), (large,)])
-    assert len(group.wait(refs)) == 2
-    free(refs[1:])
-    with pytest.raises(WorkerError) as caught:
-        group.wait(refs)
-    assert (caught.value.rank, caught.value.fault) == (1, "died")
-    argument = share(large)
-    assert len(group.call("echo", argument)) == 2
-    free([argument])
-    with pytest.raises(WorkerError, match=r"Object\w*Error") as caught:
-        group.call("echo", argument)
-    assert caught.value.fault == "lost" and caught.value.is_infrastructure
 
 
 def test_events_arrive_while_the_call_runs(group: WorkerGroup) -> None:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
 from rlhf.config import PlacementConfig, RecoveryConfig
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, WorkerError
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
-from rlhf.workers.placement import Ask, cluster_nodes, reserve
+from rlhf.workers.placement import Ask, Beside, cluster_nodes, reserve
 from tests.support.chaos_faults import light_version
 
 PLACEMENT = PlacementConfig(strategy="STRICT_SPREAD", start_timeout_seconds=60)
@@ -36,6 +38,21 @@ def wait_for(number: int) -> None:
         time.sleep(0.1)
 
 
+def prober(node_id: str, folder: Path) -> WorkerGroup:
+    """A worker that gives back what it is given, on a node."""
+    return WorkerGroup.launch("tests.support.workers:Probe", "probe", size=1, placement=PLACEMENT, run_dir=str(folder),
+                              args=("hello",), reservation=Beside((node_id,)))  # fmt: skip
+
+
+def fault_of(call: Callable[[], Any]) -> str:
+    """The fault in which a call ends, and what Ray had to say."""
+    try:
+        call()
+    except WorkerError as error:
+        return f"{error.fault}: {error.cause.split(':')[0]}"
+    return "none"
+
+
 def scenes(cluster: Cluster, second: Any, folder: Path) -> dict[str, Any]:
     """What is asked while the node is away, and after it is back."""
     found: dict[str, Any] = {}
@@ -47,8 +64,17 @@ def scenes(cluster: Cluster, second: Any, folder: Path) -> dict[str, Any]:
 
     fleet = RolloutFleet(launch(2, 0), lambda rank: launch(1, rank), RecoveryConfig(), EventLog(folder))
     fleet.install([light_version("a")])
+    here = ray.get_runtime_context().get_node_id()
+    there = next(node.node_id for node in cluster_nodes() if node.node_id != here)
+    far, near = prober(there, folder), prober(here, folder)
+    refs = far.submit("echo", [(np.zeros(1 << 20, dtype=np.uint8),)])  # a small answer would come with the reply
+    ray.wait(refs, timeout=30, fetch_local=False)
     cluster.remove_node(second, allow_graceful=False)
     wait_for(1)
+    found["argument"] = fault_of(lambda: near.call("echo", refs[0]))
+    found["answer"] = fault_of(lambda: far.wait(refs))
+    near.close()
+    far.close()
     began = time.monotonic()
     for name in "bc":
         fleet.install([light_version(name)])
@@ -58,11 +84,14 @@ def scenes(cluster: Cluster, second: Any, folder: Path) -> dict[str, Any]:
         reserve(PLACEMENT, ROLLOUTS)
     except ConfigError as error:
         found["at_a_first_start"] = str(error).splitlines()[0]
-    threading.Timer(AWAY_SECONDS, lambda: cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)).start()
-    began = time.monotonic()
-    again = reserve(PLACEMENT, ROLLOUTS, again=True)
-    found["again_seconds"] = time.monotonic() - began
-    again.close()
+    with ThreadPoolExecutor(1) as beside:  # Ray starts nodes from the main thread only
+        began = time.monotonic()
+        asked = beside.submit(reserve, PLACEMENT, ROLLOUTS, again=True)
+        time.sleep(AWAY_SECONDS)
+        found["still_waits"] = not asked.done()
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        asked.result().close()
+        found["again_seconds"] = time.monotonic() - began
     deadline = time.monotonic() + 60
     while places.lost("rollout", range(2)) and time.monotonic() < deadline:
         time.sleep(0.2)
