@@ -71,6 +71,20 @@ def bound_collectives(timeout_seconds: float) -> None:
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
+@contextmanager
+def patient_collectives(timeout_seconds: float) -> Iterator[None]:
+    """Lets every group wait at least so long for a peer while the context is open: one may still write a large file."""
+    groups = dict(zip(torch.distributed.distributed_c10d._world.pg_map, collective_timeouts(), strict=True))
+    for group, before in groups.items():
+        patient = max(before, timedelta(seconds=timeout_seconds))
+        torch.distributed.distributed_c10d._set_pg_timeout(patient, group)
+    try:
+        yield
+    finally:
+        for group, before in groups.items():
+            torch.distributed.distributed_c10d._set_pg_timeout(before, group)
+
+
 def collective_timeouts() -> list[timedelta]:
     """How long each process group of this rank waits for a peer."""
     pgs: Any = torch.distributed.distributed_c10d._world.pg_map

@@ -156,7 +156,7 @@ def _plan(
         keep_best=config.checkpoint.keep_best,
         identity=identity,
         versions=versions(),
-        wait_seconds=config.placement.call_timeout_seconds,
+        wait_seconds=config.checkpoint.write_timeout_seconds,
         resume_from=str(resumed.path) if resumed else None,
     )
 

@@ -22,6 +22,7 @@ from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, RolesModel
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.heap import give_back
+from rlhf.workers.large_files import large_files
 from rlhf.workers.ppo_loss import LearnTotals
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ class TrainingRank:
     def save_state(self, directory: str, tag: str) -> list[str]:
         """Writes this rank's part of a checkpoint; the driver commits it. Returns the names of the trained tensors."""
         own = {"policy_weight": self.policy_weight, "nonfinite_in_a_row": self.nonfinite_in_a_row}
-        self.engine.save_state(Path(directory), tag, own)
+        with large_files(self.context, self.config):
+            self.engine.save_state(Path(directory), tag, own)
         return [name for name, _ in self.roles.named_trained()]
 
     def load_state(self, directory: str, tag: str, names: list[str]) -> None:
@@ -102,7 +104,8 @@ class TrainingRank:
         if here != names:
             odd = sorted(set(here) ^ set(names))[:3]
             raise CheckpointError(f"{directory} was written for other trained tensors, e.g. {', '.join(odd)}")
-        own = self.engine.load_state(Path(directory), tag)
+        with large_files(self.context, self.config):
+            own = self.engine.load_state(Path(directory), tag)
         self.policy_weight = own["policy_weight"]
         self.nonfinite_in_a_row = own["nonfinite_in_a_row"]
 

@@ -16,6 +16,7 @@ from rlhf.engine.checkpoint.store import CheckpointStore, full_disk, rank_file, 
 from rlhf.engine.engine import SAFE_CLASSES
 from rlhf.errors import NumericsError
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.large_files import large_files
 
 TRAINER_STATE = "trainer_state.json"
 WATCH_FILE = "watch.json"
@@ -73,7 +74,8 @@ class TrainerCheckpoints:
         step = trainer.state.global_step
         stop = self._agreed_stop(trainer.args.device)
         if step % self.plan.every == 0 or stop:
-            self._commit(trainer, step)
+            with large_files(self._context, trainer.settings):
+                self._commit(trainer, step)
         if stop:
             self.stopped_at = step
             trainer.control.should_training_stop = True

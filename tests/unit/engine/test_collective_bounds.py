@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -86,15 +87,53 @@ def test_ranks_of_sft_load_within_the_bound_of_a_start(
     config = config_of(SftConfig, tmp_path)
     trl_common.join_ranks(config, "sft")
     assert joined == [START] and states == [timedelta(seconds=START)]
-    trainer: Any = trl_common.ExactTrainer()
-    trainer.settings = config
+    watch = trl_common.Watch(WorkerContext("sft", 0, 1, str(tmp_path)), config, 1)
     seen: list[list[timedelta]] = []
-    trainer.checkpoints = SimpleNamespace(prepare=lambda: None, plan=SimpleNamespace(resume_from=None))
-    trainer.train = lambda **_: seen.append(collective_timeouts())
-    trainer.train_or_resume()
-    assert seen == [[timedelta(seconds=LEARN)] * 2]
+    checkpoints = SimpleNamespace(
+        prepare=lambda: seen.append(collective_timeouts()), plan=SimpleNamespace(resume_from=None)
+    )
+    watch.trainer = SimpleNamespace(checkpoints=checkpoints, eval_rows=[])
+    words: Any = (None, None, None)
+    watch.on_train_begin(*words)
+    assert seen == [[timedelta(seconds=LEARN)] * 2], "the group that waits for commits is made afterwards"
 
 
 def test_the_bound_is_that_of_every_group(one_rank: None) -> None:
     bound_collectives(3)
     assert collective_timeouts() == [timedelta(seconds=3)] * 2
+
+
+class Rank:
+    """Writes the files of a model, and sees how long the others would wait meanwhile."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.context = context
+        self.seen: list[list[timedelta]] = []
+        self.silences: list[float] = []
+
+    def save_state(self, *_: Any) -> None:
+        self.seen.append(collective_timeouts())
+        self.silences.append(time.monotonic() - self.context.last_beat)
+
+    def load_state(self, *_: Any) -> dict[str, Any]:
+        self.save_state()
+        return {"policy_weight": 1.0, "nonfinite_in_a_row": 0}
+
+
+def test_files_of_a_model_may_take_longer_than_a_gradient_or_a_call(
+    one_rank: None, joined: list[float], tmp_path: Path
+) -> None:
+    """The driver allows ``call_timeout_seconds`` of silence, so the rest of the bound is not silence at all."""
+    bound_collectives(LEARN)
+    config = config_of(PpoConfig, tmp_path)
+    context = WorkerContext("policy", 0, 1, str(tmp_path), last_beat=time.monotonic() - 60)
+    rank: Any = TrainingRank(context, config)
+    rank.engine = Rank(context)
+    rank.roles = SimpleNamespace(named_trained=list)
+    rank.save_state(str(tmp_path), "tag")
+    rank.load_state(str(tmp_path), "tag", [])
+    write, call = config.checkpoint.write_timeout_seconds, config.placement.call_timeout_seconds
+    assert rank.engine.seen == [[timedelta(seconds=write)] * 2] * 2 and write > call
+    assert all(call - write <= silence < call - write + 5 for silence in rank.engine.silences)
+    assert collective_timeouts() == [timedelta(seconds=LEARN)] * 2
+    assert 0 <= time.monotonic() - context.last_beat < 5, "whoever freezes now is silent from now on"
