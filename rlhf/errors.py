@@ -39,7 +39,8 @@ class WorkerError(RlhfError):
         rank: index of the worker in its group.
         cause: a description of the first cause (type and message, with the worker's own traceback where known).
         fault: ``died`` (its process or node is gone), ``silent`` (no answer in time), ``collective`` (it lost its
-            peers), or ``error`` (its own code failed). The first three may be cured by other processes.
+            peers), ``lost`` (what it was to fetch went with the process that held it), or ``error`` (its own code
+            failed). All but the last may be cured by other processes.
     """
 
     exit_code = 3
@@ -62,6 +63,10 @@ class WorkerError(RlhfError):
 
 class RolloutFleetExhausted(WorkerError):
     """No rollout worker is left, and none may be started any more."""
+
+
+class PlaceLostError(WorkerError):
+    """A worker was not started: the node that had its place is gone, and no other has room for it yet."""
 
 
 class AbandonedError(RlhfError):

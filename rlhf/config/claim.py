@@ -17,8 +17,11 @@ _held: dict[Path, tuple[int, int]] = {}
 """Claimed directories: (descriptor of the lock, fencing token)."""
 
 
-def claim(path: Path) -> None:
+def claim(path: Path, *, above: int = 0) -> None:
     """Takes a directory for this process until it ends or gives it back.
+
+    Args:
+        above: a fencing token that is known to have been given out; this claim's is larger.
 
     Raises:
         RunLockedError: a live process has it.
@@ -37,7 +40,7 @@ def claim(path: Path) -> None:
             "run_dir"
         ) from None
     before = os.read(descriptor, 256).decode(errors="replace").split()
-    token = int(before[2]) + 1 if len(before) == 3 and before[2].isdigit() else 1
+    token = 1 + max(above, int(before[2]) if len(before) == 3 and before[2].isdigit() else 0)
     line = f"{os.getpid()} {socket.gethostname()} {token}\n".encode()
     os.pwrite(descriptor, line, 0)
     os.ftruncate(descriptor, len(line))

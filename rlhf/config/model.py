@@ -161,6 +161,8 @@ class PlacementConfig(Section):
     """Interface of the collectives; None: what ``GLOO_SOCKET_IFNAME`` and ``NCCL_SOCKET_IFNAME`` say where a node was
     started, and between nodes otherwise the one that has the node's address."""
     start_timeout_seconds: float = Field(180.0, gt=0)
+    """For a place, and then for workers to load: ranks on hosts that read at different speeds wait so long for one
+    another, and after that ``collective_timeout_seconds``."""
     call_timeout_seconds: float = Field(900.0, gt=0)
     collective_timeout_seconds: float = Field(120.0, gt=0)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rlhf.config import EngineConfig, OptimConfig
 from rlhf.engine import alike, flat, master_weights, pieces, shared_sum, uncompiled
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
-from rlhf.engine.checkpoint.store import full_disk, write_state
+from rlhf.engine.checkpoint.store import full_disk, rank_file, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
@@ -42,7 +42,11 @@ def _no_shared_memory_op() -> None:
 
 
 def init_process_group(timeout_seconds: float) -> str:
-    """Joins the process group named by the RANK/WORLD_SIZE/MASTER_* environment; returns the backend."""
+    """Joins the process group named by the RANK/WORLD_SIZE/MASTER_* environment; returns the backend.
+
+    Args:
+        timeout_seconds: for the others to come, and of every collective until ``bound_collectives``.
+    """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # by its full name: as an attribute of its package it is hidden by torch itself
     importlib.import_module("deepspeed.comm.torch").build_shm_op = _no_shared_memory_op  # type: ignore[attr-defined]
@@ -55,6 +59,30 @@ def init_process_group(timeout_seconds: float) -> str:
         # the peers of a frozen rank would wait that long
         deepspeed_groups._WORLD_GROUP = torch.distributed.new_group(timeout=bound)
     return backend
+
+
+def bound_collectives(timeout_seconds: float) -> None:
+    """Lets every process group of this rank wait so long for a peer from now on.
+
+    While ranks load, hosts may be minutes apart: one has the weights in its cache, another reads them over a network.
+    In learning, seconds apart are normal, and a frozen peer is to be found.
+    """
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
+
+
+@contextmanager
+def patient_collectives(timeout_seconds: float) -> Iterator[None]:
+    """Lets every group wait at least so long for a peer while the context is open: one may still write a large file."""
+    groups = dict(zip(torch.distributed.distributed_c10d._world.pg_map, collective_timeouts(), strict=True))
+    for group, before in groups.items():
+        patient = max(before, timedelta(seconds=timeout_seconds))
+        torch.distributed.distributed_c10d._set_pg_timeout(patient, group)
+    try:
+        yield
+    finally:
+        for group, before in groups.items():
+            torch.distributed.distributed_c10d._set_pg_timeout(before, group)
 
 
 def collective_timeouts() -> list[timedelta]:
@@ -194,7 +222,7 @@ class TrainEngine:
         self._refuse_nonfinite()
         try:
             self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
-            write_state(directory / f"rank-{self.rank}.json", {"rng": capture_rng(), **own})
+            write_state(directory / rank_file(self.rank), {"rng": capture_rng(), **own})
         except OSError as error:
             raise full_disk(directory, error, 0) from error
         except RuntimeError as error:
@@ -220,7 +248,7 @@ class TrainEngine:
             raise CheckpointError(f"{directory} holds no state for {tag}")
         if hasattr(self._engine.optimizer, "clip_grad"):
             self._engine.optimizer.clip_grad = 0.0  # DeepSpeed takes over what was in force when the state was written
-        state = json.loads((directory / f"rank-{self.rank}.json").read_text(encoding="utf-8"))
+        state = json.loads((directory / rank_file(self.rank)).read_text(encoding="utf-8"))
         restore_rng(state.pop("rng"))
         return state
 

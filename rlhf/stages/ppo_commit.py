@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rlhf.engine.checkpoint.store import rank_file
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.stages.critic_ranks import STATE_DIR
 from rlhf.stages.ppo_run import PpoRun
 from rlhf.stages.run_dir import write_json
 from rlhf.telemetry.environment import versions
@@ -33,6 +35,7 @@ def commit(run: PpoRun) -> Path:
         run.step,
         stage="ppo",
         identity=session.identity,
+        parts=_parts(run),
         metric=run.last.get("score_mean"),
         versions=versions(),
         state={
@@ -94,6 +97,13 @@ def finish(run: PpoRun) -> dict[str, Any]:
         base_sha256=base_fingerprint(source.base),
     ).write(session.run_dir)
     return summary
+
+
+def _parts(run: PpoRun) -> list[str]:
+    """A file of every rank that has saved its state."""
+    critics = 0 if run.critic is None else run.config.placement.num_critic_ranks
+    names = [rank_file(rank) for rank in range(run.config.placement.num_ranks)]
+    return names + [f"{STATE_DIR}/{rank_file(rank)}" for rank in range(critics)]
 
 
 def _save(run: PpoRun, directory: Path) -> None:

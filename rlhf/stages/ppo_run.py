@@ -44,12 +44,13 @@ from rlhf.telemetry.metrics import MetricsWriter
 from rlhf.telemetry.profile import STEP
 from rlhf.telemetry.spans import Recorder
 from rlhf.workers.between_hosts import BetweenHosts
-from rlhf.workers.fleet import Batch, RolloutFleet
+from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.placement import CRITIC, SCORER, Ask, Reservation, reserve
 from rlhf.workers.policy_start import RewardModels
 from rlhf.workers.runtime import gpus_per_worker, ray_runtime
 from rlhf.workers.scorers import Scorers
+from rlhf.workers.under_way import Batch
 
 SAMPLES_FILE = "rollouts.jsonl"
 KLController = FixedKLController | AdaptiveKLController
@@ -275,7 +276,7 @@ def reserve_places(session: Session) -> Reservation | None:
     if session.config.critic_is_apart:
         gpus = gpus_per_worker(placement.gpus_per_critic_rank, resources)
         asks.append(Ask.of(CRITIC, placement.num_critic_ranks, placement, gpus))
-    return reserve(placement, asks)
+    return reserve(placement, asks, again=session.restarts.count > 0)
 
 
 def _rollout_gpus(session: Session) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.errors import RolloutFleetExhausted, ScorersExhausted, WorkerError
@@ -26,6 +26,8 @@ class RankRestarts:
     events: EventLog
     run_dir: Path
     count: int = 0
+    _let_through: set[str] = field(default_factory=set)
+    """Faults after which all is rebuilt: with the ranks, those who had them are back."""
 
     def again_or_raise(self, error: WorkerError) -> None:
         """Returns when the ranks may be rebuilt.
@@ -41,11 +43,13 @@ class RankRestarts:
             self.events.fault_fatal(fault, restarts=self.count)
             raise error
         self.count += 1
+        self._let_through.add(fault)
         for role in self.ranks:
             report_restart(role, stage=self.stage, run_dir=self.run_dir)
 
     def resolved(self, step: int) -> None:
         """All ranks are back, ``step`` steps being done."""
-        for role, count in self.ranks.items():
-            for rank in range(count):
-                self.events.fault_resolved(f"{role}-{rank}", step=step)
+        every = {f"{role}-{rank}" for role, count in self.ranks.items() for rank in range(count)}
+        for fault in sorted(every | self._let_through):
+            self.events.fault_resolved(fault, step=step)
+        self._let_through.clear()

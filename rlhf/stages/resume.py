@@ -108,13 +108,16 @@ def find_commit(
 def require_shared(group: WorkerGroup, run_dir: Path) -> None:
     """Checks that every rank sees the driver's run directory: a commit needs the files of all ranks in one place.
 
+    Args:
+        run_dir: as the ranks have been told it, so that what they see is what they will write to.
+
     Raises:
         CheckpointError: naming the ranks that do not.
     """
     probe = run_dir / f".seen-{uuid.uuid4().hex[:8]}"
     probe.write_text("")
     try:
-        blind = [rank for rank, seen in enumerate(group.call_host("sees", str(probe.resolve()))) if not seen]
+        blind = [rank for rank, seen in enumerate(group.call_host("sees", str(probe))) if not seen]
     finally:
         probe.unlink()
     if blind:

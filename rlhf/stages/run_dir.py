@@ -10,6 +10,7 @@ from typing import Any
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
 from rlhf.config.claim import claim, release_run_dir
+from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import RUN_FILE
 from rlhf.telemetry.environment import git_sha, machine, versions
@@ -31,6 +32,9 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
     The claim is a file lock that ends with this process, so a killed run never blocks the next one. An unfinished
     directory may be entered again (that is how a run resumes); a finished one may not.
 
+    Returns:
+        The directory as an absolute path: workers on a joined cluster have a working directory of their own.
+
     Args:
         config: a stage's config (it has ``run_dir``, ``stage`` and ``telemetry``).
         git_cwd: a directory of the work tree whose commit is recorded.
@@ -40,10 +44,11 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
         ConfigError: it would lie in a copy of the working directory that Ray removes.
     """
     tree = config.model_dump(mode="json")
-    path = Path(tree["run_dir"])
-    if not path.is_absolute() and RAY_COPY in Path.cwd().parts:
+    named = Path(tree["run_dir"])
+    path = named.absolute()
+    if not named.is_absolute() and RAY_COPY in path.parts:
         raise ConfigError(
-            f"run_dir={path} is relative, and this job runs in a copy of the working directory that Ray removes "
+            f"run_dir={named} is relative, and this job runs in a copy of the working directory that Ray removes "
             "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"
         )
     if (path / RUN_FILE).is_file():
@@ -52,7 +57,8 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        claim(path)
+        # a copy of a run's directory may have come without its lock
+        claim(path, above=CheckpointStore(path / CHECKPOINTS).largest_token())
         write_atomic(path / CONFIG_YAML, dump_yaml(config))
         write_json(path / CONFIG_JSON, describe_run(config, git_cwd=git_cwd))
     except OSError as error:

@@ -95,6 +95,21 @@ def _read_exactly(read: Callable[[int], bytes], count: int) -> bytes:
     return bytes(parts)
 
 
+def _leave_stopping_to_the_driver() -> None:
+    """Lives through SIGTERM: who ends a job signals its whole tree, and the driver still finishes and commits its step.
+
+    It is a handler because an ignored signal would stay ignored in what the function starts.
+    """
+    own = os.getpid()
+
+    def handle(number: int, _: Any) -> None:
+        if os.getpid() != own:  # a fork of the function's
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
 def serve(descriptor: int, path: str, parent: int) -> None:
     """Answers calls until the other side is gone."""
     if sys.platform == "linux":
@@ -102,6 +117,7 @@ def serve(descriptor: int, path: str, parent: int) -> None:
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:
             return
+    _leave_stopping_to_the_driver()
     channel = socket.socket(fileno=descriptor)
     try:
         function = import_function(path)

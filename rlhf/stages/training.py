@@ -116,6 +116,7 @@ def train_on_ranks(
                         gpus_per_worker=gpus_per_worker(placement.gpus_per_rank, resources),
                         collective=True,
                         log_level=telemetry.log_level,
+                        again=restarts.count > 0,
                     )
                     attempt.callback(group.close)
                     require_shared(group, run_dir)
@@ -156,7 +157,7 @@ def _plan(
         keep_best=config.checkpoint.keep_best,
         identity=identity,
         versions=versions(),
-        wait_seconds=config.placement.call_timeout_seconds,
+        wait_seconds=config.checkpoint.write_timeout_seconds,
         resume_from=str(resumed.path) if resumed else None,
     )
 

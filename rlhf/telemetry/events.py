@@ -35,7 +35,12 @@ class EventLog:
             handle.write(line)
 
     def fault_detected(self, fault: str, *, detect_seconds: float | None = None, **fields: Any) -> None:
-        """Something broke; ``detect_seconds`` is how long the run had waited for it when that was noticed."""
+        """Something broke; ``detect_seconds`` is how long the run had waited for it when that was noticed.
+
+        A fault that has not ended is on record already.
+        """
+        if fault in self._open:
+            return
         self._open[fault] = time.monotonic()
         self.write("fault_detected", fault=fault, detect_seconds=detect_seconds, **fields)
 

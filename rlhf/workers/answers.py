@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from rlhf.errors import RlhfError, WorkerError
 
@@ -16,12 +17,24 @@ COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection res
 
 @dataclass(frozen=True)
 class RemoteFailure:
-    """A failure as data: exceptions that cross a process boundary lose their type when they cannot be pickled."""
+    """A failure as data: exceptions that cross a process boundary lose their type when they cannot be pickled.
+
+    Attributes:
+        fault: as ``WorkerError`` has it.
+        error: the exception itself, when it is one of ours.
+    """
 
     kind: str
     message: str
     trace: str
+    fault: str = "error"
     error: RlhfError | None = None
+
+
+def failure_of(error: Exception) -> RemoteFailure:
+    """An exception that a worker is handling; what fault it is can be told only here, where its type is known."""
+    own = error if isinstance(error, RlhfError) else None
+    return RemoteFailure(type(error).__name__, str(error), traceback.format_exc(limit=-6), _fault_within(error), own)
 
 
 def result_of(role: str, rank: int, ref: Any) -> Any:
@@ -33,17 +46,23 @@ def result_of(role: str, rank: int, ref: Any) -> Any:
     """
     try:
         value = ray.get(ref, timeout=30)
-    except RayActorError as error:
-        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "died") from None
-    except GetTimeoutError as error:
-        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "silent") from None
     except RayTaskError as error:
         raise WorkerError(role, rank, f"{type(error).__name__}: {error}") from None
+    except GetTimeoutError as error:
+        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "silent") from None
+    except RayError as error:  # it is dead or out of memory, or its answer went with its node
+        raise WorkerError(role, rank, f"{type(error).__name__}: {error}", "died") from None
     if isinstance(value, RemoteFailure):
         if value.error is not None and not isinstance(value.error, WorkerError):
             raise value.error
-        told = value.kind == "RuntimeError" and any(word in value.message.lower() for word in COLLECTIVE_WORDS)
-        lost = told or value.kind in COLLECTIVE_KINDS
-        cause = f"{value.kind}: {value.message}\n{value.trace}"
-        raise WorkerError(role, rank, cause, "collective" if lost else "error")
+        raise WorkerError(role, rank, f"{value.kind}: {value.message}\n{value.trace}", value.fault)
     return value
+
+
+def _fault_within(error: Exception) -> str:
+    """What fault an exception inside a worker is."""
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # it waited for another process's object
+        return "silent" if isinstance(error, GetTimeoutError) else "lost"
+    kind = type(error).__name__
+    told = kind == "RuntimeError" and any(word in str(error).lower() for word in COLLECTIVE_WORDS)
+    return "collective" if told or kind in COLLECTIVE_KINDS else "error"

@@ -47,6 +47,10 @@ class WorkerContext:
         if self.abandoned:
             raise AbandonedError("another worker was quicker with this piece of work")
 
+    def expect_silence(self, seconds: float) -> None:
+        """No sign of progress is due for so long: silence counts after that, or from the next sign."""
+        self.last_beat = time.monotonic() + seconds
+
     def beat_with(self, module: Any) -> None:
         """Every forward pass of a torch module is a sign of progress."""
         module.register_forward_hook(lambda *_: self.beat())

@@ -8,22 +8,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
 from rlhf.config import RecoveryConfig, SamplingConfig
-from rlhf.errors import AbandonedError, RolloutFleetExhausted, WeightSyncError, WorkerError
+from rlhf.errors import AbandonedError, PlaceLostError, RolloutFleetExhausted, WeightSyncError, WorkerError
 from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.telemetry.events import EventLog
 from rlhf.weights.parts import sha_of
 from rlhf.workers.answers import result_of
-from rlhf.workers.group import WorkerGroup, end_process
+from rlhf.workers.ending import end_process
+from rlhf.workers.group import WorkerGroup
 from rlhf.workers.health import Health, HealthRecord
 from rlhf.workers.ray_metrics import report_restart
 from rlhf.workers.shipped import Shipped
 from rlhf.workers.stalls import abandon, silence_of
+from rlhf.workers.under_way import Batch, Piece
 
 logger = logging.getLogger(__name__)
 
@@ -32,65 +33,6 @@ WAIT = "ray.rollout"
 """Span of the time that the driver spends on the fleet."""
 Launch = Callable[[int], WorkerGroup]
 """Starts one worker of the given rank, as a group of one."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of work at a worker.
-
-    Attributes:
-        life: which process of this rank has it: the death of an earlier one says nothing about its replacement.
-        began: since when the worker's silence counts.
-        asked: since when the deadline counts: it could have been at this piece since then.
-    """
-
-    index: int
-    rank: int
-    life: int
-    began: float
-    asked: float
-
-
-@dataclass
-class Batch:
-    """Generation under way: pieces of work, who draws each, and what has come back.
-
-    Attributes:
-        version: the adapter version that every piece must be drawn with.
-    """
-
-    pieces: list[list[PromptTask]]
-    sampling: SamplingConfig
-    version: int
-    done: dict[int, list[Rollout]] = field(default_factory=dict)
-    running: dict[Any, Piece] = field(default_factory=dict)
-    redispatched: int = 0
-
-    def restart_clocks(self, rank: int | None = None) -> None:
-        """Counts waiting anew, for the pieces of one worker or for all."""
-        now = time.monotonic()
-        for ref, piece in self.running.items():
-            if rank in (None, piece.rank):
-                self.running[ref] = replace(piece, began=now, asked=now)
-
-    def allow_silence(self, rank: int, silence: float) -> None:
-        """A worker has got on with its work ``silence`` seconds ago; its pieces are as late as before."""
-        for ref, piece in self.running.items():
-            if piece.rank == rank:
-                self.running[ref] = replace(piece, began=time.monotonic() - silence)
-
-    def drawers(self, index: int) -> dict[Any, Piece]:
-        """Who is at a piece now; two, when the first is late."""
-        return {ref: piece for ref, piece in self.running.items() if piece.index == index}
-
-    def of_worker(self, rank: int, life: int) -> dict[Any, Piece]:
-        """What one process has to do."""
-        return {ref: piece for ref, piece in self.running.items() if (piece.rank, piece.life) == (rank, life)}
-
-    @property
-    def rollouts(self) -> list[Rollout]:
-        """In the order of the tasks."""
-        return [rollout for index in range(len(self.pieces)) for rollout in self.done[index]]
 
 
 class RolloutFleet:
@@ -106,6 +48,8 @@ class RolloutFleet:
         self.health = [HealthRecord(rank) for rank in range(len(group.actors))]
         self._published: tuple[Sequence[Shipped], Mapping[str, Sequence[Shipped]], str] | None = None
         """Parts, the same by node id, and their hash."""
+        self._put_off: set[int] = set()
+        """Ranks whose replacement did not start for this version, while others can do their work."""
         self.num_restarts = 0
 
     @property
@@ -133,10 +77,12 @@ class RolloutFleet:
         Raises:
             WeightSyncError: a worker holds something else afterwards.
             RolloutFleetExhausted: none is left.
+            PlaceLostError: none is left, and the nodes are gone: all roles have to take places anew.
         """
         for record in self.health:
             if record.now is Health.HEALTHY:
                 record.move(Health.STALE)
+        self._put_off.clear()
         self._published = (tuple(parts), dict(nearer or {}), sha_of([part.header for part in parts]))
         with self._group.spans.span(WAIT):
             self._restart_dead()
@@ -311,25 +257,23 @@ class RolloutFleet:
         end_process(self._group.actors[rank], self._group.pids[rank], self._group.nodes[rank])
 
     def _restart_dead(self) -> bool:
-        """Starts replacements; False when nothing more can be started and the survivors carry on."""
-        started = False
+        """Starts replacements; False when nothing more can be started and the survivors carry on.
+
+        A start that fails may take ``placement.start_timeout_seconds``, and the survivors wait for it: while there are
+        any, it is tried once per version. What finds no place is no start.
+        """
+        started, lost = False, None
         for record in self.health:
-            while record.now is Health.DEAD and self.num_restarts < self._recovery.max_rollout_restarts:
-                self.num_restarts += 1
-                record.move(Health.RESTARTING)
-                report_restart("rollout", run_dir=self._group.run_dir)
-                try:
-                    fresh = self._launch(record.rank)
-                except WorkerError as error:
-                    logger.warning("a replacement for rollout worker %d did not start: %s", record.rank, error)
-                    record.move(Health.DEAD)
-                    continue
-                self._group.actors[record.rank] = fresh.actors[0]
-                self._group.pids[record.rank] = fresh.pids[0]
-                self._group.nodes[record.rank] = fresh.nodes[0]
-                record.move(Health.STALE)
-                started = True
+            try:
+                while self._may_start(record):
+                    started |= self._start_again(record)
+            except PlaceLostError as error:
+                lost = error
+                self._put_off.add(record.rank)
+                logger.warning("rollout worker %d is not replaced for now: %s", record.rank, error.cause)
         if not any(record.is_alive for record in self.health):
+            if lost is not None:
+                raise lost
             for record in self.health:
                 self._events.fault_fatal(f"rollout-{record.rank}")
             raise RolloutFleetExhausted(
@@ -341,6 +285,33 @@ class RolloutFleet:
                 "died",
             )
         return started
+
+    def _may_start(self, record: HealthRecord) -> bool:
+        waits = record.rank in self._put_off and any(other.is_alive for other in self.health)
+        has_budget = self.num_restarts < self._recovery.max_rollout_restarts
+        return record.now is Health.DEAD and has_budget and not waits
+
+    def _start_again(self, record: HealthRecord) -> bool:
+        """Starts a replacement; False when it did not start."""
+        rank = record.rank
+        try:
+            fresh: WorkerGroup | None = self._launch(rank)
+        except PlaceLostError:
+            raise
+        except WorkerError as error:
+            logger.warning("a replacement for rollout worker %d did not start: %s", rank, error)
+            fresh = None
+        self.num_restarts += 1
+        report_restart("rollout", run_dir=self._group.run_dir)
+        record.move(Health.RESTARTING)
+        if fresh is None:
+            record.move(Health.DEAD)
+            self._put_off.add(rank)
+            return False
+        self._group.actors[rank], self._group.pids[rank] = fresh.actors[0], fresh.pids[0]
+        self._group.nodes[rank] = fresh.nodes[0]
+        record.move(Health.STALE)
+        return True
 
     def _give(self, ranks: Sequence[int]) -> None:
         if self._published is None:
@@ -354,7 +325,12 @@ class RolloutFleet:
             self._events.fault_resolved(f"rollout-{rank}", restarts=self.health[rank].restarts)
 
     def _ask(self, method: str, args: Mapping[int, tuple]) -> dict[int, Any]:
-        """Answers of the workers that have arguments; those that die or stay silent are marked dead and missing."""
+        """Answers of the workers that have arguments; those that die or stay silent are marked dead and missing.
+
+        Raises:
+            RlhfError: a worker's own error.
+            WorkerError: a version is lost with the rank that held it: the ranks are to be rebuilt.
+        """
         began, limit = time.monotonic(), self._recovery.sync_timeout_seconds
         refs: dict[Any, int] = {self._group.actors[rank].call.remote(method, a, {}): rank for rank, a in args.items()}
         found: dict[int, Any] = {}
@@ -366,7 +342,7 @@ class RolloutFleet:
                 try:
                     found[rank] = result_of("rollout", rank, ref)
                 except WorkerError as error:
-                    if not error.is_infrastructure:
+                    if not error.is_infrastructure or error.fault == "lost":  # a replacement could not fetch it either
                         raise
                     self._lose(rank, error, time.monotonic() - began)
             if not ready:

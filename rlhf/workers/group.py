@@ -5,28 +5,27 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import AbandonedError, RlhfError, WorkerError
 from rlhf.telemetry.spans import Recorded, Recorder
-from rlhf.workers.answers import RemoteFailure, result_of
+from rlhf.workers.answers import RemoteFailure, failure_of, result_of
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.ending import end_process
 from rlhf.workers.lean import lean_imports
-from rlhf.workers.placement import Ask, Beside, Reservation, reserve
+from rlhf.workers.placement import Ask, Beside, Reservation, require_places, reserve
 from rlhf.workers.runtime import base_environment, free_port, node_address, node_interfaces, worker_environment
 from rlhf.workers.stalls import STACK_SECONDS, silence_of, write_stacks
 
@@ -142,11 +141,10 @@ class _Host:
             return action()
         except AbandonedError as error:
             logging.getLogger("rlhf.worker").info("left its work: %s", error)
-            return RemoteFailure("AbandonedError", str(error), "", error)
+            return RemoteFailure("AbandonedError", str(error), "", error=error)
         except Exception as error:
             logging.getLogger("rlhf.worker").exception("worker failed")
-            own = error if isinstance(error, RlhfError) else None
-            return RemoteFailure(type(error).__name__, str(error), traceback.format_exc(limit=-6), own)
+            return failure_of(error)
 
 
 def _resolve(cls: type | str) -> type:
@@ -173,14 +171,6 @@ def _fetched(argument: Any) -> Any:
 def share(value: Any) -> Any:
     """Puts a value into the object store once; hand the reference to any number of workers as an argument."""
     return ray.put(value)
-
-
-def end_process(actor: ActorHandle, pid: int | None, node: str | None) -> None:
-    """Kills an actor; one that is frozen on this node does not answer Ray and is killed by its process id."""
-    ray.kill(actor, no_restart=True)
-    if pid is not None and node == ray.get_runtime_context().get_node_id():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -222,6 +212,7 @@ class WorkerGroup:
         first_rank: int = 0,
         log_level: str = "INFO",
         reservation: Reservation | Beside | None = None,
+        again: bool = False,
     ) -> WorkerGroup:
         """Starts ``size`` actors and builds ``worker(context, *args, **kwargs)`` in each.
 
@@ -229,8 +220,15 @@ class WorkerGroup:
             worker: a class, or ``"module:Class"`` so that only the actors import what it needs.
             collective: the ranks form one process group (their environment names rank 0's address and a free port).
             reservation: places taken for several roles at once; by default the group takes its own.
+            again: it had such places before, see ``reserve``.
             first_rank: rank of the first worker, for one that stands in for another.
+
+        Raises:
+            PlaceLostError: a place of ``reservation`` went with its node; nothing is left running.
+            WorkerError: a worker did not start.
         """
+        ranks = range(first_rank, first_rank + size)
+        require_places(reservation, role, ranks)
         use_gpu = gpus_per_worker > 0
         environment = base_environment(
             threads=placement.threads_per_worker, use_gpu=use_gpu, shares_gpu=0 < gpus_per_worker < 1
@@ -247,7 +245,7 @@ class WorkerGroup:
         group = cls(role, placement.call_timeout_seconds, run_dir=run_dir)
         if reservation is None:
             ask = Ask.of(role, size, placement, gpus_per_worker)
-            group.reservation = reserve(placement, [ask])
+            group.reservation = reserve(placement, [ask], again=again)
             seats = group.reservation.seats(role)
         else:
             seats = reservation.seats(role)[first_rank : first_rank + size]
@@ -277,8 +275,10 @@ class WorkerGroup:
                 context = WorkerContext(role, first_rank + rank, size, run_dir, log_level)
                 refs.append(actor.build.remote(worker, context, env if collective else {}, args, kwargs or {}))
             group._gather(refs, **bound)
-        except BaseException:
+        except BaseException as error:
             group.close()
+            if isinstance(error, WorkerError):
+                require_places(reservation, role, ranks)  # it may have been lost while the worker was started
             raise
         return group
 
@@ -395,6 +395,6 @@ class WorkerGroup:
                 for event in events:
                     found = True
                     on_event(event)
-            except (GetTimeoutError, RayActorError):
+            except RayError:
                 continue  # a dead or busy rank shows itself through its own call
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlhf.config import PlacementConfig
-from rlhf.errors import ConfigError, WorkerError
+from rlhf.errors import ConfigError, PlaceLostError, WorkerError
 from rlhf.telemetry.console import get_console
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,13 @@ class Reservation:
             for group, index in self.places[role]
         ]
 
+    def lost(self, role: str, ranks: Iterable[int]) -> list[int]:
+        """Those of the ranks whose node is gone and that Ray has found no other place for yet."""
+        alive = {node.node_id for node in cluster_nodes()}
+        nodes = [placement_group_table(group)["bundles_to_node_id"] for group in self.groups]
+        places = ((rank, *self.places[role][rank]) for rank in ranks)
+        return [rank for rank, group, index in places if group >= 0 and nodes[group].get(index) not in alive]
+
     def close(self) -> None:
         """Gives the places back; processes that still sit there end."""
         for group in self.groups:
@@ -109,21 +116,26 @@ class Beside:
         return [{"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} for node in self.node_ids]
 
 
-def reserve(placement: PlacementConfig, asks: Sequence[Ask]) -> Reservation:
+def reserve(placement: PlacementConfig, asks: Sequence[Ask], *, again: bool = False) -> Reservation:
     """Takes places for all roles, or for none.
 
     Waits for: busy resources, and with ``placement.wait_for_nodes`` for new nodes; at most
     ``placement.start_timeout_seconds``. Bundles belong to the calling driver: they are gone when it is.
 
+    Args:
+        again: the same places were held before. So the cluster could hold them, and a node that was lost may come back:
+            that is waited for, too.
+
     Raises:
         ConfigError: the cluster can never hold this; the message has a table asked / free / total.
-        WorkerError: the places were not free within the bound; the same table.
+        WorkerError: the places were not free within the bound; the same table. It is ``died`` where nodes were lost.
     """
+    may_grow = placement.wait_for_nodes or again
     # a role that asks for nothing may sit anywhere
     places = {ask.role: [(-1, 0)] * ask.size for ask in asks if not ask.resources}
     plans = plan_bundles([ask for ask in asks if ask.resources], placement.layout)
     reason = why_impossible(plans, placement.strategy, cluster_nodes())
-    if reason is not None and not placement.wait_for_nodes:
+    if reason is not None and not may_grow:
         raise ConfigError(f"{reason}\n{resource_table(plans)}\n{_remedy(placement)}")
     groups: list[PlacementGroup] = []
     try:
@@ -135,7 +147,7 @@ def reserve(placement: PlacementConfig, asks: Sequence[Ask]) -> Reservation:
                     bundle_label_selector=[b.labels for b in plan] if any(b.labels for b in plan) else None,
                 )
             )
-        _wait(groups, plans, placement, reason)
+        _wait(groups, plans, placement, may_grow=may_grow, lost=again)
         addresses = {node.node_id: node.address for node in cluster_nodes()}
         for number, (group, plan) in enumerate(zip(groups, plans, strict=True)):
             for index in rank_order(placement_group_table(group)["bundles_to_node_id"], addresses):
@@ -145,6 +157,16 @@ def reserve(placement: PlacementConfig, asks: Sequence[Ask]) -> Reservation:
         Reservation(groups, {}).close()
         raise
     return Reservation(groups, places)
+
+
+def require_places(reservation: Reservation | Beside | None, role: str, ranks: Iterable[int]) -> None:
+    """Refuses to start workers where none could start: Ray would wait for a node in silence.
+
+    Raises:
+        PlaceLostError: naming the first rank without a place.
+    """
+    if isinstance(reservation, Reservation) and (lost := reservation.lost(role, ranks)):
+        raise PlaceLostError(role, lost[0], "its node is gone, and no other has room for it yet", "died")
 
 
 def plan_bundles(asks: Sequence[Ask], layout: str) -> list[list[Bundle]]:
@@ -253,7 +275,9 @@ def _wait(
     groups: Sequence[PlacementGroup],
     plans: Sequence[Sequence[Bundle]],
     placement: PlacementConfig,
-    reason: str | None,
+    *,
+    may_grow: bool,
+    lost: bool,
 ) -> None:
     started = said = possible = time.monotonic()
     for group in groups:
@@ -266,7 +290,7 @@ def _wait(
             now = time.monotonic()
             possible = now if reason is None else possible
             # a node was lost meanwhile: nothing but a new one helps
-            hopeless = not placement.wait_for_nodes and now - possible > LOST_SECONDS
+            hopeless = not may_grow and now - possible > LOST_SECONDS
             if left <= POLL_SECONDS or hopeless:
                 bound = f"{now - started:.0f} s" if hopeless else f"{placement.start_timeout_seconds:g} s"
                 raise WorkerError(
@@ -274,6 +298,7 @@ def _wait(
                     0,
                     f"no place within {bound} (placement.start_timeout_seconds="
                     f"{placement.start_timeout_seconds:g}): {missing}\n{resource_table(plans)}\n{_remedy(placement)}",
+                    "died" if lost or hopeless else "error",
                 )
             if time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()

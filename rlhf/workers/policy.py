@@ -25,6 +25,7 @@ from rlhf.weights.parts import split_names
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.heap import give_back, shares_gpu
+from rlhf.workers.large_files import large_files
 from rlhf.workers.policy_start import place_reward_models, role_init, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
 from rlhf.workers.training_rank import TrainingRank, p_numel, pad_columns
@@ -173,10 +174,11 @@ class PolicyWorker(TrainingRank):
 
     def save(self, directory: str) -> str | None:
         """Writes adapters in PEFT's format, a whole policy in transformers'; rank 0 writes, all ranks take part."""
-        state = whole_state(self.roles.named_trained(), keep=self.context.rank == 0)
-        if self.context.rank != 0:
-            return None
-        target = Path(directory)
+        with large_files(self.context, self.config):
+            state = whole_state(self.roles.named_trained(), keep=self.context.rank == 0)
+            return self._write(state, Path(directory)) if self.context.rank == 0 else None
+
+    def _write(self, state: dict[str, Tensor], target: Path) -> str:
         policy = {k.removeprefix(f"{POLICY}."): v for k, v in state.items() if k.startswith(f"{POLICY}.")}
         if self.roles.policy_copy is not None:
             self.roles.policy_copy.save_pretrained(str(target / "model"), state_dict=self._whole(policy))

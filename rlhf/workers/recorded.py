@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from rlhf.telemetry.spans import Recorded
 
@@ -35,6 +35,6 @@ def _answers(refs: dict[int, Any]) -> dict[int, Any]:
             continue
         try:
             found[rank] = ray.get(ref, timeout=ANSWER_SECONDS)
-        except (RayActorError, RayTaskError, GetTimeoutError) as error:
+        except RayError as error:
             logger.warning("spans of worker %d are lost: %s", rank, type(error).__name__)
     return found

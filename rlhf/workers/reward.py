@@ -26,6 +26,7 @@ from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, build_reward_model
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.large_files import large_files
 from rlhf.workers.schedule import row_order
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
 from rlhf.workers.trl_common import (
@@ -188,8 +189,9 @@ class RewardWorker:
         settings = self._normalization(samples)
         trainable, total = adapters.count_parameters(self.model)
         eval_scores = self.trainer.last_scores
-        self.save(Path(self.context.run_dir), settings)
-        self._check_saved(Path(self.context.run_dir), samples[:NUM_CHECKED])
+        with large_files(self.context, self.config):
+            self.save(Path(self.context.run_dir), settings)
+            self._check_saved(Path(self.context.run_dir), samples[:NUM_CHECKED])
         return {
             **figures,
             "num_ranks": torch.distributed.get_world_size(),

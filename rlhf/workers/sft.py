@@ -21,6 +21,7 @@ from rlhf.models.loading import load_causal_lm, torch_dtype
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.large_files import large_files
 from rlhf.workers.schedule import row_order
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
 from rlhf.workers.trl_common import (
@@ -134,7 +135,8 @@ class SftWorker:
             return {"stopped_at": self.checkpoints.stopped_at}
         seconds = time.perf_counter() - started
         figures = finish_training(self.trainer, self.watch)
-        self.save(Path(self.context.run_dir))
+        with large_files(self.context, self.config):
+            self.save(Path(self.context.run_dir))
         trainable, total = adapters.count_parameters(self.model)
         return {
             **figures,

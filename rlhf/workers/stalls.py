@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError
 
 from rlhf.telemetry.events import EVENTS_FILE
 
@@ -28,7 +28,7 @@ def write_stacks(role: str, actors: Sequence[Any], pids: Sequence[int], run_dir:
     for rank, ref in enumerate(refs):
         try:
             text = ray.get(ref, timeout=STACK_SECONDS)
-        except (GetTimeoutError, RayActorError) as error:
+        except RayError as error:
             text = f"{type(error).__name__}: no answer; the process is gone or frozen"
         pid = pids[rank] if rank < len(pids) else "?"
         parts.append(f"=== {role} {rank}, pid {pid}\n{text}")
@@ -44,7 +44,7 @@ def silence_of(actor: Any) -> float:
     """Seconds since a worker last got on with its work, by its own clock; infinite when it does not answer."""
     try:
         return float(ray.get(actor.silence.remote(), timeout=STACK_SECONDS / 2))
-    except (GetTimeoutError, RayActorError):
+    except RayError:
         return float("inf")
 
 
@@ -52,7 +52,7 @@ def abandon(actor: Any) -> bool:
     """Lets a worker leave its running call at the next sign of progress; False when it does not answer."""
     try:
         ray.get(actor.abandon.remote(), timeout=STACK_SECONDS / 2)
-    except (GetTimeoutError, RayActorError):
+    except RayError:
         return False
     return True
 

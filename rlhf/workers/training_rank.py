@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.engine.clipping import ParameterGroup
-from rlhf.engine.engine import TrainEngine, init_process_group
+from rlhf.engine.engine import TrainEngine, bound_collectives, init_process_group
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import halved
 from rlhf.models.loading import to_device, torch_dtype
@@ -22,6 +22,7 @@ from rlhf.models.operations import UpdateCosts, product_peak, update_costs
 from rlhf.models.roles import CRITIC, POLICY, RolesModel
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.heap import give_back
+from rlhf.workers.large_files import large_files
 from rlhf.workers.ppo_loss import LearnTotals
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class TrainingRank:
         self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
         torch.set_num_threads(config.placement.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
-        init_process_group(config.placement.collective_timeout_seconds)
+        init_process_group(config.placement.start_timeout_seconds)
 
     def on_device(self, base: PreTrainedModel) -> PreTrainedModel:
         """The base on this rank's GPU, if it has one; under ZeRO-3 a piece of it may be all that fits there."""
@@ -70,6 +71,7 @@ class TrainingRank:
             roles.recompute_feed_forward()
         self.context.beat_with(roles)
         self.engine = self._build_engine()
+        bound_collectives(self.config.placement.collective_timeout_seconds)  # all ranks have loaded by now
         halved.keep_panels(base, PANEL_BYTES)  # ranks have the same base by now, and nothing will change it
         learning = {role: count for role, count in self.trainable().items() if count}
         self.costs = update_costs(base, learning, whole_policy=whole_policy)
@@ -88,7 +90,8 @@ class TrainingRank:
     def save_state(self, directory: str, tag: str) -> list[str]:
         """Writes this rank's part of a checkpoint; the driver commits it. Returns the names of the trained tensors."""
         own = {"policy_weight": self.policy_weight, "nonfinite_in_a_row": self.nonfinite_in_a_row}
-        self.engine.save_state(Path(directory), tag, own)
+        with large_files(self.context, self.config):
+            self.engine.save_state(Path(directory), tag, own)
         return [name for name, _ in self.roles.named_trained()]
 
     def load_state(self, directory: str, tag: str, names: list[str]) -> None:
@@ -101,7 +104,8 @@ class TrainingRank:
         if here != names:
             odd = sorted(set(here) ^ set(names))[:3]
             raise CheckpointError(f"{directory} was written for other trained tensors, e.g. {', '.join(odd)}")
-        own = self.engine.load_state(Path(directory), tag)
+        with large_files(self.context, self.config):
+            own = self.engine.load_state(Path(directory), tag)
         self.policy_weight = own["policy_weight"]
         self.nonfinite_in_a_row = own["nonfinite_in_a_row"]
 

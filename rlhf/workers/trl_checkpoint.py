@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
-from rlhf.engine.checkpoint.store import CheckpointStore, full_disk, write_state
+from rlhf.engine.checkpoint.store import CheckpointStore, full_disk, rank_file, write_state
 from rlhf.engine.engine import SAFE_CLASSES
 from rlhf.errors import NumericsError
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.large_files import large_files
 
 TRAINER_STATE = "trainer_state.json"
 WATCH_FILE = "watch.json"
@@ -73,7 +74,8 @@ class TrainerCheckpoints:
         step = trainer.state.global_step
         stop = self._agreed_stop(trainer.args.device)
         if step % self.plan.every == 0 or stop:
-            self._commit(trainer, step)
+            with large_files(self._context, trainer.settings):
+                self._commit(trainer, step)
         if stop:
             self.stopped_at = step
             trainer.control.should_training_stop = True
@@ -89,7 +91,7 @@ class TrainerCheckpoints:
         restore_rng(self._read(directory)["rng"])
 
     def _read(self, directory: str) -> dict[str, Any]:
-        return json.loads((Path(directory) / f"rank-{self._context.rank}.json").read_text(encoding="utf-8"))
+        return json.loads((Path(directory) / rank_file(self._context.rank)).read_text(encoding="utf-8"))
 
     def restore_watch(self, watch: Any) -> None:
         """Evaluations so far and the best weights, instead of an evaluation before the first step."""
@@ -124,7 +126,7 @@ class TrainerCheckpoints:
                 "total_train_tokens": float(trainer._total_train_tokens),
                 "scheduler": trainer.lr_scheduler.state_dict(),
             }
-            write_state(temporary / f"rank-{self._context.rank}.json", own)
+            write_state(temporary / rank_file(self._context.rank), own)
             if first:
                 self._write_shared(trainer, temporary)
         except OSError as error:
@@ -137,6 +139,7 @@ class TrainerCheckpoints:
                 step,
                 stage=self.plan.stage,
                 identity=self.plan.identity,
+                parts=[rank_file(rank) for rank in range(self._context.num_ranks)],
                 metric=-losses[-1] if losses else None,
                 versions=self.plan.versions,
             )

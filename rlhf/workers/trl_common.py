@@ -17,12 +17,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlhf.config import SftConfig, derive_seed
 from rlhf.config.stages import RewardConfig
-from rlhf.engine.engine import init_process_group, learning_rate_scale
+from rlhf.engine.engine import bound_collectives, init_process_group, learning_rate_scale
 from rlhf.engine.gather import whole_state, write_whole_state
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import NumericsError
 from rlhf.models.loading import torch_dtype
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.large_files import expect_silence
 from rlhf.workers.trl_checkpoint import TrainerCheckpoints, allow_safe_classes
 
 Config = SftConfig | RewardConfig
@@ -35,8 +36,8 @@ def join_ranks(config: Config, role: str) -> None:
     """
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     torch.set_num_threads(config.placement.threads_per_worker)
-    backend = init_process_group(config.placement.collective_timeout_seconds)
-    PartialState(backend=backend, timeout=timedelta(seconds=config.placement.collective_timeout_seconds))
+    backend = init_process_group(config.placement.start_timeout_seconds)
+    PartialState(backend=backend, timeout=timedelta(seconds=config.placement.start_timeout_seconds))
     set_seed(derive_seed(config.seed, role, "init") % 2**32)  # equal on all ranks: they share initial adapters
 
 
@@ -96,7 +97,8 @@ class ExactTrainer:
     def train_or_resume(self) -> None:
         """Trains from the start, or from the commit that the driver has verified."""
         allow_safe_classes()
-        self.checkpoints.prepare()
+        if self.checkpoints.plan.resume_from is not None:
+            expect_silence(self.watch.context, self.settings)  # until the first pass
         self.train(resume_from_checkpoint=self.checkpoints.plan.resume_from)  # type: ignore[attr-defined]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -165,7 +167,7 @@ class Watch(TrainerCallback):
     """Reports figures to the driver, evaluates in time, and stops when evaluations no longer improve."""
 
     def __init__(self, context: WorkerContext, config: Config, num_steps: int) -> None:
-        self._context, self._config, self._num_steps = context, config, num_steps
+        self.context, self._config, self._num_steps = context, config, num_steps
         self.trainer: Any = None
         self.evaluations: list[dict[str, float]] = []
         self.losses: list[float] = []
@@ -175,6 +177,9 @@ class Watch(TrainerCallback):
         self.misses = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # all ranks have loaded by now, and read the checkpoint that they go on from
+        bound_collectives(self._config.placement.collective_timeout_seconds)
+        self.trainer.checkpoints.prepare()
         if self.before_training is not None:
             self.before_training()
         if self._config.early_stopping_patience is not None and self.trainer.eval_rows:
@@ -227,8 +232,8 @@ class Watch(TrainerCallback):
         return self.best.offer(figures["loss"], step) if self.best is not None else False
 
     def _emit(self, step: int, values: dict[str, float]) -> None:
-        if self._context.rank == 0:
-            self._context.emit("metrics", step=step, values=values)
+        if self.context.rank == 0:
+            self.context.emit("metrics", step=step, values=values)
 
 
 def finish_training(trainer: Any, watch: Watch) -> dict[str, Any]:

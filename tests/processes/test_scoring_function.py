@@ -138,6 +138,11 @@ def test_closing_ends_the_process_and_its_children() -> None:
     assert gone(pids, within=5)
 
 
+def test_a_request_to_stop_the_run_ends_no_call() -> None:
+    """``ray job stop`` and Slurm signal every process below the driver, which wants to finish its step."""
+    assert scored("asked_to_end", ["a", "b"]) == ([-signal.SIGTERM] * 2, {})
+
+
 def test_a_process_that_died_between_calls_is_replaced() -> None:
     scores = FunctionScores(source("own_pid"))
     first = int(scores.score(["p"], ["a"])[0])

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from rlhf.config import PlacementConfig, RecoveryConfig, SamplingConfig
-from rlhf.errors import ConfigError, RolloutFleetExhausted
+from rlhf.errors import ConfigError, RolloutFleetExhausted, WorkerError
 from rlhf.stages import ppo
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
-from tests.support.chaos_faults import Faults, light_version
+from tests.support.chaos_faults import Faults, LostVersion, light_version
 from tests.support.chaos_runs import Outcome, chaos_config, differences, require_victims, run
 from tests.support.runtime import ActorPool, gone
 
@@ -145,6 +145,17 @@ def test_a_replacement_draws_nothing_before_the_current_adapter(ray_session: dic
         assert fleet.num_restarts == 5, "one, then two, then two; the last dead one is not needed any more"
     require_victims(tmp_path / "run")
     assert gone(pids)
+
+
+def test_a_version_that_is_lost_costs_no_rollout_worker(ray_session: dict[str, float], tmp_path: Path) -> None:
+    """The rank that held it is gone: no replacement could fetch it, and the run rebuilds the ranks."""
+    with fleet_of(tmp_path / "run", 1, RecoveryConfig()) as fleet:
+        fleet.install([light_version("a")])
+        with pytest.raises(WorkerError) as caught:
+            fleet.install([LostVersion(light_version("b").header)])  # type: ignore[list-item]
+        assert caught.value.fault == "lost" and caught.value.is_infrastructure
+        assert fleet.num_restarts == 0 and len(fleet.living) == 1
+    assert read_events(tmp_path / "run") == []
 
 
 def test_a_worker_that_works_is_not_called_late(ray_session: dict[str, float], tmp_path: Path) -> None:

@@ -71,6 +71,17 @@ def test_an_autoscaling_cluster_is_given_its_time(ray_session: dict[str, float])
     assert time.monotonic() - started >= 1
 
 
+def test_places_that_were_held_before_are_waited_for_and_their_loss_is_a_fault(ray_session: dict[str, float]) -> None:
+    """A node is gone, so the cluster cannot hold it now: at a first start that would be a mistake in the config."""
+    ask, placement = [Ask("policy", 1, {"CPU": 99.0})], PlacementConfig(start_timeout_seconds=2)
+    with pytest.raises(ConfigError):
+        reserve(placement, ask)
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=r"no place within 2 s (.|\n)*99 are asked for") as caught:
+        reserve(placement, ask, again=True)
+    assert time.monotonic() - started >= 1 and caught.value.is_infrastructure
+
+
 def test_roles_reserve_together_and_groups_sit_there(ray_session: dict[str, float], tmp_path: Path) -> None:
     free = free_cpus()
     placement = PlacementConfig(layout="colocated", start_timeout_seconds=60, cpus_per_worker=0.5)

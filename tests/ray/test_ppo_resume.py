@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.engine.checkpoint.manifest import read_manifest
 from rlhf.errors import CheckpointError, StoppedError
 from rlhf.stages import ppo, ppo_run
 from rlhf.stages.resume import StopRequest
@@ -24,6 +25,8 @@ from tests.support.resumed import (
     run_and_keep,
 )
 from tests.support.runtime import ActorPool
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,20 @@ def test_a_stop_request_commits_and_says_how_to_go_on(
     again = run(config, actor_pool)
     assert_same(plain, again)
     assert resumed_at(again) == [2]
+
+
+def test_a_relative_run_dir_is_one_place_for_driver_and_ranks(
+    actor_pool: ActorPool, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks' working directory is another one, as on a cluster that was joined."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the score function's process
+    config = config_of(tiny_base, Path("run"), **{"placement.num_ranks": 1, "num_steps": 2})
+    cut_after(config, actor_pool, 1)
+    files = read_manifest(tmp_path / "run" / "checkpoints" / "step-00000001").files
+    assert "rank-0.json" in files and any(name.startswith("policy/adapter/") for name in files)
+    found = run(config, actor_pool)
+    assert resumed_at(found) == [1] and found.adapter
 
 
 def test_a_stop_request_is_made_by_a_signal() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.config import PlacementConfig
-from rlhf.errors import DataError, WorkerError
+from rlhf.errors import CheckpointError, DataError, WorkerError
+from rlhf.stages.resume import require_shared
 from rlhf.workers.group import WorkerGroup, share
 from tests.support.runtime import gone
 
@@ -70,6 +72,16 @@ def test_errors_of_our_own_keep_their_type(group: WorkerGroup) -> None:
         group.call("fail", 1, "worker")
     assert (caught.value.role, caught.value.rank) == ("probe", 1)
     assert group.call("echo", "still here")[1][3] == "still here"
+
+
+def test_ranks_in_another_working_directory_do_not_see_a_relative_one(
+    group: WorkerGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    with pytest.raises(CheckpointError, match=r"probe ranks \[0, 1\] do not see run_dir=run"):
+        require_shared(group, Path("run"))
+    require_shared(group, Path("run").absolute())
 
 
 def test_events_arrive_while_the_call_runs(group: WorkerGroup) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import ObjectLostError
+
 from rlhf.workers.context import WorkerContext
 
 
@@ -120,6 +122,13 @@ class LightVersion:
 
     def fetch(self, timeout: float) -> LightHeader:
         return self.header
+
+
+class LostVersion(LightVersion):
+    """One whose bytes are gone."""
+
+    def fetch(self, timeout: float) -> LightHeader:
+        raise ObjectLostError("a" * 56, None, "")
 
 
 def light_version(sha256: str) -> Any:

@@ -99,6 +99,17 @@ def prints(prompts: list[str], responses: list[str]) -> list[float]:
     return []
 
 
+def asked_to_end(prompts: list[str], responses: list[str]) -> list[float]:
+    """Gets SIGTERM in mid-call, as with its driver's whole tree; then how a fork of it ends after another."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    ended = float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return [ended for _ in responses]
+
+
 def own_pid(prompts: list[str], responses: list[str]) -> list[float]:
     """In which process it runs, and a child that sleeps."""
     child = subprocess.Popen(["sleep", "600"])

@@ -15,8 +15,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,14 @@ class CheckpointStore:
             )
         return None
 
+    def largest_token(self) -> int:
+        """The largest token that has committed here; 0 where no manifest can be read."""
+        found = [0]
+        for step in self.steps():
+            with suppress(CheckpointError):
+                found.append(read_manifest(self.path(step)).token)
+        return max(found)
+
     def open(self) -> Path:
         """A new directory to write a commit's files into.
 
@@ -135,6 +143,7 @@ class CheckpointStore:
         *,
         stage: str,
         identity: dict[str, Any],
+        parts: Collection[str] = (),
         metric: float | None = None,
         state: dict[str, Any] | None = None,
         versions: dict[str, str] | None = None,
@@ -143,13 +152,17 @@ class CheckpointStore:
 
         A step that is committed already (by the attempt before) is left as it is: the bytes would be the same.
 
+        Args:
+            parts: files without which it is no commit, such as one of every rank.
+
         Raises:
-            CheckpointError: the disk is full, files cannot be written, or a later claim has taken over. The commits
-                that were there are untouched, and ``temporary`` is gone.
+            CheckpointError: a part is missing, the disk is full, files cannot be written, or a later claim has taken
+                over. The commits that were there are untouched, and ``temporary`` is gone.
         """
         try:
             with self._explain(temporary):
                 self._fence()
+                _require(temporary, parts)
                 for path in sorted(temporary.rglob("*")):
                     _fsync(path)
                 self.reached("files")
@@ -226,16 +239,12 @@ class CheckpointStore:
         return True
 
     def _fence(self) -> None:
-        for step in reversed(self.steps()):
-            try:
-                token = read_manifest(self.path(step)).token
-            except CheckpointError:
-                continue
-            if token > self.token:
-                raise CheckpointError(
-                    f"{self.directory} was taken over by a later run (token {token}, mine is {self.token}): "
-                    "this process lost its claim and stops without writing"
-                )
+        token = self.largest_token()
+        if token > self.token:
+            raise CheckpointError(
+                f"{self.directory} was taken over by a later run (token {token}, mine is {self.token}): "
+                "this process lost its claim and stops without writing"
+            )
 
     def _last_size(self) -> int:
         for step in reversed(self.steps()):
@@ -266,6 +275,14 @@ class CheckpointStore:
             raise told from error
 
 
+def _require(directory: Path, parts: Collection[str]) -> None:
+    if missing := [name for name in parts if not (directory / name).is_file()]:
+        raise CheckpointError(
+            f"{directory}: {', '.join(missing[:3])} of {len(parts)} parts are not there, though their ranks have "
+            "written them: put run_dir on a file system that all nodes share, and name it by an absolute path"
+        )
+
+
 def full_disk(directory: Path, error: OSError, needed: int) -> CheckpointError:
     """A write error in words: what was wanted, what is free, what to do. The commits before are untouched."""
     free = shutil.disk_usage(directory).free if directory.is_dir() else 0
@@ -274,6 +291,11 @@ def full_disk(directory: Path, error: OSError, needed: int) -> CheckpointError:
         f"{directory}: the checkpoint was not written: {cause} (about {max(needed, 1)} bytes needed, {free} free); "
         "earlier checkpoints are untouched; free some space or fix the permissions, then run the same command again"
     )
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file with a rank's own state."""
+    return f"rank-{rank}.json"
 
 
 def write_state(path: Path, state: Any) -> None:

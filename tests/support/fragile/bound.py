@@ -9,10 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf.config import PpoConfig
-from rlhf.engine.engine import collective_timeouts
+from rlhf.engine.engine import bound_collectives, collective_timeouts
 from rlhf.errors import WorkerError
 from rlhf.workers.context import WorkerContext
 from tests.support.chaos_faults import Faults
@@ -56,9 +54,3 @@ def require_configured(context: WorkerContext, config: PpoConfig) -> None:
     given = timedelta(seconds=config.placement.collective_timeout_seconds)
     if set(collective_timeouts()) != {given}:
         raise WorkerError(context.role, context.rank, f"groups wait {collective_timeouts()}, the config says {given}")
-
-
-def bound_collectives(seconds: float) -> None:
-    """Lets every group wait this long from now on."""
-    for group in torch.distributed.distributed_c10d._world.pg_map:
-        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -193,6 +193,22 @@ def test_a_later_claim_fences_an_earlier_one_off(tmp_path: Path) -> None:
     assert hashes(tmp_path / "c") == before and strangers(tmp_path / "c") == []
 
 
+def test_a_commit_without_a_rank_s_part_is_none(tmp_path: Path) -> None:
+    """The ranks wrote elsewhere: what would be sealed as whole holds nothing of theirs."""
+    store = CheckpointStore(tmp_path / "c")
+    temporary = store.open()
+    (temporary / "rank-0.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"rank-1\.json of 2 parts are not there.*all nodes share"):
+        store.commit(temporary, 1, stage="ppo", identity={}, parts=["rank-0.json", "rank-1.json"])
+    assert store.steps() == [] and not temporary.exists()
+    temporary = store.open()
+    (temporary / "critic").mkdir()
+    for name in ("rank-0.json", "critic/rank-0.json"):
+        (temporary / name).write_text("{}")
+    store.commit(temporary, 1, stage="ppo", identity={}, parts=["rank-0.json", "critic/rank-0.json"])
+    assert store.steps() == [1]
+
+
 def test_a_step_that_is_there_is_not_written_again_unless_it_is_broken(tmp_path: Path) -> None:
     store = chaos.three_commits(tmp_path / "c")
     before = store.path(3).stat().st_ino

@@ -28,11 +28,12 @@ def one_rank() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def trainer_at(step: int, checkpoints: TrainerCheckpoints) -> Any:
+def trainer_at(step: int, checkpoints: TrainerCheckpoints, config: SftConfig) -> Any:
     def save_checkpoint(directory: str, tag: str, **_: Any) -> None:
         (Path(directory) / tag).write_text("weights")
 
     return SimpleNamespace(
+        settings=config,
         args=SimpleNamespace(device=torch.device("cpu")),
         state=SimpleNamespace(global_step=step, save_to_json=lambda path: Path(path).write_text("{}")),
         watch=SimpleNamespace(evaluations=[], losses=[], misses=0, best=None),
@@ -44,14 +45,15 @@ def trainer_at(step: int, checkpoints: TrainerCheckpoints) -> Any:
     )
 
 
-def test_ranks_wait_for_a_commit_as_long_as_for_a_call(
+def test_ranks_wait_for_a_commit_as_long_as_its_files_may_take(
     one_rank: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Rank 0 hashes the files of all ranks: for a large model longer than a collective may take, and NCCL aborts."""
     tree = {"run_dir": str(tmp_path), "model": {"name": "m"}, "data": {"train": "rows.jsonl"},
-            "placement": {"call_timeout_seconds": LONG.total_seconds()}, "checkpoint": {"every": 1}}  # fmt: skip
+            "checkpoint": {"every": 1, "write_timeout_seconds": LONG.total_seconds()}}  # fmt: skip
+    config = build_config(SftConfig, tree, source="t")
     store = CheckpointStore(tmp_path / "checkpoints")
-    plan = _plan(build_config(SftConfig, tree, source="t"), store, {}, None)
+    plan = _plan(config, store, {}, None)
     checkpoints = TrainerCheckpoints(WorkerContext("sft", 0, 1, str(tmp_path)), plan)
     bounds: list[timedelta] = []
     barrier = dist.barrier
@@ -65,7 +67,7 @@ def test_ranks_wait_for_a_commit_as_long_as_for_a_call(
     checkpoints.prepare()
     groups = len(dist.distributed_c10d._world.pg_map)
     for step in (1, 2):
-        checkpoints.after_step(trainer_at(step, checkpoints))
+        checkpoints.after_step(trainer_at(step, checkpoints, config))
     assert store.steps() == [1, 2]
     assert bounds == [LONG] * 4, "before the commit and after it"
     assert len(dist.distributed_c10d._world.pg_map) == groups == 2, "one group for the whole run"

@@ -11,8 +11,11 @@ import pytest
 
 from rlhf.config import SftConfig, build_config, config_hash, load_config
 from rlhf.config.claim import fencing_token
+from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError, RunLockedError
+from rlhf.stages.resume import open_store
 from rlhf.stages.run_dir import finished_before, prepare_run_dir, release_run_dir, set_aside
+from tests.support.chaos_store import write_commit
 
 
 def _config(run_dir: Path) -> SftConfig:
@@ -68,6 +71,19 @@ def test_a_live_process_keeps_others_out_and_a_killed_one_does_not(tmp_path: Pat
         release_run_dir(path)
 
 
+def test_checkpoints_that_came_without_a_lock_are_gone_on_from(tmp_path: Path) -> None:
+    """As ``cp -r run/*`` leaves them elsewhere: the claim's token is larger than any that has committed."""
+    write_commit(CheckpointStore(tmp_path / "checkpoints", token=3), 1)
+    config = _config(tmp_path)
+    path = prepare_run_dir(config, git_cwd=tmp_path)
+    assert fencing_token(path) == 4
+    store = open_store(config, path)
+    write_commit(store, 2)
+    assert store.steps() == [1, 2]
+    release_run_dir(path)
+    assert (path / ".lock").read_text().split()[2] == "4"
+
+
 def test_setting_a_run_aside_keeps_it_whole(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
@@ -80,6 +96,14 @@ def test_an_unfinished_run_may_be_entered_again(tmp_path: Path) -> None:
     for _ in range(2):
         path = prepare_run_dir(_config(tmp_path), git_cwd=tmp_path)
     release_run_dir(path)
+
+
+def test_a_relative_directory_is_told_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers on a joined cluster would put it below a working directory of their own."""
+    monkeypatch.chdir(tmp_path)
+    path = prepare_run_dir(_config(Path("runs/sft")))
+    release_run_dir(path)
+    assert path == tmp_path / "runs" / "sft"
 
 
 def test_a_relative_directory_inside_rays_copy_of_the_project_is_refused(
