@@ -149,12 +149,11 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
     with _timed(run, "learn"):
         config, batch = run.config, verdict.judged.batch
         plans = learning_passes(config, batch.lengths, step, run.description["packs"])
-        train_policy = step >= config.loss.critic_warmup_steps
         with run.spans.span("put"):
             ref = share(batch)
             anchor = _share_anchor(run)
         asked = None if run.critic is None else run.critic.ask_to_learn(ref, batch.lengths, step, run.updates_done)
-        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy, anchor)[0]
+        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, anchor)[0]
         if run.critic is not None and asked is not None:
             with _timed(run, "critic"):  # what is left of it when the policy's ranks are done
                 learned = run.critic.join(learned, asked)
