@@ -1,8 +1,8 @@
 """Groups that have not begun to learn: the optimizer must not count the steps in which they stay as they are.
 
-Adam (arXiv:1412.6980, sec. 3) divides its moments by 1 - beta^t to undo that they start at zero. A group that is stepped
-on zero gradients keeps zero moments while t grows: its first real updates would be too large, four times after hundreds
-of such steps at the usual betas.
+Adam (arXiv:1412.6980, sec. 3) divides its moments by 1 - beta^t to undo that they start at zero. A group that is
+stepped on zero gradients keeps zero moments while t grows: its first real updates would be too large, four times after
+hundreds of such steps at the usual betas.
 """
 
 from __future__ import annotations
