@@ -21,7 +21,7 @@ def reward_models_of(config: PpoConfig, source: ModelSource, chat: ChatFormat) -
         ConfigError: ``roles.layout=shared`` and one cannot share the base, workers that share GPUs by fractions have
             no fraction, or they cannot be placed so.
     """
-    found, placement = place_reward_models(config.scores, config.roles.layout, source, chat), config.placement
+    found, placement = place_reward_models(config, source, chat), config.placement
     fractions = placement.layout == "colocated" and placement.gpus_per_rank is not None
     if found.separate and fractions and placement.gpus_per_scorer_worker is None:
         raise ConfigError(

@@ -46,7 +46,7 @@ class PolicyWorker(TrainingRank):
         self.policy_config = (
             adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
         )
-        models = place_reward_models(config.scores, config.roles.layout, source, self.chat)
+        models = place_reward_models(config, source, self.chat)
         self.shared_score = models.shared_index
         own = trained_copy(base, source) if config.policy_weights == "full" else None
         init = role_init(config, source, self.policy_config, models, own)
