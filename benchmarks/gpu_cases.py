@@ -73,7 +73,7 @@ class Room:
 def config_tree(work: Work, precision: str, folder: Path, *, shares: tuple[float, float] = (0.5, 0.5)) -> dict:
     """The config of a run; rank and rollout worker share one GPU."""
     minibatch, part = work.prompts // work.minibatches, PARTS[precision]
-    on_gpu = work.device == "cuda"
+    on_gpu, quantization = work.device == "cuda", "nf4" if precision == "nf4" else "none"
     threads = min(8, max(1, (os.cpu_count() or 1) // 2)) if on_gpu else 1  # models are put together on the CPU
     placement: dict[str, Any] = {"layout": "colocated", "start_timeout_seconds": 300, "threads_per_worker": threads}
     placement |= dict(zip(("gpus_per_rank", "gpus_per_rollout_worker"), shares if on_gpu else (0, 0), strict=True))
@@ -83,12 +83,12 @@ def config_tree(work: Work, precision: str, folder: Path, *, shares: tuple[float
             "name": str(folder / "model"),
             "chat_style": "plain",
             "dtype": "bfloat16",
-            "quantization": "nf4" if precision == "nf4" else "none",
+            "quantization": quantization,
             "gradient_checkpointing": work.checkpointing,
         },
         "roles": {"recompute_feed_forward": work.recompute and on_gpu},
         "prompts": str(folder / "prompts.jsonl"),
-        "scores": [{"kind": "reward_model", "run": str(folder / "reward")}],
+        "scores": [{"kind": "reward_model", "run": str(folder / f"reward-{quantization}")}],
         "lora": {"r": work.lora_r, "alpha": 2 * work.lora_r},
         "optim": {"learning_rate": 1e-5, "schedule": "constant"},
         "checkpoint": {"every": 10**6},

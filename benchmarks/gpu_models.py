@@ -45,7 +45,9 @@ def build(work: Work, shape: ModelShape, folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(model_config(shape, tokenizer), dtype=torch.bfloat16)
     model.save_pretrained(str(folder / "model"), max_shard_size="4GB")
     tokenizer.save_pretrained(str(folder / "model"))
-    _write_reward(folder, adapters.attach(model, adapters.peft_config(lora_of(work)), "default"))
+    adapted = adapters.attach(model, adapters.peft_config(lora_of(work)), "default")
+    for quantization in ("none", "nf4"):
+        _write_reward(folder, adapted, quantization)
     del model
     gc.collect()  # adapters refer to their model and back
     if work.device == "cuda":
@@ -70,9 +72,9 @@ def write_prompts(work: Work, folder: Path) -> None:
     (folder / "prompts.jsonl").write_text(lines, encoding="utf-8")
 
 
-def _write_reward(folder: Path, model: Any) -> None:
+def _write_reward(folder: Path, model: Any, quantization: str) -> None:
     """A finished reward run as far as PPO reads it: untrained adapter and head."""
-    base, reward = str(folder / "model"), folder / "reward"
+    base, reward = str(folder / "model"), folder / f"reward-{quantization}"
     tokenizer = load_tokenizer(resolve_model(base), ModelConfig(name=base))
     state = dict(adapters.adapter_parameters(model, "default"))
     head = ScoreHead(model.config.hidden_size).draw(0).weight
@@ -80,7 +82,7 @@ def _write_reward(folder: Path, model: Any) -> None:
     RewardSettings(mean=0.0, std=1.0, num_samples=1, dtype="bfloat16", figures={}).write(reward / "adapter")
     tokenizer.save_pretrained(str(reward / "tokenizer"))
     RunRecord(
-        stage="reward", base=base, revision=None, adapter="adapter", quantization="none", chat_style="plain",
+        stage="reward", base=base, revision=None, adapter="adapter", quantization=quantization, chat_style="plain",
         chat_fingerprint=chat_format(tokenizer, "plain").fingerprint(), base_sha256=base_fingerprint(base),
     ).write(reward)  # fmt: skip
 

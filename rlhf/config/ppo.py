@@ -9,52 +9,11 @@ from pydantic import Field, model_validator
 from rlhf.config.base import Files, Name, Section
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
-from rlhf.config.scores import ScoreSource
+from rlhf.config.rollout import RolloutConfig
+from rlhf.config.scores import ScoreConfig, ScoreSource
 
-
-class SamplingConfig(Section):
-    """How responses are drawn."""
-
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    max_prompt_tokens: int = Field(256, ge=1)
-    max_response_tokens: int = Field(128, ge=1)
-
-
-class RolloutConfig(SamplingConfig):
-    """Rollouts of PPO."""
-
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """``vllm`` needs the extra ``rlhf[vllm]`` and an adapter that is plain LoRA (lora, rslora, pissa, olora)."""
-    microbatch_sequences: int = Field(64, ge=1)
-    """Sequences decoded together by one rollout worker; one that ends makes room for the next."""
-    cuda_graphs: bool = True
-    """On a GPU the transformers engine replays steps of decoding as CUDA graphs: small steps wait for Python else."""
-    tensor_parallel: int = Field(1, ge=1)
-    """GPUs that share one copy of the weights in a vLLM engine: as many as ``placement.gpus_per_rollout_worker``."""
-    memory_share: float = Field(0.85, gt=0, le=1)
-    """Of a GPU's whole memory, for a vLLM engine's weights and cache; to be given where the engine shares the GPU."""
-    sleep_while_learning: bool = False
-    """vLLM gives its GPU memory back between rollouts: for engines that share GPUs with training."""
-
-    @model_validator(mode="after")
-    def _vllm_settings_need_vllm(self) -> RolloutConfig:
-        own = {"tensor_parallel": 1, "memory_share": 0.85, "sleep_while_learning": False}
-        given = [key for key, default in own.items() if getattr(self, key) != default]
-        if self.engine != "vllm" and given:
-            raise ValueError(f"rollout.{given[0]} needs rollout.engine=vllm")
-        if self.engine == "vllm" and (self.top_p < 1 or self.top_k):
-            raise ValueError("rollout.engine=vllm needs top_p=1 and top_k=0: its log-probabilities follow truncation")
-        if self.sleep_while_learning and self.overlap:
-            raise ValueError(
-                f"rollout.overlap={self.overlap} draws while the ranks learn, and rollout.sleep_while_learning=true "
-                "gives them vLLM's memory then: set overlap to 0, or sleep_while_learning to false"
-            )
-        return self
-
-    overlap: int = Field(0, ge=0, le=8)
-    """Steps that rollouts may run ahead of learning, each drawn by a policy that many steps old; 0: in turn."""
+MAX_KL_ERROR = 0.2
+"""Relative error at which an adaptive KL controller clips (arXiv:1909.08593 sec. 2.2)."""
 
 
 class PpoBatch(Section):
@@ -120,15 +79,6 @@ class AdvantageConfig(Section):
     whiten: bool = True
     """Mean 0, deviation 1 over the step's tokens; for gae (reinforce_plus_plus always, grpo and rloo never)."""
     grpo_scale_by_std: bool = True
-
-
-class ScoreConfig(Section):
-    """What happens to a score before it becomes a reward."""
-
-    clip: float | None = Field(None, gt=0)
-    missing_eos: Literal["keep", "subtract", "replace", "scale"] = "keep"
-    missing_eos_value: float = 1.0
-    whiten_rewards: bool = False
 
 
 class PpoTelemetryConfig(TelemetryConfig):
@@ -271,10 +221,10 @@ class PpoConfig(StageConfig):
                 "advantage.whiten=false has no meaning for advantage.method=reinforce_plus_plus, which is whitened by "
                 "definition: leave it true, or use advantage.method=gae"
             )
-        if self.loss.critic_warmup_steps and not self.uses_critic:
+        if self.score.whiten_rewards and self.advantage.method in ("grpo", "rloo"):
             raise ValueError(
-                f"loss.critic_warmup_steps={self.loss.critic_warmup_steps} needs advantage.method=gae: "
-                f"{self.advantage.method} has no critic"
+                f"score.whiten_rewards=true has no meaning for advantage.method={self.advantage.method}, which takes "
+                "scores, not rewards: leave it false"
             )
         self._check_critic()
         self._check_halves()
@@ -282,6 +232,7 @@ class PpoConfig(StageConfig):
             raise ValueError("kl.estimator=k1 has zero expected gradient as a loss: use k2 (reverse KL) or k3")
         if self.kl.target is not None and self.kl.mode == "none":
             raise ValueError("kl.target adapts kl.coef, which kl.mode=none never uses: set kl.mode=reward or loss")
+        self._check_horizon()
         if self.kl.mode == "reward" and self.advantage.method in ("grpo", "rloo"):
             raise ValueError(f"advantage.method={self.advantage.method} works on scores per response: "
                              "set kl.mode=loss with kl.estimator=k2, or kl.mode=none")  # fmt: skip
@@ -348,13 +299,28 @@ class PpoConfig(StageConfig):
                 "by layer, nothing runs in halves; model.gradient_checkpointing=true does it there"
             )
 
+    def _check_horizon(self) -> None:
+        shortest = MAX_KL_ERROR * self.batch.sequences_per_step
+        if self.kl.target is not None and self.kl.horizon <= shortest:
+            raise ValueError(
+                f"kl.horizon={self.kl.horizon:g} must be above {MAX_KL_ERROR:g} x {self.batch.sequences_per_step} "
+                f"sequences per step = {shortest:g}, or one step could make the coefficient negative: set it higher"
+            )
+
     def _check_critic(self) -> None:
+        asked = {
+            "loss.critic_warmup_steps": self.loss.critic_warmup_steps or None,
+            "roles.critic": self.roles.critic,
+            "critic_learning_rate": self.critic_learning_rate,
+            "critic_max_grad_norm": self.critic_max_grad_norm,
+        }
+        for key, value in asked.items():
+            if value is not None and not self.uses_critic:
+                raise ValueError(
+                    f"{key}={value!r} needs advantage.method=gae: {self.advantage.method} has no critic; leave it out"
+                )
         if self.roles.critic is None:
             return
-        if not self.uses_critic:
-            raise ValueError(
-                f"roles.critic={self.roles.critic!r} needs advantage.method=gae: {self.advantage.method} has no critic"
-            )
         placement, batch = self.placement, self.batch
         if placement.layout == "colocated" and placement.gpus_per_rank and placement.gpus_per_critic_rank is None:
             raise ValueError(

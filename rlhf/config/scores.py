@@ -1,4 +1,4 @@
-"""Where scores come from: reward models, Python functions, reward servers."""
+"""Where scores come from (reward models, Python functions, reward servers) and what becomes of them."""
 
 from __future__ import annotations
 
@@ -100,6 +100,39 @@ class HttpSource(Section):
 
 
 ScoreSource = Annotated[RewardModelSource | FunctionSource | HttpSource, Field(discriminator="kind")]
+
+
+class ScoreConfig(Section):
+    """What happens to a score before it becomes a reward."""
+
+    clip: float | None = Field(None, gt=0)
+    missing_eos: Literal["keep", "subtract", "replace", "scale"] = "keep"
+    """What becomes of the score of a response that was cut at the limit."""
+    missing_eos_value: float | None = None
+    """What is subtracted, or put in its place, or multiplied by: no value suits all scores."""
+    whiten_rewards: bool = False
+
+    @model_validator(mode="after")
+    def _missing_eos_has_its_value(self) -> ScoreConfig:
+        rule, value = self.missing_eos, self.missing_eos_value
+        if rule == "keep":
+            return self
+        if value is None:
+            raise ValueError(
+                f"score.missing_eos={rule} needs score.missing_eos_value: set it, e.g. 1.0 to subtract, -1.0 to "
+                "replace (below the usual scores), 0.5 to scale"
+            )
+        if rule == "subtract" and not value > 0:
+            raise ValueError(
+                f"score.missing_eos_value={value:g} must be above 0 for score.missing_eos=subtract, which would reward "
+                "cut responses else: give the size of the penalty"
+            )
+        if rule == "scale" and not 0 <= value <= 1:
+            raise ValueError(
+                f"score.missing_eos_value={value:g} must be from 0 to 1 for score.missing_eos=scale: set it, e.g. to "
+                "0.5, or use subtract or replace"
+            )
+        return self
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,11 +15,9 @@ from rlhf.config.ppo import (
     PpoBatch,
     PpoConfig,
     PpoLossConfig,
-    RolloutConfig,
-    SamplingConfig,
-    ScoreConfig,
 )
-from rlhf.config.scores import RewardModelSource, ScoreSource
+from rlhf.config.rollout import RolloutConfig, SamplingConfig
+from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
 
 __all__ = [
     "STAGES",

@@ -26,6 +26,7 @@ from rlhf.engine import alike, flat, master_weights, pieces, shared_sum, uncompi
 from rlhf.engine.checkpoint.rng import capture_rng, restore_rng
 from rlhf.engine.checkpoint.store import full_disk, rank_file, write_state
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
+from rlhf.engine.unbegun import UnbegunGroups
 from rlhf.engine.zero import deepspeed_config
 from rlhf.errors import CheckpointError, ConfigError, NumericsError
 
@@ -126,6 +127,7 @@ class TrainEngine:
             optimizer.state.clear()
             self.steps_shorter = master_weights.shorten_step(self._engine.optimizer)
         self._clipping = GroupClipping(optimizer, groups, engine.zero_stage)
+        self._unbegun = UnbegunGroups(optimizer)
         self.sums_shared = False
         """Whether ranks of one host sum their gradients in shared memory."""
         self.steps_flat = False
@@ -143,7 +145,7 @@ class TrainEngine:
         self.sums_shared = found is not None
         if found is not None and self._engine.optimizer is optimizer and type(optimizer) is torch.optim.AdamW:
             self._clipping.lie_flat(found.mean)
-            flat.install(optimizer, found.mean, self._clipping.clip)
+            flat.install(optimizer, found.mean, before=self._clipping.clip, after=self._unbegun.forget)
             self.steps_flat = True
 
     @property
@@ -179,18 +181,20 @@ class TrainEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world_size)
 
-    def step(self, scale_learning_rate: float, *, frozen: tuple[str, ...] = ()) -> dict[str, float]:
+    def step(self, scales: Mapping[str, float]) -> dict[str, float]:
         """One optimizer step at ``scale * base learning rate`` of every group.
 
         Args:
-            frozen: names of groups that stay as they are; their gradients must be zero in this step.
+            scales: by group. One that is not named has not begun to learn: it stays as it is, and its later first step
+                is the optimizer's first. Its gradients must be zero in this step.
 
         Returns:
             Norm of every group's gradient before clipping. A gradient that is not finite changes nothing, on any rank
             and in any group: all norms are infinite then.
         """
         for group, ours in zip(self._engine.optimizer.param_groups, self._groups, strict=True):
-            group["lr"] = 0.0 if ours.name in frozen else ours.learning_rate * scale_learning_rate
+            group["lr"] = ours.learning_rate * scales.get(ours.name, 0.0)
+        self._unbegun.names = frozenset(group.name for group in self._groups) - scales.keys()
         skipped = {group.name: math.inf for group in self._groups}
         if not self._clipping.measure():
             self._step_without_update()

@@ -57,10 +57,13 @@ class FlatStep:
         optimizer: a fused AdamW.
         gradients: flat, in which the gradients of all groups' parameters lie when a step is taken, group after group.
         before: called before each step with the optimizer, as its own hooks would be.
+        after: likewise after each step.
     """
 
-    def __init__(self, optimizer: Any, gradients: Tensor, before: Callable[[Any], None]) -> None:
-        self._optimizer, self._before = optimizer, before
+    def __init__(
+        self, optimizer: Any, gradients: Tensor, before: Callable[[Any], None], after: Callable[[Any], None]
+    ) -> None:
+        self._optimizer, self._before, self._after = optimizer, before, after
         groups = [group["params"] for group in optimizer.param_groups]
         spans = group_spans(groups, gradients)
         self._groups = [_Group(optimizer, own, span) for own, span in zip(groups, spans, strict=True)]
@@ -71,11 +74,12 @@ class FlatStep:
         self._before(self._optimizer)
         for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
             group.step(settings)
+        self._after(self._optimizer)
 
 
-def install(optimizer: Any, gradients: Tensor, before: Callable[[Any], None]) -> None:
+def install(optimizer: Any, gradients: Tensor, *, before: Callable[[Any], None], after: Callable[[Any], None]) -> None:
     """Gives an optimizer such a step instead of its own; arguments as of ``FlatStep``."""
-    optimizer.step = FlatStep(optimizer, gradients, before)
+    optimizer.step = FlatStep(optimizer, gradients, before, after)
 
 
 class _Group:

@@ -20,6 +20,7 @@ from rlhf.algos.masks import position_ids
 from rlhf.config.methods import METHODS
 from rlhf.errors import ConfigError
 from rlhf.models import adapters, blocks, halved, mixed, packing, principal
+from rlhf.models.heads import ScalarHead, read_scalars
 from rlhf.models.kernels import readout
 from rlhf.models.output import read_logprobs, reads_last_hidden
 
@@ -102,8 +103,7 @@ class RolesModel(nn.Module):
             self._normalization = reward.mean, reward.std
             adapters.add(self.model, reward.config, REWARD)
             adapters.write_adapter(self.model, REWARD, reward.state)
-            self.score_head = nn.Linear(hidden, 1, bias=False, dtype=like.dtype)
-            self.score_head.weight = nn.Parameter(reward.head.to(like), requires_grad=False)
+            self._score_weight = reward.head.float()  # no parameter: an engine in bfloat16 would round it
         if init.critic_config is not None:
             if self.has_policy:
                 adapters.add(self.model, _critic_shape(init), CRITIC)
@@ -141,7 +141,7 @@ class RolesModel(nn.Module):
         return same
 
     def _start_critic(self, start: RewardStart | None, hidden: int, like: Tensor) -> None:
-        self.value_head = nn.Linear(hidden, 1, dtype=like.dtype)
+        self.value_head = ScalarHead(hidden, 1, dtype=like.dtype)
         with torch.no_grad():
             if start is not None:  # same affine as the normalized reward model, so first values live on its scale
                 adapters.write_adapter(self.model, CRITIC, start.state)
@@ -263,7 +263,7 @@ class RolesModel(nn.Module):
         found: dict[str, Any] = {}
         for role, states in hidden.items():
             if role == CRITIC:
-                found[role] = _back(self.value_head(states).squeeze(-1)[: len(before)].float(), given)
+                found[role] = _back(self.value_head(states).squeeze(-1)[: len(before)], given)
             elif role == REWARD:
                 found[role] = self._normalized(states)[: len(last)]
             else:
@@ -296,7 +296,7 @@ class RolesModel(nn.Module):
                 before = hidden[:, -num_response - 1 : -1][given]
                 found[role] = self._read_logprobs(role, before, response_ids, given, temperature)
             elif role == CRITIC:
-                found[role] = self.value_head(hidden[:, -num_response - 1 : -1]).squeeze(-1).float()
+                found[role] = self.value_head(hidden[:, -num_response - 1 : -1]).squeeze(-1)
             else:
                 steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
                 last = (attention_mask.long() * steps).argmax(dim=1)
@@ -324,7 +324,8 @@ class RolesModel(nn.Module):
     def _normalized(self, last: Tensor) -> Tensor:
         """Reward of the last tokens' states (batch, hidden), on the normalized scale."""
         mean, std = self._normalization
-        return (self.score_head(last).squeeze(-1).float() - mean) / std
+        self._score_weight = self._score_weight.to(last.device)
+        return (read_scalars(last, self._score_weight).squeeze(-1) - mean) / std
 
     def read(
         self,

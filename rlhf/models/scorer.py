@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import ModelConfig
@@ -20,6 +19,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import Message, RowError
 from rlhf.errors import CheckpointError, DataError
 from rlhf.models import adapters
+from rlhf.models.heads import ScalarHead
 from rlhf.models.loading import load_classifier, to_device
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat, load_tokenizer
@@ -33,8 +33,8 @@ MICROBATCH = 16
 """Sequences that a reward model reads in one pass."""
 
 
-class ScoreHead(nn.Linear):
-    """A scalar head that computes in float32 whatever the precision of the base."""
+class ScoreHead(ScalarHead):
+    """The head of a reward model."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__(hidden, 1, bias=False)
@@ -46,11 +46,6 @@ class ScoreHead(nn.Linear):
             fresh = torch.randn(1, self.in_features, generator=generator)
             self.weight.copy_(fresh / math.sqrt(self.in_features + 1))
         return self
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, sequence, hidden) to (batch, sequence, 1), float32."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), self.weight.float())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig
+from rlhf.models.positions import check_positions, sampling_lengths
 from rlhf.models.source import ModelSource, base_fingerprint
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.passes import in_step_order, judging_passes, learning_passes, require_packing
@@ -121,7 +122,9 @@ def critic_origin(config: PpoConfig, source: ModelSource) -> CriticOrigin | None
     """
     if not config.critic_is_apart:
         return None
-    return open_critic(config, *load_chat(source, config.model))
+    origin = open_critic(config, *load_chat(source, config.model))
+    check_positions(origin.source, origin.model, sampling_lengths(config.rollout, "rollout"))
+    return origin
 
 
 def critic_identity(config: PpoConfig, origin: CriticOrigin | None) -> dict[str, Any]:

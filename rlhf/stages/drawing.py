@@ -13,6 +13,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import PromptRow
 from rlhf.errors import DataError
 from rlhf.models import adapters
+from rlhf.models.positions import check_positions, sampling_lengths
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.protocol import PromptTask, Rollout
@@ -48,6 +49,8 @@ def draw(
     """
     resolved = [resolve_model(m.name, m.revision) for m in models]
     chats = [load_chat(source, model)[1] for model, source in zip(models, resolved, strict=True)]
+    for model, source in zip(models, resolved, strict=True):
+        check_positions(source, model, sampling_lengths(sampling, "sampling"))
     drawn: dict[int, Drawn] = {}
     total, done = len(models) * len(prompts) * responses_per_prompt, 0
     with ray_runtime(placement, num_workers=placement.num_rollout_workers) as resources:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf.config import DataConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.schema import DemonstrationRow, PreferenceRow
+from rlhf.data.schema import DemonstrationRow, Message, PreferenceRow
 from rlhf.errors import DataError
 
 IGNORED = -100
@@ -95,7 +96,7 @@ def encode_preferences(
 ) -> tuple[list[TokenRow], dict[str, int]]:
     """Token ids of both responses of every pair, each ending with the stop token.
 
-    ``truncate`` cuts the beginning of the prompt, equally for both, and never a response.
+    ``truncate`` shortens the prompt (``shortened_prompt``), equally for both, and never a response.
 
     Returns:
         Rows with ``chosen_ids``, ``rejected_ids``, ``probability``, ``margin``, ``weight`` and ``group``; and how many
@@ -108,11 +109,14 @@ def encode_preferences(
         chosen, rejected = list(chat.encode_response(row.chosen)), list(chat.encode_response(row.rejected))
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > limit:
-            cut = data.on_long_row == "truncate" and longest - limit < len(prompt)
-            long_rows.note(row.id, longest, data.on_long_row if cut or data.on_long_row != "truncate" else "drop")
-            if not cut:
+            cut = None
+            if data.on_long_row == "truncate":
+                cut = shortened_prompt(row.prompt, chat, limit - (longest - len(prompt)))
+            lost = cut is None and data.on_long_row == "truncate"
+            long_rows.note(row.id, longest, "drop" if lost else data.on_long_row)
+            if cut is None:
                 continue
-            prompt = prompt[longest - limit :]
+            prompt = cut
         encoded.append(
             {
                 "chosen_ids": prompt + chosen,
@@ -133,3 +137,30 @@ def encode_preferences(
     if not sum(pair["weight"] for pair in encoded) > 0:
         raise DataError("all pairs have weight 0: nothing can be learnt; give at least one row a positive weight")
     return encoded, counts
+
+
+def shortened_prompt(messages: Sequence[Message], chat: ChatFormat, room: int) -> list[int] | None:
+    """Ids of the newest part of a prompt that fits, written by the chat format as any prompt is: PPO scores such only.
+
+    The oldest exchanges are left out, whole; the last turn alone is cut at its beginning. A system message stays.
+
+    Args:
+        room: most tokens.
+
+    Returns:
+        None where not even the last turn's last character fits.
+    """
+    system, turns = [m for m in messages if m.role == "system"], [m for m in messages if m.role != "system"]
+    for first in [at for at, turn in enumerate(turns) if turn.role != "assistant"]:
+        if len(ids := chat.encode_prompt([*system, *turns[first:]])) <= room:
+            return ids
+    last, found = turns[-1], None
+    short, long = len(last.content) - len(last.content.rstrip()) + 1, len(last.content) - 1
+    while short <= long:  # how many characters of the last turn
+        middle = (short + long) // 2
+        ids = chat.encode_prompt([*system, replace(last, content=last.content[-middle:])])
+        if len(ids) <= room:
+            found, short = ids, middle + 1
+        else:
+            long = middle - 1
+    return found

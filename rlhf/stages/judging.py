@@ -12,6 +12,7 @@ from rlhf.algos.finite import require_finite
 from rlhf.algos.kl import kl_k1, kl_k2, kl_k3
 from rlhf.algos.rewards import penalised_rewards, whiten_rewards_keep_mean
 from rlhf.config import PpoConfig
+from rlhf.errors import DataError
 from rlhf.rollout.experience import Experience
 
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
@@ -22,7 +23,7 @@ class Judged:
     """A step's advantages with what is reported about them.
 
     Attributes:
-        batch: the experience, advantages and returns filled in.
+        batch: the experience, advantages and returns filled in; rows that have left the step keep no response token.
         rewards: (batch, response).
         explained_variance: of the returns by the critic, None without one.
     """
@@ -30,6 +31,11 @@ class Judged:
     batch: Experience
     rewards: Tensor
     explained_variance: float | None
+
+    @property
+    def rows(self) -> Tensor:
+        """(batch,) bool: the rows that the step learns from."""
+        return self.batch.response_mask.any(dim=1)
 
 
 def compute_advantages(
@@ -51,11 +57,14 @@ def compute_advantages(
             neither in a mean nor in a gradient. By default all have one.
 
     Raises:
+        DataError: rloo has no two rows of one group left.
         NumericsError: a score, log-prob or value of a kept row is not finite.
     """
     method = config.advantage.method
     if scored is not None:
         scored = _with_company(scored, group_ids) if method == "rloo" else scored
+        if not bool(scored.any()):
+            raise DataError("no two responses to one prompt have a score, and rloo compares such; see the driver's log")
         batch = batch.with_judgement(response_mask=batch.response_mask & scored[:, None])
         scores = scores.masked_fill(~scored, 0.0)  # finite; the mask keeps these rows out of every mean
     _require_finite(batch, scores)
@@ -86,6 +95,22 @@ def compute_advantages(
     if config.advantage.whiten and method == "gae":
         advantages = adv.whiten_advantages(advantages, mask)
     return Judged(batch.with_judgement(advantages=advantages, returns=returns), rewards, explained)
+
+
+def row_means(judged: Judged, kl: Tensor) -> dict[str, float]:
+    """What the rows of a step are like, over those that it learns from.
+
+    Args:
+        kl: (batch,) nats per response, from the reference.
+    """
+    batch, rows = judged.batch, judged.rows
+    return {
+        "reward_mean": float(judged.rewards.sum(dim=1)[rows].mean()),
+        "kl": float(kl[rows].mean()),
+        "kl_max": float(kl[rows].max()),
+        "response_tokens_mean": float(batch.response_mask.sum(dim=1)[rows].float().mean()),
+        "eos_rate": float(batch.finished[rows].float().mean()),
+    }
 
 
 def _with_company(scored: Tensor, group_ids: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from rlhf.stages import reward as reward_stage
 from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
 from rlhf.stages.critic_ranks import critic_origin
+from rlhf.stages.lengths import check_lengths
 from rlhf.stages.reward_models import placement_rows, reward_models_of
 
 Plan = list[tuple[str, str]]
@@ -134,6 +135,8 @@ def _plan_reward(config: RewardConfig) -> Plan:
 
 def _plan_ppo(config: PpoConfig) -> Plan:
     source = resolve_model(config.model.name, config.model.revision)
+    style = load_chat(source, config.model)[1].style
+    check_lengths(config, source)
     prompts = load_prompts(config.prompts, format=config.prompt_format)
     batch, placement = config.batch, config.placement
     updates, whole = config.minibatches * batch.epochs, config.policy_weights == "full"
@@ -153,9 +156,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         )
     sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
     return [
-        *_model_rows(
-            source, config.model, None if whole else config.lora, load_chat(source, config.model)[1].style, head=False
-        ),
+        *_model_rows(source, config.model, None if whole else config.lora, style, head=False),
         ("critic", _critic_text(config, source)),
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlhf.algos.kl import kl_k3, sequence_kl
+from rlhf.algos.kl import kl_k1, kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
 from rlhf.config import PpoConfig, derive_seed
@@ -20,7 +20,7 @@ from rlhf.data.schema import Message
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
-from rlhf.stages.judging import Judged, compute_advantages
+from rlhf.stages.judging import Judged, compute_advantages, row_means
 from rlhf.stages.passes import anchoring_passes, in_step_order, judging_passes, learning_passes
 from rlhf.stages.ppo_commit import commit, finish
 from rlhf.stages.ppo_run import SAMPLES_FILE, PpoRun, open_session, prompt_rows_of, start
@@ -46,7 +46,13 @@ class Acted:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What judging adds to the rollouts."""
+    """What judging adds to the rollouts.
+
+    Attributes:
+        scores: (rows,), NaN where there is none.
+        kl: (rows,) nats, from the reference.
+        figures: for the step's metrics; means are over the rows that the step learns from.
+    """
 
     judged: Judged
     scores: torch.Tensor
@@ -88,7 +94,10 @@ def train(run: PpoRun, progress: Progress | None) -> dict[str, Any]:
             record(run, step, acted, verdict, learned, synced)
         if progress is not None:
             progress(step + 1, total, **_headline(run.last))
-        run.session.stop.raise_if_asked(step + 1, total)
+        stop = run.session.stop
+        if stop.asked.is_set() and run.step not in run.session.store.steps():
+            commit(run)  # asked for after ``record`` had looked
+        stop.raise_if_asked(step + 1, total)
     return finish(run)
 
 
@@ -125,7 +134,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         with run.spans.span("scores"):
             answer = scorer.total([prompt_text(m) for m in messages], acted.responses, model_scores)
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
-        _check_reference(config, step, kl)
+        _check_reference(config, step, batch)
         groups = torch.tensor(acted.prompt_rows)
         shaped = scorer.shape(answer.scores, batch.finished)
         judged = compute_advantages(batch, shaped, config, run.kl.coef, groups, answer.scored)
@@ -134,9 +143,12 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
             "staleness": staleness,
             "unscored": int((~answer.scored).sum()),
             "reward_errors_total": sum(scorer.errors.values()),
+            "kl_coef": run.kl.coef,  # in force in this step: learning ends with the next step's
+            **row_means(judged, kl),
         }
         if with_policy:  # otherwise the first update tells
-            figures |= {"entropy": float(masked_mean(found["entropy"], batch.response_mask)), **mismatch(batch)}
+            entropy = float(masked_mean(found["entropy"], judged.batch.response_mask))
+            figures |= {"entropy": entropy, **mismatch(batch)}
             if staleness == 0:
                 _refuse_mismatch(config, step, figures["mismatch_mean"])
         judged, weights = weigh(judged, config.loss.importance_cap)
@@ -149,19 +161,18 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
     with _timed(run, "learn"):
         config, batch = run.config, verdict.judged.batch
         plans = learning_passes(config, batch.lengths, step, run.description["packs"])
-        train_policy = step >= config.loss.critic_warmup_steps
         with run.spans.span("put"):
             ref = share(batch)
             anchor = _share_anchor(run)
         asked = None if run.critic is None else run.critic.ask_to_learn(ref, batch.lengths, step, run.updates_done)
-        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, train_policy, anchor)[0]
+        learned = run.policy.call("learn", ref, plans, run.updates_done, run.kl.coef, anchor)[0]
         if run.critic is not None and asked is not None:
             with _timed(run, "critic"):  # what is left of it when the policy's ranks are done
                 learned = run.critic.join(learned, asked)
         learned = {key: value for key, value in learned.items() if key != "norms"}
         run.updates_done += config.batch.epochs * config.minibatches
         _refuse_first_update(config, step, learned)
-        run.kl.update(float(verdict.kl.mean()), batch.num_sequences)
+        run.kl.update(verdict.figures["kl"], int(verdict.judged.rows.sum()))
         return learned
 
 
@@ -184,17 +195,10 @@ def record(
 ) -> None:
     """Writes the step's metrics, some samples, and a checkpoint when due; enforces the limits on KL and entropy."""
     config, session, batch = run.config, run.session, verdict.judged.batch
-    lengths = batch.response_mask.sum(dim=1).float()
     run.last = {
         "score_mean": float(verdict.scores.nanmean()),
         "score_std": float(verdict.scores[~verdict.scores.isnan()].std()),
-        "reward_mean": float(verdict.judged.rewards.sum(dim=1).mean()),
-        "kl": float(verdict.kl.mean()),
-        "kl_max": float(verdict.kl.max()),
-        "kl_coef": run.kl.coef,
         "kl_limit": config.kl.limit,
-        "response_tokens_mean": float(lengths.mean()),
-        "eos_rate": float(batch.finished.float().mean()),
         "explained_variance": verdict.judged.explained_variance,
         **learned,
         **verdict.figures,
@@ -346,11 +350,14 @@ def _judge_on_ranks(run: PpoRun, batch: Experience, with_policy: bool) -> dict[s
     return found
 
 
-def _check_reference(config: PpoConfig, step: int, kl: torch.Tensor) -> None:
-    if step == 0 and float(kl.abs().max()) > config.sync_tolerance:
+def _check_reference(config: PpoConfig, step: int, batch: Experience) -> None:
+    if step > 0:
+        return
+    worst = float(kl_k1(batch.old_logprobs, batch.ref_logprobs, batch.response_mask).abs().max())  # nats, of one token
+    if not worst <= config.sync_tolerance:
         raise WeightSyncError(
-            f"KL to the reference is {float(kl.abs().max()):.3g} before any update: "
-            "the reference is not the start policy"
+            f"policy and reference differ by {worst:.3g} nats at a token before any update "
+            f"(sync_tolerance={config.sync_tolerance:g}): the reference is not the start policy"
         )
 
 

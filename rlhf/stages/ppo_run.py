@@ -23,6 +23,7 @@ from rlhf.models.tokenizer import load_chat
 from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.critic_ranks import CriticRanks, critic_identity, critic_origin
 from rlhf.stages.drawing import encode_prompts
+from rlhf.stages.lengths import check_lengths
 from rlhf.stages.passes import require_packing
 from rlhf.stages.profiling import Profiler
 from rlhf.stages.restarts import RankRestarts
@@ -143,6 +144,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     stack.callback(release_run_dir, run_dir)
     source = resolve_model(config.model.name, config.model.revision)
     tokenizer, chat = load_chat(source, config.model)
+    check_lengths(config, source)
     prompts = load_prompts(config.prompts, format=config.prompt_format)
     prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
     anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)

@@ -12,6 +12,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_demonstrations
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError
+from rlhf.models.positions import check_positions
 from rlhf.models.scorer import RewardSettings, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
@@ -85,7 +86,9 @@ def open_model(config: RewardConfig) -> tuple[ModelSource, ChatFormat]:
     refuse_full_training_on_adapter(config, source)
     if config.annotator_weights and not str(config.data.train).startswith(STORE_PREFIX):
         raise ConfigError("annotator_weights needs rankings from the preference store: set data.train=store:PROJECT")
-    return source, load_chat(source, config.model)[1]
+    chat = load_chat(source, config.model)[1]
+    check_positions(source, config.model, {"data.max_sequence_tokens": config.data.max_sequence_tokens})
+    return source, chat
 
 
 def read_rows(config: RewardConfig, chat: ChatFormat, run_dir: Path) -> RewardRows:

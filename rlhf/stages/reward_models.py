@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.config import PpoConfig, RewardModelSource
+from rlhf.config import ModelConfig, PpoConfig, RewardModelSource
 from rlhf.data.chat import ChatFormat
 from rlhf.errors import ConfigError
+from rlhf.models.positions import check_positions, sampling_lengths
 from rlhf.models.source import ModelSource, adapter_fingerprint, base_fingerprint, resolve_model
 from rlhf.workers.policy_start import RewardModels, place_reward_models
 
@@ -19,9 +20,13 @@ def reward_models_of(config: PpoConfig, source: ModelSource, chat: ChatFormat) -
 
     Raises:
         ConfigError: ``roles.layout=shared`` and one cannot share the base, workers that share GPUs by fractions have
-            no fraction, or they cannot be placed so.
+            no fraction, they cannot be placed so, or one is handed longer sequences than it has positions for.
     """
-    found, placement = place_reward_models(config.scores, config.roles.layout, source, chat), config.placement
+    found, placement = place_reward_models(config, source, chat), config.placement
+    for model in found.separate:
+        if model.reads_tokens:
+            reward = resolve_model(model.run)
+            check_positions(reward, ModelConfig(name=reward.base), sampling_lengths(config.rollout, "rollout"))
     fractions = placement.layout == "colocated" and placement.gpus_per_rank is not None
     if found.separate and fractions and placement.gpus_per_scorer_worker is None:
         raise ConfigError(

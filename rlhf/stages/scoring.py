@@ -114,12 +114,13 @@ class Scorer:
     def shape(self, scores: Tensor, finished: Tensor) -> Tensor:
         """Missing-EOS rule, then clipping: what is trained on (the raw scores are what is reported)."""
         rule, value = self._settings.missing_eos, self._settings.missing_eos_value
-        if rule == "subtract":
-            scores = missing_eos_subtract(scores, finished, penalty=value)
-        elif rule == "replace":
-            scores = missing_eos_replace(scores, finished, value=value)
-        elif rule == "scale":
-            scores = missing_eos_scale(scores, finished, factor=value)
+        if value is not None:  # always given, but for the rule that keeps
+            if rule == "subtract":
+                scores = missing_eos_subtract(scores, finished, penalty=value)
+            elif rule == "replace":
+                scores = missing_eos_replace(scores, finished, value=value)
+            elif rule == "scale":
+                scores = missing_eos_scale(scores, finished, factor=value)
         if self._settings.clip is not None:
             scores = clip_scores(scores, low=-self._settings.clip, high=self._settings.clip)
         return scores

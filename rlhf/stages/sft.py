@@ -12,6 +12,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_demonstrations
 from rlhf.data.packing import pack_rows
 from rlhf.data.schema import DemonstrationRow
+from rlhf.models.positions import check_positions
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.encode import IGNORED, encode_demonstrations
@@ -74,7 +75,9 @@ def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
     """Where the model comes from and how it reads conversations."""
     source = resolve_model(config.model.name, config.model.revision)
     refuse_full_training_on_adapter(config, source)
-    return source, load_chat(source, config.model)[1]
+    chat = load_chat(source, config.model)[1]
+    check_positions(source, config.model, {"data.max_sequence_tokens": config.data.max_sequence_tokens})
+    return source, chat
 
 
 def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig
-from rlhf.engine.engine import learning_rate_scale
 from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
@@ -24,7 +23,7 @@ from rlhf.workers.context import WorkerContext
 from rlhf.workers.critic_start import critic_init, open_critic
 from rlhf.workers.heap import give_back
 from rlhf.workers.ppo_loss import LearnTotals, value_term
-from rlhf.workers.training_rank import TrainingRank, pad_columns
+from rlhf.workers.training_rank import TrainingRank, pad_columns, role_scales
 
 
 class CriticWorker(TrainingRank):
@@ -82,9 +81,8 @@ class CriticWorker(TrainingRank):
         totals, started = LearnTotals(), time.perf_counter()
         for update, plan in enumerate(chain.from_iterable(epochs), first_update):
             self._minibatch(batch, plan, totals)
-            scale = learning_rate_scale(self.config.optim, update, self.total_updates)
             with self.spans.span("learn.optimizer"):
-                norms = self.engine.step(scale)
+                norms = self.engine.step(role_scales(self.config, update))
             self.count_update(norms, plan, totals)
         metrics = self.read_out(totals, started)
         give_back()

@@ -12,7 +12,6 @@ from torch import Tensor
 from rlhf.algos.losses import sft_anchor_loss
 from rlhf.algos.minibatch import Microbatch, MinibatchPlan
 from rlhf.config import PpoConfig
-from rlhf.engine.engine import learning_rate_scale
 from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, lend, lendable
@@ -28,7 +27,7 @@ from rlhf.workers.heap import give_back, shares_gpu
 from rlhf.workers.large_files import large_files
 from rlhf.workers.policy_start import place_reward_models, role_init, trained_copy
 from rlhf.workers.ppo_loss import Demonstrations, LearnTotals, Outputs, ppo_loss
-from rlhf.workers.training_rank import TrainingRank, p_numel, pad_columns
+from rlhf.workers.training_rank import TrainingRank, p_numel, pad_columns, role_scales
 
 
 class PolicyWorker(TrainingRank):
@@ -48,7 +47,7 @@ class PolicyWorker(TrainingRank):
         self.policy_config = (
             adapters.read_peft_config(source.adapter) if source.adapter else adapters.peft_config(config.lora)
         )
-        models = place_reward_models(config.scores, config.roles.layout, source, self.chat)
+        models = place_reward_models(config, source, self.chat)
         self.shared_score = models.shared_index
         own = trained_copy(base, source) if config.policy_weights == "full" else None
         init = role_init(config, source, self.policy_config, models, own)
@@ -103,7 +102,6 @@ class PolicyWorker(TrainingRank):
         epochs: list[list[MinibatchPlan]],
         first_update: int,
         kl_coef: float,
-        train_policy: bool = True,
         anchor: Demonstrations | None = None,
     ) -> dict[str, Any]:
         """Trains policy and critic on a judged batch.
@@ -113,17 +111,16 @@ class PolicyWorker(TrainingRank):
 
         Args:
             epochs: ``[epoch][minibatch]`` from ``plan_minibatches``.
-            first_update: optimizer steps done before, for the learning-rate schedule.
+            first_update: optimizer steps done before, for the learning-rate schedule; the policy's bytes stay as they
+                are while only the critic warms up.
             kl_coef: used when ``kl.mode`` is ``loss``.
-            train_policy: False while only the critic warms up; the policy's bytes then stay as they are.
             anchor: demonstrations whose log-likelihood joins the loss.
 
         Returns:
             Metrics, already summed or maximised over ranks; equal on every rank.
         """
         totals, update, epochs_run, started = LearnTotals(), first_update, 0, time.perf_counter()
-        self.policy_weight = 1.0 if train_policy else 0.0
-        frozen = () if train_policy else (POLICY,)
+        self.policy_weight = 1.0 if POLICY in role_scales(self.config, first_update) else 0.0
         for epoch in epochs:
             epoch_totals = LearnTotals()
             for plan in epoch:
@@ -131,9 +128,8 @@ class PolicyWorker(TrainingRank):
                 self._minibatch(batch, plan, kl_coef, epoch_totals, first=first, last=anchor is None)
                 if anchor is not None:
                     self._anchor(anchor, anchor.plans[update - first_update], epoch_totals)
-                scale = learning_rate_scale(self.config.optim, update, self.total_updates)
                 with self.spans.span("learn.optimizer"):
-                    norms = self.engine.step(scale, frozen=frozen)
+                    norms = self.engine.step(role_scales(self.config, update))
                 self.count_update(norms, plan, epoch_totals)
                 update += 1
             epochs_run += 1

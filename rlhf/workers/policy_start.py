@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +56,10 @@ class RewardModels:
         return self.fitting[0] if self.fitting is not None and self.holds_fitting else None
 
 
-def place_reward_models(scores: Sequence[Any], layout: str, source: ModelSource, chat: ChatFormat) -> RewardModels:
+def place_reward_models(config: PpoConfig, source: ModelSource, chat: ChatFormat) -> RewardModels:
     """Decides which reward model is an adapter on the policy's base, and which have workers of their own.
 
     Args:
-        layout: ``roles.layout``.
         source / chat: the policy's.
 
     Raises:
@@ -69,14 +67,16 @@ def place_reward_models(scores: Sequence[Any], layout: str, source: ModelSource,
     """
     fitting: tuple[int, ModelSource] | None = None
     separate = []
-    for index, score in enumerate(scores):
+    layout, quantization = config.roles.layout, config.model.quantization
+    for index, score in enumerate(config.scores):
         if not isinstance(score, RewardModelSource):
             continue
         reward = resolve_model(score.run, key=f"scores[{index}].run")
         if reward.record is None or reward.record.stage != "reward":
             raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
         reads_tokens = reward.record.chat_fingerprint == chat.fingerprint()
-        reason = _why_not_shared(reward, source, reads_tokens, None if fitting is None else fitting[0])
+        reason = _why_other_weights(reward, reward.record.quantization, source, quantization)
+        reason = reason or _why_not_shared(reads_tokens, None if fitting is None else fitting[0])
         if reason is not None and layout == "shared":
             raise ConfigError(
                 f"roles.layout=shared, and the reward model scores[{index}].run={score.run!r} cannot share the "
@@ -89,11 +89,20 @@ def place_reward_models(scores: Sequence[Any], layout: str, source: ModelSource,
     return RewardModels(fitting, layout != "separate", tuple(separate))
 
 
-def _why_not_shared(reward: ModelSource, source: ModelSource, same_chat: bool, first: int | None) -> str | None:
+def _why_other_weights(reward: ModelSource, trained_in: str, source: ModelSource, quantization: str) -> str | None:
+    """Why a reward adapter would act on other weights on the policy's base than those that it was trained on."""
     if reward.adapter is None:
         return "it is a whole model, not an adapter"
     if reward.base != source.base:
         return f"it stands on another base ({reward.base}, the policy on {source.base})"
+    if reward.revision != source.revision:
+        return f"it stands on another revision of the base ({reward.revision}, the policy on {source.revision})"
+    if trained_in != quantization:
+        return f"it was trained with model.quantization={trained_in}, the policy has {quantization}"
+    return None
+
+
+def _why_not_shared(same_chat: bool, first: int | None) -> str | None:
     if not same_chat:
         return "it was trained with another chat format (tokenizer, chat_style or template) than the policy's"
     if first is not None:

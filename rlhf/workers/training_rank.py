@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rlhf.algos.minibatch import MinibatchPlan
 from rlhf.config import PpoConfig, derive_seed
 from rlhf.engine.clipping import ParameterGroup
-from rlhf.engine.engine import TrainEngine, bound_collectives, init_process_group
+from rlhf.engine.engine import TrainEngine, bound_collectives, init_process_group, learning_rate_scale
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import halved
 from rlhf.models.loading import to_device, torch_dtype
@@ -52,7 +52,6 @@ class TrainingRank:
         self.context, self.config, self.spans = context, config, context.spans
         self.policy_weight = 1.0
         self.nonfinite_in_a_row = 0
-        self.total_updates = config.num_steps * config.batch.epochs * config.minibatches
         torch.set_num_threads(config.placement.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "policy-init"))  # equal on all ranks: they share initial adapters
         init_process_group(config.placement.start_timeout_seconds)
@@ -185,6 +184,19 @@ class TrainingRank:
             dtype=torch_dtype(config.model),
             microbatch=config.batch.microbatch_sequences_per_gpu,
         )
+
+
+def role_scales(config: PpoConfig, update: int) -> dict[str, float]:
+    """Multipliers of the roles' base learning rates at optimizer step ``update`` (0-based).
+
+    The policy is left out while only the critic warms up; its schedule then begins with its own first update.
+    """
+    per_step = config.batch.epochs * config.minibatches
+    total, before = config.num_steps * per_step, config.loss.critic_warmup_steps * per_step
+    scales = {CRITIC: learning_rate_scale(config.optim, update, total)}
+    if update >= before:
+        scales[POLICY] = learning_rate_scale(config.optim, update - before, total - before)
+    return scales
 
 
 def p_numel(parameter: torch.nn.Parameter) -> int:

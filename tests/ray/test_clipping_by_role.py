@@ -1,4 +1,4 @@
-"""Every role's gradient is clipped at its own norm, whatever holds the pieces of it."""
+"""Every role's gradient is clipped at its own norm, and it begins when it begins, whatever holds the pieces of it."""
 
 from __future__ import annotations
 
@@ -37,25 +37,32 @@ def test_one_common_norm_would_be_told_apart() -> None:
     assert max(norms[0].values()) > 100 * min(norms[0].values())
 
 
-@pytest.mark.parametrize(("stage", "ranks", "dtype", "more"), CASES)
-def test_same_weights_as_torch_s_clipping_by_role(
-    stage: int, ranks: int, dtype: torch.dtype, more: dict[str, Any], actor_pool: ActorPool, tmp_path: Path
-) -> None:
-    """Six steps, one of them not finite on one rank, the last ones from a checkpoint."""
+def call(
+    method: str, stage: int, ranks: int, dtype: torch.dtype, more: dict[str, Any], pool: ActorPool, directory: Path
+) -> list[Any]:
+    """What every rank answers, for the arguments of a case."""
     settings = dict(more)
     cut = settings.pop("cut", None)
     engine = EngineConfig.model_validate({"zero_stage": stage, **settings})
     placement = PlacementConfig(num_ranks=ranks, start_timeout_seconds=400)
-    group = actor_pool.launch(
+    group = pool.launch(
         "tests.support.two_roles:TwoRolesWorker",
         "policy",
         size=ranks,
         args=(),
         placement=placement,
-        run_dir=str(tmp_path),
+        run_dir=str(directory),
         collective=True,
     )
-    found = group.call("train", engine, dtype, str(tmp_path / "state"), cut)
+    return group.call(method, engine, dtype, str(directory / "state"), cut)
+
+
+@pytest.mark.parametrize(("stage", "ranks", "dtype", "more"), CASES)
+def test_same_weights_as_torch_s_clipping_by_role(
+    stage: int, ranks: int, dtype: torch.dtype, more: dict[str, Any], actor_pool: ActorPool, tmp_path: Path
+) -> None:
+    """Six steps, one of them not finite on one rank, the last ones from a checkpoint."""
+    found = call("train", stage, ranks, dtype, more, actor_pool, tmp_path)
     expected, norms = by_torch()
     exact = dtype == torch.float32
     for weights, told in found:
@@ -64,6 +71,18 @@ def test_same_weights_as_torch_s_clipping_by_role(
         for step in range(len(SIZES)):
             assert told[step] == pytest.approx(norms[step], rel=1e-4 if exact else 0.05)
         assert set(told[SKIPPED].values()) == {float("inf")}
+
+
+@pytest.mark.parametrize(("stage", "ranks", "dtype", "more"), CASES)
+def test_a_role_that_has_stood_by_takes_its_first_step_as_one_that_has_not(
+    stage: int, ranks: int, dtype: torch.dtype, more: dict[str, Any], actor_pool: ActorPool, tmp_path: Path
+) -> None:
+    """Bit for bit: weights did not decay, moments are zero, and Adam has counted no step."""
+    start = {name: p.detach().to(dtype) for name, p in TwoRoles().named_parameters()}
+    for plain, late in call("begin_late", stage, ranks, dtype, more, actor_pool, tmp_path):
+        for name, value in plain.items():
+            assert not torch.equal(value, start[name]), name
+            assert torch.equal(late[name], value) == name.startswith("policy"), name
 
 
 def test_ppo_hands_each_role_its_limit(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path) -> None:

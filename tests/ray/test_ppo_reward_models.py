@@ -15,7 +15,7 @@ from rlhf.errors import ConfigError
 from rlhf.models.scorer import load_reward_model
 from rlhf.workers.recorded import record_spans
 from tests.support.ppo import FEW_PASSES, Finished, run, tiny_config
-from tests.support.runs import foreign_base, write_reward_run
+from tests.support.runs import foreign_base, recorded_with, write_reward_run
 from tests.support.runtime import ActorPool
 
 
@@ -40,7 +40,9 @@ CASES: list[dict[str, Any]] = [
 def test_both_judge_and_all_that_is_frozen_stays(
     changes: dict[str, Any], judges: tuple[Path, Path], actor_pool: ActorPool, tiny_base: Path, tmp_path: Path
 ) -> None:
-    scores = [{"kind": "reward_model", "run": str(judge)} for judge in judges]
+    quantization = changes.get("model.quantization", "none")
+    same = recorded_with(judges[0], tmp_path / "judge", quantization=quantization)
+    scores = [{"kind": "reward_model", "run": str(judge)} for judge in (same, judges[1])]
     loose = {"sync_tolerance": 0.5, "ratio_tolerance": 0.5} if "model.dtype" in changes else {}
     more = {**loose, **FEW_PASSES, "placement.num_ranks": 2}
     config = tiny_config(tiny_base, tmp_path / "run", scores=scores, **changes, **more)

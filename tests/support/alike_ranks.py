@@ -64,7 +64,7 @@ def main(directory: str, rank: int, store: str) -> dict[str, Any]:
     }
     loss = engine._engine(input_ids=IDS, labels=IDS, use_cache=False).loss
     engine.backward(loss, last=True)
-    engine.step(1.0)
+    engine.step({"policy": 1.0})
     torch.distributed.barrier()
     pages = file_pages(Path(directory) / "model.safetensors")
     torch.distributed.barrier()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import peft
 import torch
@@ -13,7 +15,7 @@ from rlhf.data.chat import chat_format
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.scorer import HEAD, RewardSettings
-from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
+from rlhf.models.source import RunRecord, base_fingerprint, read_run_record, resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from tests.support.tiny import build_model, build_tokenizer, copy_with
 
@@ -45,6 +47,13 @@ def write_reward_run(directory: Path, base: Path, seed: int) -> Path:
     adapters.save_adapter_file(found / "adapter", shape, resolve_model(str(found)).base, {**state, HEAD: head})
     RewardSettings(0.25, 1.5, 4, "float32", {}).write(found / "adapter")
     return found
+
+
+def recorded_with(run: Path, directory: Path, **changes: Any) -> Path:
+    """A copy of a run whose record says something else."""
+    shutil.copytree(run, directory)
+    replace(read_run_record(run), **changes).write(directory)
+    return directory
 
 
 def foreign_base(folder: Path) -> Path:

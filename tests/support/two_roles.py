@@ -119,6 +119,34 @@ class TwoRolesWorker:
         named = list(second.module.named_parameters())
         return {name: value.float() for name, value in whole_state(named, keep=True).items()}, norms
 
+    def begin_late(
+        self, engine: EngineConfig, dtype: torch.dtype, directory: str, cut: int | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights after one step of both roles: by an engine that has taken no other, and by one whose policy has stood
+        by while the critic took some, a checkpoint among them.
+
+        Arguments are those of :meth:`train`.
+        """
+        plain = self._build(engine, dtype, cut)
+        self._step(plain, 0)
+        first = self._build(engine, dtype, cut)
+        for step in range(3):
+            self._warm_up(first, step)
+        spoil_fillers(first.module)
+        first.save_state(Path(directory), "state", {})
+        late = self._build(engine, dtype, cut)
+        late.load_state(Path(directory), "state")
+        for step in range(3, 20):
+            self._warm_up(late, step)
+        self._step(late, 0)
+        found = [whole_state(list(e.module.named_parameters()), keep=True) for e in (plain, late)]
+        return found[0], found[1]
+
+    def _warm_up(self, engine: TrainEngine, step: int) -> None:
+        mine = rows_of(step).chunk(self.context.num_ranks)[self.context.rank]
+        engine.backward(engine._engine(mine.to(engine.device), (0.0, 0.3)) / ROWS, last=True)
+        engine.step({"critic": 1.0})
+
     def _build(self, engine: EngineConfig, dtype: torch.dtype, cut: int | None) -> TrainEngine:
         def with_pieces(*args: Any, **kwargs: Any) -> dict[str, Any]:
             found = deepspeed_config(*args, **kwargs)
@@ -143,4 +171,4 @@ class TwoRolesWorker:
         for index, rows in enumerate(mine):
             loss = engine._engine(rows.to(engine.device), sizes) / ROWS
             engine.backward(loss, last=index == len(mine) - 1)
-        return engine.step(1.0)
+        return engine.step(dict.fromkeys(LIMITS, 1.0))

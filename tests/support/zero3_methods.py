@@ -68,7 +68,7 @@ def zero3_losses(directory: str, method: str) -> list[float]:
     for _ in range(NUM_STEPS):
         loss = engine._engine(input_ids=IDS, labels=IDS, use_cache=False).loss
         engine.backward(loss, last=True)
-        engine.step(1.0)
+        engine.step({"policy": 1.0})
         found.append(float(loss))
     return found
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rlhf.algos.kl import AdaptiveKLController
 from rlhf.config import (
     STAGES,
     PpoConfig,
@@ -24,6 +25,7 @@ from rlhf.config import (
     known_keys,
     load_config,
 )
+from rlhf.config.ppo import MAX_KL_ERROR
 from rlhf.errors import ConfigError
 
 PPO: dict[str, Any] = {
@@ -117,7 +119,8 @@ def test_all_problems_are_told_at_once() -> None:
         assert part in str(caught.value)
 
 
-RULES = [
+WITHOUT_CRITIC = {"advantage.method": "grpo", "batch.responses_per_prompt": 4, "kl.mode": "none"}
+RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     # (changes, what the message must name: key, value and remedy)
     (
         {"batch.prompts_per_step": 10, "batch.minibatch_sequences": 4},
@@ -154,6 +157,43 @@ RULES = [
         ("loss.old_logprobs=rollout", "leave loss.importance_cap out"),
     ),
     ({"lora.dropout": 0.1}, ("lora.dropout", "0")),
+    *(
+        ({"score.missing_eos": rule}, (f"score.missing_eos={rule}", "score.missing_eos_value", "set it"))
+        for rule in ("subtract", "replace", "scale")
+    ),
+    *(
+        (
+            {"score.missing_eos": rule, "score.missing_eos_value": value},
+            (f"score.missing_eos={rule}", f"score.missing_eos_value={value:g}", limit),
+        )
+        for rule, value, limit in (
+            ("subtract", 0.0, "above 0"),
+            ("subtract", -1.0, "above 0"),
+            ("scale", -0.1, "from 0 to 1"),
+            ("scale", 1.5, "from 0 to 1"),
+        )
+    ),
+    (
+        {"kl.target": 6.0, "kl.horizon": 12.8, "batch.prompts_per_step": 64, "batch.minibatch_sequences": 64},
+        ("kl.horizon=12.8", "0.2 x 64", "set it higher"),
+    ),
+    *(
+        ({**WITHOUT_CRITIC, key: value}, (f"{key}={value!r}", "advantage.method=gae", "leave it out"))
+        for key, value in (
+            ("critic_learning_rate", 1e-3),
+            ("critic_max_grad_norm", 0.5),
+            ("loss.critic_warmup_steps", 3),
+            ("roles.critic", "runs/reward"),
+        )
+    ),
+    (
+        {**WITHOUT_CRITIC, "score.whiten_rewards": True},
+        ("score.whiten_rewards=true", "advantage.method=grpo", "leave it false"),
+    ),
+    (
+        {"rollout.engine": "vllm", "rollout.cuda_graphs": False},
+        ("rollout.cuda_graphs=false", "rollout.engine=transformers", "leave it out"),
+    ),
     (
         {"roles.recompute_feed_forward": True, "engine.zero_stage": 3},
         ("roles.recompute_feed_forward", "zero_stage below 3", "gradient_checkpointing"),
@@ -179,6 +219,28 @@ def test_cross_field_rules_name_key_value_and_remedy(changes: dict[str, Any], na
         build_config(PpoConfig, tree, source="t")
     for part in named:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score.missing_eos": "subtract", "score.missing_eos_value": 0.1},
+        {"score.missing_eos": "replace", "score.missing_eos_value": -3.0},
+        {"score.missing_eos": "scale", "score.missing_eos_value": 0.0},
+        {"score.missing_eos": "scale", "score.missing_eos_value": 1.0},
+        {"kl.target": 6.0, "kl.horizon": 12.9, "batch.prompts_per_step": 64, "batch.minibatch_sequences": 64},
+        {"kl.horizon": 1.0},
+    ],
+)
+def test_values_just_within_the_rules(changes: dict[str, Any]) -> None:
+    tree = PPO
+    for key, value in changes.items():
+        tree = changed(tree, key, value)
+    build_config(PpoConfig, tree, source="t")
+
+
+def test_the_shortest_horizon_is_the_controllers() -> None:
+    assert AdaptiveKLController.max_error == MAX_KL_ERROR
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

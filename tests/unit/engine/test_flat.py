@@ -13,6 +13,7 @@ from rlhf.config.model import OptimConfig
 from rlhf.engine.clipping import GroupClipping, ParameterGroup
 from rlhf.engine.engine import _build_optimizer
 from rlhf.engine.flat import LINE_BYTES, Layout, install
+from rlhf.engine.unbegun import UnbegunGroups
 from rlhf.errors import CheckpointError
 
 SHAPES = {"policy": [(16, 40), (24, 16), (5,)], "critic": [(3, 7), (1, 40), ()]}
@@ -27,21 +28,25 @@ def build(*, flat: bool) -> tuple[list[ParameterGroup], Any, GroupClipping, Tens
         for (name, shapes), rate, limit in zip(SHAPES.items(), (1e-2, 3e-2), (1.0, 1e9), strict=True)
     ]
     optimizer: Any = _build_optimizer(groups, OPTIM)
-    clipping = GroupClipping(optimizer, groups, zero_stage=0)
+    clipping, unbegun = GroupClipping(optimizer, groups, zero_stage=0), UnbegunGroups(optimizer)
+    optimizer.unbegun = unbegun
     gradients = torch.zeros(Layout([p for group in groups for p in group.parameters]).size)
     if flat:
         clipping.lie_flat(gradients)
-        install(optimizer, gradients, clipping.clip)
+        install(optimizer, gradients, before=clipping.clip, after=unbegun.forget)
     return groups, optimizer, clipping, gradients
 
 
-def update(built: Any, number: int) -> dict[str, float]:
-    """One step with drawn gradients; returns their norms."""
+def update(built: Any, number: int, still: str | None = None) -> dict[str, float]:
+    """One step with drawn gradients, those of the group ``still`` zero; returns their norms."""
     groups, optimizer, clipping, gradients = built
     generator, parameters = torch.Generator().manual_seed(number), [p for g in groups for p in g.parameters]
     for parameter, view in zip(parameters, Layout(parameters).views(gradients), strict=True):
         view.copy_(torch.randn(parameter.shape, generator=generator))
         parameter.grad = view
+    for group in groups:
+        for parameter in group.parameters if group.name == still else ():
+            parameter.grad.zero_()
     assert clipping.measure()
     optimizer.step()
     return dict(clipping.norms)
@@ -86,6 +91,24 @@ def test_a_rate_of_zero_moves_no_weight() -> None:
     built[1].param_groups[0]["lr"] = 0.0
     update(built, 0)
     same = [torch.equal(a, b) for a, b in zip(weights(built), before, strict=True)]
+    assert same == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_steps_of_a_group_that_has_not_begun_do_not_count(flat: bool) -> None:
+    late, plain = build(flat=flat), build(flat=flat)
+    optimizer = late[1]
+    optimizer.unbegun.names = frozenset({"policy"})
+    for number in range(5):
+        optimizer.param_groups[0]["lr"] = 0.0
+        update(late, number, still="policy")
+    assert [float(own["step"]) for own in optimizer.state.values()] == [0.0] * 3 + [5.0] * 3
+    optimizer.unbegun.names = frozenset()
+    optimizer.param_groups[0]["lr"] = 1e-2
+    for number in (5, 6):
+        update(late, number)
+        update(plain, number)
+    same = [torch.equal(a, b) for a, b in zip(weights(late), weights(plain), strict=True)]
     assert same == [True] * 3 + [False] * 3
 
 

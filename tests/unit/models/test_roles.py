@@ -34,16 +34,19 @@ def random_state(base: Path, seed: int) -> dict[str, Tensor]:
     return {k: torch.randn(p.shape, generator=generator) * 0.2 for k, p in adapters.adapter_parameters(model, "x")}
 
 
+def reward_head() -> Tensor:
+    return torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
+
+
 def build(base: Path, *, policy: bool = True, reward: bool = False, critic: bool = True, **model: object) -> RolesModel:
     torch.manual_seed(0)
     config = ModelConfig(name=str(base), **model)  # type: ignore[arg-type]
     source = resolve_model(str(base))
     causal = load_causal_lm(source, config, load_tokenizer(source, config))
-    head = torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
     init = RoleInit(
         CONFIG,
         random_state(base, 1) if policy else None,
-        reward=RewardStart(CONFIG, random_state(base, 2), head, 1.7, 2.5) if reward else None,
+        reward=RewardStart(CONFIG, random_state(base, 2), reward_head(), 1.7, 2.5) if reward else None,
         critic_config=CONFIG if critic else None,
     )
     return RolesModel(causal, init).eval()
@@ -164,11 +167,32 @@ def test_score_is_read_at_the_last_real_token(tiny_base: Path) -> None:
     with torch.no_grad():
         found = roles.scores(ids, keep)
         for row in range(len(PROMPTS)):
-            raw = roles.score_head(hidden_states(reward, row)[-1])
+            raw = hidden_states(reward, row)[-1] @ reward_head()[0]
             assert found[row].item() == pytest.approx((raw.item() - 1.7) / 2.5, abs=1e-5)
         without_end = keep.clone()
         without_end[0, 4 + 2] = False  # the stop token of the first row
         assert abs(roles.scores(ids, without_end)[0] - found[0]) > 1e-3
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_scores_and_values_of_a_bf16_base_are_not_rounded(packs: bool, tiny_base: Path) -> None:
+    """An engine makes all that the module holds bf16; the reward head stays as it was trained."""
+    roles = build(tiny_base, reward=True, dtype="bfloat16").bfloat16()
+    roles.mixes &= packs
+    ids, keep, response_ids, mask = batch()
+    states: list[Tensor] = []
+    causal: Any = roles.model.get_base_model()
+    causal.model.register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+    with torch.no_grad():
+        scores, values = roles.scores(ids, keep), roles.values(ids, keep, response_ids.shape[1])
+    assert roles.mixes == packs and {s.dtype for s in states} == {torch.bfloat16}
+    places = keep.long().cumsum(1).argmax(1)
+    last = states[0][0][: len(ids)] if packs else states[0][torch.arange(len(ids)), places]  # packed: what is read
+    raw = last.float() @ reward_head()[0]
+    assert scores.dtype == torch.float32 and torch.allclose(scores, (raw - 1.7) / 2.5, atol=1e-5)
+    assert not torch.allclose(raw, (last @ reward_head()[0].bfloat16()).float(), atol=1e-3)
+    told = values[mask]
+    assert values.dtype == torch.float32 and not torch.equal(told, told.bfloat16().float())
 
 
 def test_reference_is_the_start_policy_exactly_and_stays(tiny_base: Path) -> None:

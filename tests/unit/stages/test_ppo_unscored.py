@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf.config import PpoConfig, build_config
-from rlhf.errors import NumericsError
+from rlhf.errors import DataError, NumericsError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import Rollout
-from rlhf.stages.judging import compute_advantages
+from rlhf.stages.judging import compute_advantages, row_means
 
 LENGTHS = (3, 1, 5, 2, 4, 2)
 GROUPS = torch.tensor([7, 7, 7, 4, 4, 4])
@@ -63,6 +63,35 @@ def test_the_others_learn_what_they_would_have_learnt_alone(method: str, dropped
     gone = [row for row in range(6) if row not in kept]
     assert not found.response_mask[gone].any() and (found.advantages[gone] == 0).all()
     assert torch.equal(found.response_mask[kept], batch().response_mask[kept])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dropped", [(2,), (1, 3, 4)])
+def test_a_row_that_has_left_is_in_no_mean(method: str, dropped: tuple[int, ...]) -> None:
+    scored = torch.ones(6, dtype=torch.bool)
+    scored[list(dropped)] = False
+    kept = [row for row in range(6) if scored[row] and not (method == "rloo" and dropped == (1, 3, 4) and row == 5)]
+    drawn = batch().with_judgement(finished=torch.tensor([True, False, False, True, True, False]))
+    kl = torch.tensor([0.5, -3.0, 9.0, -0.25, 1.0, 2.0])
+    judged = compute_advantages(drawn, SCORES.masked_fill(~scored, math.nan), config(method), 0.1, GROUPS, scored)
+    found = row_means(judged, kl)
+    alone = compute_advantages(drawn.select(kept), SCORES[kept], config(method), 0.1, GROUPS[kept])
+    assert found == pytest.approx(
+        {
+            "reward_mean": float(alone.rewards.sum(dim=1).mean()),
+            "kl": float(kl[kept].mean()),
+            "kl_max": float(kl[kept].max()),
+            "response_tokens_mean": sum(LENGTHS[row] for row in kept) / len(kept),
+            "eos_rate": float(drawn.finished[kept].float().mean()),
+        }
+    )
+    assert judged.rows.nonzero().flatten().tolist() == kept
+
+
+def test_rloo_without_any_two_to_compare_stops() -> None:
+    scored = torch.tensor([True, False, False, False, True, False])
+    with pytest.raises(DataError, match="no two responses to one prompt have a score"):
+        compute_advantages(batch(), SCORES, config("rloo"), 0.1, GROUPS, scored)
 
 
 @pytest.mark.parametrize("method", METHODS)

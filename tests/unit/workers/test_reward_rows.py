@@ -21,7 +21,7 @@ from rlhf.models import adapters
 from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, ScoreHead, build_reward_model, load_reward_model
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accuracy, wilson_interval
-from rlhf.stages.encode import encode_preferences
+from rlhf.stages.encode import encode_preferences, shortened_prompt
 from rlhf.workers.reward import correct_against_majority
 
 
@@ -55,10 +55,50 @@ def test_pairs_end_with_the_stop_token_and_are_cut_only_in_the_prompt(tiny_model
     data = DataConfig(train="x", max_sequence_tokens=limit, on_long_row="truncate")
     cut, counts = encode_preferences([row], chat, data, **keys)
     assert counts == {"truncate": 1} and whole[0]["margin"] == 0.0
-    for key in ("chosen_ids", "rejected_ids"):
-        assert cut[0][key] == whole[0][key][9:] and cut[0][key][-1] == chat.stop_ids[0]
+    prompt, room = row.prompt[0].content.rstrip(), limit - len(chat.encode_response("a longer answer than the other"))
+    ends = [chat.encode_prompt((Message("user", prompt[-n:] + " "),)) for n in range(1, len(prompt))]
+    shown = [ids for ids in ends if len(ids) <= room][-1]
+    assert cut[0]["chosen_ids"] == shown + chat.encode_response("short")
+    assert cut[0]["rejected_ids"] == shown + chat.encode_response("a longer answer than the other")
+    assert limit - 2 <= len(cut[0]["rejected_ids"]) <= limit
     with pytest.raises(DataError, match="longer than"):
         encode_preferences([row], chat, DataConfig(train="x", max_sequence_tokens=limit), **keys)
+
+
+TALK = tuple(
+    Message(role, f"{role} says {number} things, one after the other")
+    for number, role in enumerate(("system", "user", "assistant", "user", "assistant", "user"))
+)
+
+
+@pytest.mark.parametrize("style", ["default", "plain"])
+def test_a_shortened_prompt_is_a_prompt_as_ppo_writes_it(style: str, tiny_model_dir: Path) -> None:
+    """Begin and turn markers stay, whatever has to go."""
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), style)
+    words = (Message("text", "word " * 40 + "end"),) if style == "plain" else (Message("user", "word " * 40 + "end"),)
+    whole = chat.encode_prompt(words)
+    for room in range(1, len(whole) + 1):
+        found = shortened_prompt(words, chat, room)
+        possible = [words[0].content[-n:] for n in range(1, len(words[0].content) + 1)]
+        encoded = [chat.encode_prompt((Message(words[0].role, text),)) for text in possible if text.strip()]
+        if room < min(map(len, encoded)):
+            assert found is None
+        else:
+            assert found in encoded and room - 2 <= len(found) <= room, room
+
+
+def test_whole_exchanges_go_first_and_the_system_message_stays(tiny_model_dir: Path) -> None:
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
+    whole, two, one = (chat.encode_prompt((TALK[0], *TALK[first:])) for first in (1, 3, 5))
+    assert shortened_prompt(TALK, chat, len(whole)) == whole
+    for room in (len(whole) - 1, len(two)):
+        assert shortened_prompt(TALK, chat, room) == two
+    for room in (len(two) - 1, len(one)):
+        assert shortened_prompt(TALK, chat, room) == one
+    cut = shortened_prompt(TALK, chat, len(one) - 1)
+    last = TALK[-1].content
+    assert cut in [chat.encode_prompt((TALK[0], Message("user", last[-n:]))) for n in range(1, len(last))]
+    assert shortened_prompt(TALK, chat, 10) is None
 
 
 def test_the_head_starts_with_deviation_one_over_root_d_plus_one() -> None:
