@@ -185,3 +185,18 @@ def test_a_worker_loads_nothing_heavy_before_its_imports_are_lean() -> None:
     """Torch imported before is imported at its full price, in every process of every group."""
     heavy = tuple(name for name in HEAVY if name != "ray")
     assert heavy_after_each(IN_EVERY_WORKER, heavy) == list(IN_EVERY_WORKER)
+
+
+def test_what_the_command_line_imports_otherwise_is_light() -> None:
+    """A command that needs torch imports it lean, as workers do (docs/adr/0010)."""
+    tree = ast.parse((ROOT / "rlhf/cli.py").read_text(encoding="utf-8"))
+    lean = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With) and ast.unparse(node.items[0].context_expr) == "lean_imports()"
+        for inner in ast.walk(node)
+    }
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in lean]
+    own = tuple(node.module for node in imports if node.module and inside(node.module, "rlhf"))
+    assert len(own) > 8 and len(lean) > 8
+    assert heavy_after_each(own, HEAVY) == list(own)

@@ -9,18 +9,21 @@ import json
 import sys
 from typing import Any
 
-import torch
+from rlhf.workers.lean import lean_imports
 
-from rlhf.config import LoraConfig, ModelConfig, OptimConfig
-from rlhf.config.model import EngineConfig
-from rlhf.engine.clipping import ParameterGroup
-from rlhf.engine.engine import TrainEngine, init_process_group
-from rlhf.engine.zero import deepspeed_config
-from rlhf.errors import ConfigError
-from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm
-from rlhf.models.source import ModelSource
-from rlhf.models.tokenizer import load_tokenizer
+with lean_imports():
+    import torch
+
+    from rlhf.config import LoraConfig, ModelConfig, OptimConfig
+    from rlhf.config.model import EngineConfig
+    from rlhf.engine.clipping import ParameterGroup
+    from rlhf.engine.engine import TrainEngine, init_process_group
+    from rlhf.engine.zero import deepspeed_config
+    from rlhf.errors import ConfigError
+    from rlhf.models import adapters
+    from rlhf.models.loading import load_causal_lm
+    from rlhf.models.source import ModelSource
+    from rlhf.models.tokenizer import load_tokenizer
 
 NUM_STEPS = 3
 IDS = torch.randint(3, 290, (2, 14), generator=torch.Generator().manual_seed(0))
