@@ -82,6 +82,8 @@ def zero3_losses(directory: str, method: str) -> list[float]:
         engine.backward(loss, last=True)
         engine.step(1.0)
         found.append(float(loss))
+        if any(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad):
+            raise ValueError(f"{method}: a frozen weight has stayed whole, as it would not in a larger model")
     return found
 
 
