@@ -172,9 +172,10 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(
 
 
 def test_it_learns_while_the_policy_learns(actor_pool: ActorPool, wide: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """By the spans of both lanes; a step's parts still add up to its wall time."""
+    """Each begins when the other has begun, and both are on record; a step's parts still add up to its wall time."""
     config = config_of(tiny_base, tmp_path / "run", **{"roles.critic": str(wide), "telemetry.profile": True})
-    found = run(config, actor_pool)
+    home = "tests.support.meeting:"
+    found = run(config, actor_pool, PolicyWorker=home + "MeetingPolicy", CriticWorker=home + "MeetingCritic")
     for group in actor_pool.groups.values():  # the processes serve other tests
         record_spans(dict(enumerate(group.actors)), on=False)
     folder = found.run_dir / "profile"
