@@ -103,6 +103,8 @@ def node_environment() -> dict[str, str]:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     # Ray gives workers the lowest priority; beside any other load two ranks then wait for each other
     environment.setdefault("RAY_worker_niceness", "0")
+    # our workers have an environment of their own: none that Ray starts ahead for a job would ever be used
+    environment.setdefault("RAY_prestart_worker_first_driver", "0")
     return environment
 
 

@@ -139,7 +139,8 @@ def _run_stage(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, "telemetry.profile=true"] if args.profile else args.overrides
     config = load_config(args.stage, args.config, overrides)
     if args.dry_run:
-        from rlhf.stages.plan import plan_stage
+        with lean_imports():
+            from rlhf.stages.plan import plan_stage
 
         print_table(f"Plan of {args.stage} (nothing was started)", plan_stage(config), ("key", "value"))
         return 0
@@ -273,7 +274,9 @@ def _run_chat(args: argparse.Namespace) -> int:
     if args.max_response_tokens < 1:
         raise ConfigError(f"--max-response-tokens {args.max_response_tokens} must be at least 1")
     from rlhf.config import ModelConfig, SamplingConfig
-    from rlhf.stages.chat import ChatSession, read_lines
+
+    with lean_imports():
+        from rlhf.stages.chat import ChatSession, read_lines
 
     sampling = SamplingConfig(temperature=args.temperature, max_response_tokens=args.max_response_tokens)
     session = ChatSession(ModelConfig(name=args.model), sampling, seed=args.seed)

@@ -16,6 +16,18 @@ CLUSTERS = {"cluster": "hosts", "e2e": "hosts", "ray": "actors"}
 """What starts clusters, by folder, and the process it runs in: such tests wait more than they compute."""
 
 
+def pytest_configure() -> None:
+    """A process that gets a share of the suite collects all of it, and imports lean what it then needs in any case."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from rlhf.workers.lean import lean_imports
+
+        with lean_imports():
+            import rlhf.workers.policy
+            import rlhf.workers.reward
+            import rlhf.workers.rollout
+            import rlhf.workers.sft  # noqa: F401
+
+
 def _part_of(nodeid: str) -> str:
     """The first folder below tests/."""
     return nodeid.removeprefix("tests/").partition("/")[0]

@@ -18,17 +18,10 @@ from pathlib import Path
 
 import torch
 
-SHARED = "RLHF_SHARES_GPU"
-"""Set to 1 in the environment of workers that have a fraction of a GPU."""
+from rlhf.workers.heap_settings import SHARED
+
 KEPT_BYTES = 1 << 27
 """So much of an act's memory a process keeps for its next act."""
-WITHIN_AN_ACT = {
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-}
-"""Environment in which glibc returns nothing by itself but what was larger than 32 MiB. The last of the three is
-address space; it keeps the heaps of threads from being given up one by one."""
 STATM = Path("/proc/self/statm")
 
 

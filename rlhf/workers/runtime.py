@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from rlhf.config import PlacementConfig
 from rlhf.config.ray_token import MODE_VARIABLE, create_token, fix_token_mode
 from rlhf.errors import ConfigError
-from rlhf.workers.heap import SHARED, WITHIN_AN_ACT
+from rlhf.workers.heap_settings import SHARED, WITHIN_AN_ACT
 from rlhf.workers.reaper import watch_over
 
 logger = logging.getLogger(__name__)

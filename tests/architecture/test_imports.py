@@ -60,6 +60,9 @@ LIGHT = (
 )
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "trl", "peft", "gradio")
 
+IN_EVERY_WORKER = ("rlhf.workers.group", "tests.support.workers", "tests.support.chaos_faults")
+"""Loaded before a worker makes its imports lean (docs/adr/0010): Ray may be there, and nothing else that is heavy."""
+
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -160,10 +163,40 @@ def test_hidden_imports_are_seen(tmp_path: Path) -> None:
     assert broken_home("rlhf.algos.kl", "ray.util") and not broken_home("rlhf.workers.group", "ray")
 
 
+def heavy_after_each(modules: tuple[str, ...], heavy: tuple[str, ...]) -> list[str]:
+    """What of ``heavy`` is there after which of the modules, imported one after the other in a fresh process."""
+    code = f"""
+import importlib, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+    print(module, *(name for name in {heavy!r} if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_light_modules_load_nothing_heavy() -> None:
     """Submitting a job and voting must start in a second."""
-    for module in LIGHT:
-        code = f"import sys, {module}; print(','.join(m for m in {HEAVY!r} if m in sys.modules))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == "", f"import {module} loads {done.stdout.strip()}"
+    assert heavy_after_each(LIGHT, HEAVY) == list(LIGHT)
+
+
+def test_a_worker_loads_nothing_heavy_before_its_imports_are_lean() -> None:
+    """Torch imported before is imported at its full price, in every process of every group."""
+    heavy = tuple(name for name in HEAVY if name != "ray")
+    assert heavy_after_each(IN_EVERY_WORKER, heavy) == list(IN_EVERY_WORKER)
+
+
+def test_what_the_command_line_imports_otherwise_is_light() -> None:
+    """A command that needs torch imports it lean, as workers do (docs/adr/0010)."""
+    tree = ast.parse((ROOT / "rlhf/cli.py").read_text(encoding="utf-8"))
+    lean = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With) and ast.unparse(node.items[0].context_expr) == "lean_imports()"
+        for inner in ast.walk(node)
+    }
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in lean]
+    own = tuple(node.module for node in imports if node.module and inside(node.module, "rlhf"))
+    assert len(own) > 8 and len(lean) > 8
+    assert heavy_after_each(own, HEAVY) == list(own)

@@ -18,6 +18,7 @@ from preference_ui.models import PolicyVersion, Prompt, Response
 from preference_ui.overview import overview
 from preference_ui.projects import create_project
 from preference_ui.versions import load_preferences
+from rlhf.cli import main
 from tests.ui.app.ui_helpers import CHROMIUM, PASSWORD, Server, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,15 @@ def rlhf(*args: str, expect: int = 0) -> str:
     done = subprocess.run([RLHF, *args], cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def rlhf_here(capsys: pytest.CaptureFixture[str], *args: str, expect: int = 0) -> str:
+    """The same in this process, for a command that only refuses or asks: another one would take seconds to import."""
+    capsys.readouterr()
+    code = main(args)
+    found = capsys.readouterr()
+    assert code == expect, found.out[-3000:] + found.err[-3000:]
+    return found.out
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +118,11 @@ def test_logs_are_one_file_per_role_and_rank(quickstart: tuple[Path, str]) -> No
     assert {"driver-0.log", "policy-0.log", "policy-1.log", "rollout-0.log", "rollout-1.log"} <= names
 
 
-def test_a_finished_quickstart_is_not_overwritten(quickstart: tuple[Path, str]) -> None:
+def test_a_finished_quickstart_is_not_overwritten(
+    quickstart: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     root, _ = quickstart
-    assert "--fresh" in rlhf("quickstart", "--run-dir", str(root), expect=4)
+    assert "--fresh" in rlhf_here(capsys, "quickstart", "--run-dir", str(root), expect=4)
 
 
 def rank_in_the_page(root: Path, project: str, num_tasks: int) -> None:
@@ -138,7 +150,7 @@ def rank_in_the_page(root: Path, project: str, num_tasks: int) -> None:
 
 
 def test_people_rank_in_the_page_and_the_run_goes_on_with_their_rankings(
-    quickstart: tuple[Path, str], tmp_path: Path
+    quickstart: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that ended after sampling is continued with ``--annotate``: it stops, people vote, it finishes."""
     done, root = quickstart[0], tmp_path / "people"
@@ -149,10 +161,10 @@ def test_people_rank_in_the_page_and_the_run_goes_on_with_their_rankings(
     kept |= {key: {k: state[key][k] for k in ("sft", "sample")} for key in ("seconds", "stages")}
     (root / "quickstart.json").write_text(json.dumps(kept))
 
-    said = rlhf("quickstart", "--run-dir", str(root), "--annotate")
+    said = rlhf_here(capsys, "quickstart", "--run-dir", str(root), "--annotate")
     assert "rlhf annotate --project helpline" in said
     assert not (root / "reward").exists()
-    assert "rlhf annotate" in rlhf("quickstart", "--run-dir", str(root)), "without votes it asks again"
+    assert "rlhf annotate" in rlhf_here(capsys, "quickstart", "--run-dir", str(root)), "without votes it asks again"
     rank_in_the_page(root, "helpline", 24)
     rlhf("quickstart", "--run-dir", str(root))
     summary = json.loads((root / "summary.json").read_text())

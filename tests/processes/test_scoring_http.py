@@ -41,6 +41,8 @@ MODES = {
     "nan": "not_finite",
     "inf": "not_finite",
 }
+PATIENT, SHORT = 5.0, 0.4
+"""Seconds that an answer may take: short only where none comes, because good answers of that case must keep it too."""
 MORE_MODES = {"slow_headers": "timeout", "429": "status", "null": "not_a_number", "no_scores": "wrong_length"}
 
 
@@ -51,7 +53,7 @@ def server() -> Iterator[RewardServer]:
 
 
 def source(server: RewardServer, **settings: Any) -> HttpSource:
-    return HttpSource(url=server.url, **{"timeout_seconds": 0.4, "backoff_seconds": 0.01, "retries": 2, **settings})
+    return HttpSource(url=server.url, **{"timeout_seconds": PATIENT, "backoff_seconds": 0.01, "retries": 2, **settings})
 
 
 def score(scores: HttpScores) -> list[float]:
@@ -60,26 +62,27 @@ def score(scores: HttpScores) -> list[float]:
 
 @pytest.mark.parametrize(("mode", "kind"), [*MODES.items(), *MORE_MODES.items()])
 def test_every_fault_is_bounded_and_typed_or_counted(mode: str, kind: str, server: RewardServer) -> None:
-    made_good = HttpScores(source(server))
+    limit = SHORT if kind == "timeout" else PATIENT
+    made_good = HttpScores(source(server, timeout_seconds=limit))
     server.faults = [mode]
     assert score(made_good) == GOOD
     assert dict(made_good.errors) == {kind: 1} and len(server.seen) == 2
 
     started = time.monotonic()
-    for_good = HttpScores(source(server))
+    for_good = HttpScores(source(server, timeout_seconds=limit))
     server.faults = [mode] * 3
     error = DataError if kind in ("not_json", "wrong_length", "not_finite", "not_a_number") else WorkerError
     with pytest.raises(error, match=rf"reward server {server.url.partition('?')[0]}"):
         score(for_good)
     assert dict(for_good.errors) == {kind: 3} and not server.faults
 
-    dropping = HttpScores(source(server, on_error="drop"))
+    dropping = HttpScores(source(server, timeout_seconds=limit, on_error="drop"))
     server.faults = [mode] * 3
     values = score(dropping)
     one_row = kind in ("not_finite", "not_a_number")
     assert values[:2] == GOOD[:2] if one_row else all(map(math.isnan, values))
     assert math.isnan(values[2]) and dict(dropping.errors) == {kind: 3}
-    assert time.monotonic() - started < 6 * 0.4 + 2
+    assert time.monotonic() - started < 6 * limit + 2
 
 
 def test_a_server_that_is_not_there() -> None:

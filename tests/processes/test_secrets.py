@@ -22,7 +22,9 @@ PLANTED = [*(v for k, v in CANARIES.items() if k != "PREFERENCE_DATABASE"), "CAN
 
 DRIVER = """
 import sys
-import rlhf.stages.sft as sft
+from rlhf.workers.lean import lean_imports
+with lean_imports():
+    import rlhf.stages.sft as sft
 from rlhf.cli import main
 from rlhf.config import PlacementConfig
 from rlhf.workers.runtime import ray_runtime

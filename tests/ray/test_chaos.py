@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(actor_pool: ActorPool, tiny_base: Path, place: Path) -> Outcome:
     """The run that nothing happens to."""
     return run(chaos_config(tiny_base, place / "whole"), actor_pool)
+
+
+def test_a_run_with_another_value_head_is_told_apart(reference: Outcome) -> None:
+    (head,) = (name for name in reference.adapters["critic"] if "lora" not in name and name.endswith("weight"))
+    critic = {**reference.adapters["critic"], head: reference.adapters["critic"][head] + 1e-7}
+    other = replace(reference, adapters={**reference.adapters, "critic": critic})
+    assert differences(reference, reference) == [] and differences(reference, other) == [f"critic {head}"]
 
 
 def test_rollout_workers_killed_and_frozen_while_drawing(
@@ -179,7 +187,7 @@ def test_a_slow_worker_s_piece_is_drawn_by_one_with_nothing_to_do(
 ) -> None:
     """It gets on, so it is not silent: a step would wait a minute for it. It keeps its place, and is free at once."""
     tasks: list[Any] = list(range(4))
-    recovery = RecoveryConfig(rollout_deadline_seconds=1.5)
+    recovery = RecoveryConfig(rollout_deadline_seconds=4)
     with fleet_of(tmp_path / "run", 2, recovery, draw_seconds=60, slow_ranks=(1,)) as fleet:
         began, pids = time.monotonic(), []
         for version, sha in enumerate("ab"):
@@ -189,7 +197,7 @@ def test_a_slow_worker_s_piece_is_drawn_by_one_with_nothing_to_do(
             assert [task for task, _, _ in answers] == tasks, "all, once, in order"
             assert {held for _, held, _ in answers} == {sha} and batch.redispatched == 1
             pids += [pid for _, _, pid in answers]
-        assert time.monotonic() - began < 20, "two steps of a deadline each"
+        assert time.monotonic() - began < 25, "two steps of a deadline each"
         assert fleet.num_restarts == 0 and len(set(pids)) == 1, "the quick one has drawn everything"
     events = read_events(tmp_path / "run")
     assert [(e["event"], e["late"], e["to"]) for e in events] == [("redispatched", 1, 0)] * 2

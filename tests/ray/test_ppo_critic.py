@@ -17,7 +17,7 @@ from rlhf.models.adapters import read_adapter_file
 from rlhf.models.source import resolve_model
 from rlhf.workers.recorded import record_spans
 from tests.support.faults import NAN_UPDATES
-from tests.support.ppo import Finished, run, tiny_config
+from tests.support.ppo import FEW_PASSES, Finished, run, tiny_config
 from tests.support.runs import write_reward_run
 from tests.support.runtime import ActorPool
 from tests.support.tiny import build_model
@@ -134,6 +134,7 @@ def test_another_base_trains_and_stays_as_it_is(
 
     def of(ranks: int) -> Finished:
         changes = {"roles.critic": str(wide), "engine.zero_stage": zero_stage, "placement.num_critic_ranks": ranks}
+        changes |= FEW_PASSES if zero_stage == 3 else {}
         config = config_of(tiny_base, tmp_path / f"on-{ranks}", **changes)
         return run(config, actor_pool, CriticWorker="tests.support.measured:DigestedCritic")
 
@@ -171,9 +172,10 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(
 
 
 def test_it_learns_while_the_policy_learns(actor_pool: ActorPool, wide: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """By the spans of both lanes; a step's parts still add up to its wall time."""
+    """Each begins when the other has begun, and both are on record; a step's parts still add up to its wall time."""
     config = config_of(tiny_base, tmp_path / "run", **{"roles.critic": str(wide), "telemetry.profile": True})
-    found = run(config, actor_pool)
+    home = "tests.support.meeting:"
+    found = run(config, actor_pool, PolicyWorker=home + "MeetingPolicy", CriticWorker=home + "MeetingCritic")
     for group in actor_pool.groups.values():  # the processes serve other tests
         record_spans(dict(enumerate(group.actors)), on=False)
     folder = found.run_dir / "profile"

@@ -84,8 +84,10 @@ def test_a_stopped_run_leaves_its_directory_free(actor_pool: ActorPool, tiny_bas
 def test_wrong_input_is_refused_before_any_worker_starts(
     changes: dict[str, Any], error: type[RlhfError], reason: str, tiny_base: Path, tmp_path: Path
 ) -> None:
+    pool = ActorPool()
     with pytest.raises(error, match=reason):
-        run(tiny_config(tiny_base, tmp_path / "run", **changes), ActorPool())  # a pool that would have to start actors
+        run(tiny_config(tiny_base, tmp_path / "run", **changes), pool)
+    assert pool.groups == {}, "it would have had to start them"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.models.source import resolve_model
 from tests.ray.test_ppo_resume import assert_same, config_of, kept, resumed_at, run_and_keep
-from tests.support.ppo import Finished, run, tiny_config
+from tests.support.ppo import FEW_PASSES, Finished, run, tiny_config
 from tests.support.runtime import ActorPool
 
 WHOLE: dict[str, Any] = {"policy_weights": "full", "optim.learning_rate": 3e-4, "critic_learning_rate": 1e-3}
@@ -61,7 +61,7 @@ def test_the_next_stage_takes_the_model(plain: Finished) -> None:
 
 VARIANTS: list[dict[str, Any]] = [
     {"placement.num_ranks": 2, "engine.zero_stage": 2, "sync_chunk_bytes": 20_000},
-    {"placement.num_ranks": 2, "engine.zero_stage": 3, "sync_chunk_bytes": 20_000},
+    {"placement.num_ranks": 2, "engine.zero_stage": 3, "sync_chunk_bytes": 20_000, **FEW_PASSES},
     {"model.gradient_checkpointing": True, "batch.microbatch_tokens_per_gpu": 64},
     {"as": "ChunkingPolicy", "placement.num_ranks": 2, "engine.zero_stage": 2},
     {"as": "ChunkingPolicy", "placement.num_ranks": 2, "engine.zero_stage": 3},

@@ -57,7 +57,7 @@ def test_parts_add_up_to_every_step(profiled: Finished) -> None:
         for act in ("act", "judge", "learn", "share"):
             parts = dict(step["acts"][act])
             seconds = parts.pop("seconds")
-            assert seconds == pytest.approx(row[f"seconds.{act}"], rel=0.05, abs=0.003)  # another clock
+            assert seconds == pytest.approx(row[f"seconds.{act}"], rel=0.05, abs=0.1)  # another clock
             assert sum(parts.values()) == pytest.approx(seconds, rel=1e-6)
             assert parts["workers"] > 0 and parts["ray"] > 0
         wanted = ("generate", "score.pass", "learn.forward", "learn.backward", "learn.optimizer", "sync.snapshot",

@@ -15,9 +15,8 @@ from rlhf.stages import evaluate, ppo
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.policy_start import SeparateModel
-from rlhf.workers.scorer import Answer
 from rlhf.workers.scorers import Scorers
-from tests.support.chaos_faults import Faults
+from tests.support.chaos_faults import Faults, LightAnswer
 from tests.support.chaos_runs import Outcome, chaos_config, differences, require_victims, run, watched
 from tests.support.runs import foreign_base, write_reward_run
 from tests.support.runtime import ActorPool
@@ -88,26 +87,26 @@ def test_killed_scorers_are_replaced_within_the_step(
     assert found.kinds("fault_detected").count("scorer-1") == 2 and "scorer-0" in found.kinds("fault_detected")
 
 
-def test_when_every_replacement_dies_the_reason_is_told(
-    ray_session: dict[str, float], foreign: Path, tmp_path: Path
-) -> None:
+def test_when_every_replacement_dies_the_reason_is_told(ray_session: dict[str, float], tmp_path: Path) -> None:
+    """In real processes without a model."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     faults, groups = Faults(run_dir), []
 
     def launch(size: int, first_rank: int) -> WorkerGroup:
         where: dict[str, Any] = {"placement": PlacementConfig(), "run_dir": str(run_dir), "first_rank": first_rank}
-        worker = "tests.support.fragile.scorer:FragileScorer"
-        groups.append(WorkerGroup.launch(worker, "scorer", size=size, args=((str(foreign),), 1), **where))
+        groups.append(WorkerGroup.launch("tests.support.chaos_faults:LightScorer", "scorer", size=size, **where))
         return groups[-1]
 
-    recovery, model = RecoveryConfig(max_scorer_restarts=1), SeparateModel(0, str(foreign), False)
+    recovery, model = RecoveryConfig(max_scorer_restarts=1), SeparateModel(0, "none", False)
     try:
         scorers = Scorers(launch(1, 0), lambda rank: launch(1, rank), [model], recovery, EventLog(run_dir))
-        faults.arm("score-0-0")
+        answers: list[Any] = [LightAnswer((1, 2)), LightAnswer((1,))]
+        assert scorers.collect(scorers.submit(answers)).tolist() == [[2.0], [1.0]]
+        faults.arm("score")
         faults.arm("build")
         with pytest.raises(ScorersExhausted, match=r"scorer worker 0 failed: .* after 1 restarts") as caught:
-            scorers.collect(scorers.submit([Answer((), "", (1,))]))
+            scorers.collect(scorers.submit(answers))
     finally:
         for group in groups:
             group.close()

@@ -77,10 +77,17 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def only_commit(whole: Path, step: int, target: Path) -> None:
-    """A run directory as a kill after ``step`` would have left it; the metrics run ahead of the commit."""
+    """A run directory as a kill after ``step`` would have left it; the metrics run ahead of the commit.
+
+    Those that run ahead are not the whole run's: what is compared with it later must have been written anew.
+    """
     commit = whole / "checkpoints" / f"step-{step:08d}"
     shutil.copytree(commit, target / "checkpoints" / commit.name)
-    shutil.copy(whole / "metrics.jsonl", target / "metrics.jsonl")
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert max(row["step"] for row in rows) > step
+    kept = [row if row["step"] <= step else {"stage": row["stage"], "step": row["step"], "spoiled": 1} for row in rows]
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    (target / "metrics.jsonl").write_text(text, encoding="utf-8")
 
 
 ZERO = {"sft": 2, "reward": 3}

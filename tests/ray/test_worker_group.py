@@ -102,7 +102,7 @@ def test_silence_ends_in_a_timeout(ray_session: dict[str, float], tmp_path: Any)
         started = time.monotonic()
         with pytest.raises(WorkerError, match=r"no progress within 1 s \(placement\.call_timeout_seconds\)"):
             found.call("sleep", 60)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 12
     finally:
         pids = found.pids
         found.close()
@@ -110,13 +110,13 @@ def test_silence_ends_in_a_timeout(ray_session: dict[str, float], tmp_path: Any)
 
 
 def test_progress_keeps_a_call_alive_and_a_stall_after_it_ends_it(ray_session: dict[str, float], tmp_path: Any) -> None:
-    found = launch(tmp_path, size=2, timeout=1.5)
+    found = launch(tmp_path, size=2, timeout=3.0)
     try:
-        assert found.call("work", 2.5, 0.0) == [2.5, 2.5], "steps for longer than the bound, none longer than it"
+        assert found.call("work", 4.0, 0.0) == [4.0, 4.0], "steps for longer than the bound, none longer than it"
         started = time.monotonic()
         with pytest.raises(WorkerError, match="no answer and no progress"):
             found.call("work", 1.0, 60.0)
-        assert 2.0 < time.monotonic() - started < 12
+        assert 3.5 < time.monotonic() - started < 14
         (written,) = (tmp_path / "stalls").iterdir()
         assert "time.sleep(stuck)" in written.read_text() and "last events" in written.read_text()
     finally:

@@ -14,18 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from rlhf.workers.lean import lean_imports
 
-from rlhf.config import LoraConfig, ModelConfig, OptimConfig
-from rlhf.config.model import EngineConfig
-from rlhf.engine import alike
-from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group
-from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm
-from rlhf.models.source import ModelSource
-from rlhf.models.tokenizer import load_tokenizer
-from tests.support.pages import file_pages
+with lean_imports():
+    import torch
+    from torch import Tensor
+
+    from rlhf.config import LoraConfig, ModelConfig, OptimConfig
+    from rlhf.config.model import EngineConfig
+    from rlhf.engine import alike
+    from rlhf.engine.engine import ParameterGroup, TrainEngine, init_process_group
+    from rlhf.models import adapters
+    from rlhf.models.loading import load_causal_lm
+    from rlhf.models.source import ModelSource
+    from rlhf.models.tokenizer import load_tokenizer
+    from tests.support.pages import file_pages
 
 IDS = torch.arange(3, 43).view(2, 20)
 

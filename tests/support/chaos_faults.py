@@ -108,6 +108,25 @@ class SlowRollout(LightRollout):
 
 
 @dataclass(frozen=True)
+class LightAnswer:
+    """What scorers deal out."""
+
+    ids: tuple[int, ...]
+
+
+class LightScorer:
+    """Keeps the contract of a scorer worker, without a model: a score is the number of tokens."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.faults = Faults(Path(context.run_dir))
+        self.faults.reach("build")
+
+    def score_pieces(self, pieces: list[list[LightAnswer]], *ways: list[bool]) -> list[list[list[float]]]:
+        self.faults.reach("score")
+        return [[[float(len(answer.ids)) for answer in piece]] for piece in pieces]
+
+
+@dataclass(frozen=True)
 class LightHeader:
     """What a fleet looks at."""
 

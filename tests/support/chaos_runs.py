@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rlhf.config import PpoConfig
@@ -55,7 +56,11 @@ class Processes:
 
 @dataclass
 class Outcome:
-    """What a run left: summary, metrics, the adapters' bytes, and the key and tokens of every sample used."""
+    """What a run left: summary, metrics, adapters, key and tokens of every sample used.
+
+    Attributes:
+        adapters: tensors by role, the critic's value head among them.
+    """
 
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -140,7 +145,10 @@ def outcome_of(run_dir: Path, summary: dict[str, Any], samples: dict[int, list[A
     """Reads what a finished run wrote."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [flat(json.loads(line)) for line in lines]
-    tensors = {role: read_adapter_file(run_dir / role)[0] for role in ("adapter", "critic")}
+    tensors = {}
+    for role in ("adapter", "critic"):
+        adapter, rest = read_adapter_file(run_dir / role)
+        tensors[role] = adapter | rest
     return Outcome(summary, rows, tensors, samples, read_events(run_dir), run_dir)
 
 
@@ -154,8 +162,11 @@ def differences(one: Outcome, two: Outcome) -> list[str]:
         found += [f"step {ours['step']} {k}" for k in kept[0] | kept[1] if kept[0].get(k) != kept[1].get(k)]
     if one.summary["adapter_sha256"] != two.summary["adapter_sha256"]:
         found.append("adapter_sha256")
-    for role, tensors in one.adapters.items():
-        found += [f"{role} {k}" for k, t in tensors.items() if not bool((t == two.adapters[role][k]).all())]
+    for role, ours in one.adapters.items():
+        theirs = two.adapters[role]
+        if ours.keys() != theirs.keys():
+            found.append(f"{role} has other tensors")
+        found += [f"{role} {k}" for k in ours.keys() & theirs.keys() if not torch.equal(ours[k], theirs[k])]
     for step, samples in two.samples.items():
         keys = [key for key, _, _ in samples]
         if len(set(keys)) != len(keys):

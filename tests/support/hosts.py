@@ -207,7 +207,7 @@ class TwoHosts:
                 if node.poll() is not None or time.monotonic() > deadline:
                     told = (self.folder / f"{host}.log").read_text("utf-8")
                     raise RuntimeError(f"{host} host did not come up (exit {node.poll()}):\n{told}")
-            time.sleep(0.3)
+            time.sleep(1)  # a question is a process of its own
 
 
 def ip(*words: str) -> None:

@@ -116,6 +116,15 @@ def own_pid(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(os.getpid()), float(child.pid)][: len(responses)]
 
 
+def hangs_when_told(prompts: list[str], responses: list[str]) -> list[float]:
+    """Writes down in which process it runs, whole at once, and never comes back."""
+    told = Path(os.environ["TOLD"])
+    told.with_suffix(".part").write_text(str(os.getpid()))
+    told.with_suffix(".part").rename(told)
+    _obey("hang")
+    return []
+
+
 def hangs_on_the_longest(prompts: list[str], responses: list[str]) -> list[float]:
     """Never comes back from a batch, nor from the response that was the longest of it."""
     note = Path(os.environ["LONGEST"])

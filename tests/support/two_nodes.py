@@ -16,20 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.cluster_utils import Cluster
 from ray.experimental import get_object_locations
 
 from rlhf.config import PlacementConfig, RecoveryConfig
 from rlhf.errors import WeightSyncError
-from rlhf.stages.ppo import run_ppo
 from rlhf.telemetry.events import EventLog, read_events
-from rlhf.weights.snapshot import Snapshot, pack, verify
-from rlhf.workers.between_hosts import BetweenHosts
 from rlhf.workers.group import WorkerGroup
+from rlhf.workers.lean import lean_imports
 from rlhf.workers.placement import Beside
-from rlhf.workers.shipped import Shipped
-from tests.support.ppo import finished, tiny_config
+
+with lean_imports():
+    import torch
+
+    from rlhf.stages.ppo import run_ppo
+    from rlhf.weights.snapshot import Snapshot, pack, verify
+    from rlhf.workers.between_hosts import BetweenHosts
+    from rlhf.workers.shipped import Shipped
+    from tests.support.ppo import finished, tiny_config
 
 PIECES = (3_000_000, 1_000_003, 16)
 """Numbers per piece: sizes differ, so a member must not trust the last one."""

@@ -9,18 +9,22 @@ import json
 import sys
 from typing import Any
 
-import torch
+from rlhf.workers.lean import lean_imports
 
-from rlhf.config import LoraConfig, ModelConfig, OptimConfig
-from rlhf.config.model import EngineConfig
-from rlhf.engine.clipping import ParameterGroup
-from rlhf.engine.engine import TrainEngine, init_process_group
-from rlhf.engine.zero import deepspeed_config
-from rlhf.errors import ConfigError
-from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm
-from rlhf.models.source import ModelSource
-from rlhf.models.tokenizer import load_tokenizer
+with lean_imports():
+    import torch
+
+    from rlhf.config import LoraConfig, ModelConfig, OptimConfig
+    from rlhf.config.model import EngineConfig
+    from rlhf.engine import engine as engine_module
+    from rlhf.engine.clipping import ParameterGroup
+    from rlhf.engine.engine import TrainEngine, init_process_group
+    from rlhf.engine.zero import deepspeed_config
+    from rlhf.errors import ConfigError
+    from rlhf.models import adapters
+    from rlhf.models.loading import load_causal_lm
+    from rlhf.models.source import ModelSource
+    from rlhf.models.tokenizer import load_tokenizer
 
 NUM_STEPS = 3
 IDS = torch.randint(3, 290, (2, 14), generator=torch.Generator().manual_seed(0))
@@ -51,13 +55,21 @@ def plain_losses(directory: str, method: str) -> list[float]:
     return found
 
 
+def releasing(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """A weight is whole only while its own layer runs: DeepSpeed would keep all of a model as small as this one."""
+    found = deepspeed_config(*args, **kwargs)
+    keys = ("param_persistence_threshold", "max_reuse_distance", "prefetch_bucket_size")
+    found["zero_optimization"] |= {f"stage3_{key}": 0 for key in keys}
+    return found
+
+
 def zero3_losses(directory: str, method: str) -> list[float]:
     """The same under ZeRO-3."""
     from transformers.integrations import HfDeepSpeedConfig
 
     stage3 = EngineConfig(zero_stage=3)
     sizes: dict[str, Any] = {"dtype": torch.float32, "microbatch": 2, "accumulation": 1, "max_grad_norm": 1.0}
-    announced = HfDeepSpeedConfig({**deepspeed_config(stage3, **sizes), "train_batch_size": 2})
+    announced = HfDeepSpeedConfig({**releasing(stage3, **sizes), "train_batch_size": 2})
     try:
         model = build(directory, method)
     finally:
@@ -70,6 +82,8 @@ def zero3_losses(directory: str, method: str) -> list[float]:
         engine.backward(loss, last=True)
         engine.step({"policy": 1.0})
         found.append(float(loss))
+        if any(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad):
+            raise ValueError(f"{method}: a frozen weight has stayed whole, as it would not in a larger model")
     return found
 
 
@@ -77,6 +91,7 @@ def main() -> None:
     """All methods named on the command line."""
     torch.set_num_threads(1)
     init_process_group(60)
+    engine_module.deepspeed_config = releasing
     found: dict[str, list[Any]] = {}
     for method in sys.argv[2:]:
         found[method] = [plain_losses(sys.argv[1], method)]

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import httpx
+import pytest
 from playwright.sync_api import BrowserContext, Page
 
-from preference_ui import auth
+from preference_ui import auth, people
 from preference_ui.db import Store, open_store
+from preference_ui.passwords import hash_password
 from preference_ui.people import create_annotator
 from preference_ui.projects import ItemSpec, ResponseSpec, add_items, create_project
 from preference_ui.settings import Axis, ProjectSettings
@@ -24,6 +27,7 @@ from rlhf.data.schema import Message
 
 CHROMIUM = Path("/usr/bin/chromium")
 PASSWORD = "correct horse 1"
+CHEAP_LOG_N = 4
 START_SECONDS = 90
 
 SETTINGS = ProjectSettings(
@@ -68,8 +72,14 @@ def seed(path: Path | str, settings: ProjectSettings = SETTINGS, num_items: int 
 
 
 def token_for(store: Store, handle: str, role: str = "annotator") -> tuple[str, str]:
-    """A fresh account with a session: its id and its token."""
-    person = create_annotator(store, handle, role=role, password=PASSWORD)
+    """A fresh account with a session: its id and its token.
+
+    Its password's hash is a cheap one, by parameters that stand in the row: what a dear one costs, and that it is
+    dear, is tested with the store.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(people, "hash_password", partial(hash_password, log_n=CHEAP_LOG_N))
+        person = create_annotator(store, handle, role=role, password=PASSWORD)
     return person.id, auth.login(store, handle, PASSWORD).token
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.start import node_environment
+
 NODE = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
@@ -41,3 +43,12 @@ def test_a_signal_to_the_command_reaches_the_node(number: signal.Signals):
 def test_a_node_that_a_signal_ends_is_told_as_a_shell_would():
     environment = os.environ | {"NODE": "import os; os.kill(os.getpid(), 9)"}
     assert subprocess.run([sys.executable, "-c", WRAPPER], env=environment, check=False).returncode == 137
+
+
+def test_what_ray_is_told_of_a_node_s_workers_may_be_told_otherwise(monkeypatch: pytest.MonkeyPatch):
+    names = ("RAY_worker_niceness", "RAY_prestart_worker_first_driver")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert [node_environment()[name] for name in names] == ["0", "0"]
+    monkeypatch.setenv(names[1], "1")
+    assert [node_environment()[name] for name in names] == ["0", "1"]

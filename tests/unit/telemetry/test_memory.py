@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf.telemetry.memory import PeakMemory, read_pss_bytes
@@ -18,13 +19,22 @@ def _hold(code: str) -> subprocess.Popen[bytes]:
     return process
 
 
+def _until(condition: Callable[[], bool]) -> None:
+    """The sampling thread gets its turn when the machine has one for it."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_child_that_allocates_is_seen_and_the_peak_outlives_it() -> None:
     with PeakMemory(interval_seconds=0.05, pss_every=2) as memory:
         before = memory.peak_rss_mib
         child = _hold(ALLOCATE)
-        time.sleep(0.3)
+        seen = len(memory.series) + 1  # the one that runs now may have missed the child
+        _until(lambda: len(memory.series) >= seen + 3)  # every second has a PSS
         child.communicate()
-        time.sleep(0.15)
+        _until(lambda: memory.series[-1].rss_mib < memory.peak_rss_mib - 90)
     assert before > 5
     assert 100 < memory.peak_rss_mib - before < 200
     assert memory.series[-1].rss_mib < memory.peak_rss_mib - 90

@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from rlhf.telemetry import progress as progress_module
 from rlhf.telemetry.console import format_figure, print_header, print_next_commands, print_table
 from rlhf.telemetry.progress import format_seconds, stage_progress
 
@@ -15,6 +17,22 @@ def _console(terminal: bool, width: int = 100) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, highlight=False, color_system=None)
     return console, out
+
+
+class Clock:
+    """Moves when told, so that no busy machine is in the figures."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=found.monotonic))
+    return found
 
 
 def test_plain_lines_come_at_the_first_update_and_at_the_end() -> None:
@@ -28,11 +46,17 @@ def test_plain_lines_come_at_the_first_update_and_at_the_end() -> None:
     assert re.match(r"SFT +50/50 .*loss 0\.020 .*done", lines[1])
 
 
-def test_plain_lines_keep_coming_while_no_update_does() -> None:
+def test_plain_lines_keep_coming_while_no_update_does(clock: Clock) -> None:
     console, out = _console(terminal=False)
+    lines = lambda: len(out.getvalue().splitlines())  # noqa: E731
     with stage_progress("Reward model", console=console, plain_seconds=0.1):
-        time.sleep(0.55)
-    assert 4 <= len(out.getvalue().splitlines()) <= 7
+        for number in range(1, 5):
+            clock.now += 0.11
+            deadline = time.monotonic() + 20
+            while lines() < number and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert lines() == number
+    assert lines() == 5, "one for each time that the pace has passed, and the last"
 
 
 def test_a_line_is_never_wrapped_or_read_as_markup() -> None:
@@ -60,15 +84,14 @@ def test_a_terminal_gets_a_bar_with_figures() -> None:
     assert "3/6" in final and "kl 0.750" in final and "PPO" in final and "━" in final
 
 
-def test_eta_is_the_pace_since_the_first_update() -> None:
+def test_eta_is_the_pace_since_the_first_update(clock: Clock) -> None:
     console, _ = _console(terminal=False)
     with stage_progress("PPO", total=11, console=console) as progress:
-        time.sleep(0.2)  # loading: not part of the pace
+        clock.now += 200  # loading: not part of the pace
         progress.update(1)
-        time.sleep(0.1)
+        clock.now += 10
         progress.update(3)
-        eta = progress.eta_seconds()
-        assert eta is not None and 0.35 < eta < 0.7
+        assert progress.eta_seconds() == 40
         progress.update(11)
         assert progress.eta_seconds() is None
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rlhf.workers import heap
-from rlhf.workers.heap import KEPT_BYTES, WITHIN_AN_ACT, give_back
+from rlhf.workers.heap import KEPT_BYTES, give_back
+from rlhf.workers.heap_settings import WITHIN_AN_ACT
 from rlhf.workers.runtime import base_environment
 from tests.support.pages import MIB, resident_bytes
 
