@@ -15,7 +15,7 @@ import { listenForKeys } from "./keys.js";
 
 const MAX_RENEW_MS = 600_000;
 // What must not change while a decision is on its way: all but the status line.
-const PARTS = ".notice, .reading, .side > :not(.actions), .actions > :not(.status), .nothing > :not(.status)";
+const PARTS = ".reading, .side > :not(.actions), .actions > :not(.status), .nothing > :not(.status)";
 
 export class RankingPage {
   constructor(root, boot, onProgress) {
@@ -124,11 +124,12 @@ export class RankingPage {
       h("input", { type: "checkbox", checked: this.plain, onchange: (event) => this.setPlain(event.target.checked) }), t("task.plain"));
     this.talk = conversation(task, this.plain);
     this.root.replaceChildren(h("div", { class: "ranking", dataset: { lease: task.lease } },
-      this.news.notice(task),
-      this.revising && h("div", { class: "notice", tabindex: "-1" }, h("p", {}, t("task.revising")),
-        h("button", { type: "button", class: "text-button", onclick: () => this.leaveRevision() }, t("task.revising.cancel"))),
-      isNarrower(state, this.restored) && h("div", { class: "notice narrower", tabindex: "-1" }, h("p", {}, t("task.narrower"))),
-      h("div", { class: "reading" }, this.talk,
+      h("div", { class: "reading" },
+        this.news.notice(task),
+        this.revising && h("div", { class: "notice", tabindex: "-1" }, h("p", {}, t("task.revising")),
+          h("button", { type: "button", class: "text-button", onclick: () => this.leaveRevision() }, t("task.revising.cancel"))),
+        isNarrower(state, this.restored) && h("div", { class: "notice narrower", tabindex: "-1" }, h("p", {}, t("task.narrower"))),
+        this.talk,
         h("section", { "aria-labelledby": "rlhf-responses-title" },
           h("div", { class: "section-head" }, h("h2", { id: "rlhf-responses-title" }, t("task.responses")), plain),
           h("div", { class: `cards cards-${count}` }, this.cards.map((card) => card.node)))),
