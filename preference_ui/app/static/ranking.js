@@ -62,9 +62,7 @@ export class RankingPage {
   }
 
   async load(path, body) {
-    const answer = await call(path, body);
-    this.show(answer);
-    return answer;
+    this.show(await call(path, body));
   }
 
   // ---- showing -------------------------------------------------------------------------------------------
