@@ -146,8 +146,8 @@ def stored_vote(session: Session, lease: Lease) -> Vote | None:
     )
 
 
-def history(store: Store, annotator_id: str, project: str, limit: int = 20) -> Sequence[HistoryEntry]:
-    """The annotator's own answers in a project, newest first, for revising."""
+def history(store: Store, annotator_id: str, project: str, limit: int = 20, *, skip: int = 0) -> Sequence[HistoryEntry]:
+    """The annotator's own answers in a project, newest first, for revising; ``skip`` leaves out that many."""
     with store.read() as session:
         rows = session.execute(
             select(Lease, Judgment.created, Prompt.messages_json)
@@ -161,6 +161,7 @@ def history(store: Store, annotator_id: str, project: str, limit: int = 20) -> S
             )
             .order_by(Judgment.created.desc(), Judgment.id.desc())
             .limit(limit)
+            .offset(skip)
         ).all()
         return [
             HistoryEntry(

@@ -7,6 +7,7 @@ never vanish silently. What the page sends is a hint; who may do what is decided
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from preference_ui import queue
 from preference_ui.app.limits import RateLimit
-from preference_ui.app.payload import boot_json, progress_json, task_json, text_json
+from preference_ui.app.payload import boot_json, progress_json, questions_json, task_json, text_json
 from preference_ui.app.site import Site
 from preference_ui.errors import AuthError, DataError, LeaseError, RlhfError, StoreError, TooSoon, VoteConflict
 from preference_ui.i18n import DEFAULT_LOCALE, LOCALES
@@ -30,6 +31,10 @@ Body = dict[str, Any]
 Handler = Callable[[Person, Body], Body]
 
 WRITES_PER_SECOND, WRITE_BURST = 5.0, 60.0
+ANSWERS_PER_PAGE = 100
+# Whom the page was loaded for. The tabs of a browser share one session: another login in it must not turn what one
+# person does in an open tab into the other's.
+PERSON_HEADER = "x-rlhf-person"
 
 
 def _text(body: Body, name: str, limit: int = 200) -> str:
@@ -60,8 +65,10 @@ class RankingApi:
         self.site = site
 
     def _after(self, person: Person, task: queue.Assignment | None, **more: Any) -> Body:
+        """A task always comes with the questions of now: an open page outlives a change of settings."""
         project = get_project(self.site.store, self.site.project)
-        return {"task": task_json(task, project), "progress": progress_json(self.site, person), **more}
+        shown = {"task": task_json(task, project), "questions": questions_json(project)}
+        return shown | {"progress": progress_json(self.site, person), **more}
 
     def task(self, person: Person, body: Body) -> Body:
         """Claim, or get back what is held."""
@@ -118,9 +125,13 @@ class RankingApi:
         return {"saved": True}
 
     def history(self, person: Person, body: Body) -> Body:
-        """Own answers, newest first."""
-        entries = queue.history(self.site.store, person.id, self.site.project, limit=100)
+        """Own answers, newest first: a page of them after the ``skip`` newest ones, and whether there are more."""
+        skip = body.get("skip", "0")
+        if not isinstance(skip, str) or not re.fullmatch(r"[0-9]{1,9}", skip):
+            raise DataError("skip: must be a whole number")
+        found = queue.history(self.site.store, person.id, self.site.project, limit=ANSWERS_PER_PAGE + 1, skip=int(skip))
         return {
+            "more": len(found) > ANSWERS_PER_PAGE,
             "answers": [
                 {
                     "lease": e.lease_id,
@@ -129,8 +140,8 @@ class RankingApi:
                     "frozen": e.frozen,
                     "opening": e.opening,
                 }
-                for e in entries
-            ]
+                for e in found[:ANSWERS_PER_PAGE]
+            ],
         }
 
     def boot(self, person: Person, body: Body) -> Body:
@@ -162,7 +173,7 @@ _WRITES = ("task", "submit", "skip", "undo", "recall", "draft", "renew", "settin
 
 async def _body_of(request: Request) -> Body:
     if request.method == "GET":
-        return {}
+        return dict(request.query_params)
     # A plain form of another site cannot send this content type without asking first.
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise DataError("the body must be application/json")
@@ -184,6 +195,9 @@ def _make_route(site: Site, handler: Handler, limit: RateLimit | None) -> Callab
         person = site.visitor(request)
         if person is None:
             return JSONResponse({"error": "login"}, status_code=401)
+        meant = request.headers.get(PERSON_HEADER, person.id)
+        if meant != person.id:
+            return JSONResponse({"error": "person", "detail": person.handle}, status_code=409)
         if limit is not None and not limit.allows(person.id):
             return JSONResponse({"error": "rate"}, status_code=429)
         return JSONResponse(handler(person, body))

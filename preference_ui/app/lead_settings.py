@@ -59,7 +59,7 @@ def settings_form(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> Non
                 )
                 for name in _NUMBERS
             }  # fmt: skip
-            minutes = field("lease_minutes", gr.Number, minimum=1)
+            minutes = field("lease_minutes", gr.Number, minimum=5)
             days = field("repeat_days", gr.Number, minimum=0)
         with gr.Column():
             switches = {name: field(name, gr.Checkbox) for name in _SWITCHES}

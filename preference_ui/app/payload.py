@@ -19,7 +19,10 @@ def text_json(text: str) -> dict[str, str]:
 
 
 def task_json(task: Assignment | None, project: ProjectInfo) -> dict[str, Any] | None:
-    """One task. Raw texts go along only where the project lets people rewrite them."""
+    """One task. Raw texts go along only where the project lets people rewrite them.
+
+    ``hold_seconds`` is how long it is held from now on: the page renews in time, and its clock need not be right.
+    """
     if task is None:
         return None
     responses = [text_json(text) for text in task.responses]
@@ -34,6 +37,7 @@ def task_json(task: Assignment | None, project: ProjectInfo) -> dict[str, Any] |
         "draft": task.draft,
         "guideline_version": task.guideline_version,
         "lang": task.language,
+        "hold_seconds": project.settings.lease_seconds,
     }
 
 
@@ -71,7 +75,6 @@ def boot_json(site: Site, person: Person, project: ProjectInfo, locale: str) -> 
         "lang": HTML_LANG[locale],
         "locales": LOCALES,
         "texts": {key: text for key, text in texts.items() if not key.startswith(("lead.", "login."))},
-        "questions": questions_json(project),
         "guideline_version": project.guideline_version,
         "ui_sha256": page_digest(),
     }

@@ -1,7 +1,9 @@
 // Entry: takes over the widgets that the Gradio page leaves for us, and starts them with one reading from the server.
 
+import { tellOther } from "./dialogs.js";
 import { h, remember, setTexts, t } from "./dom.js";
-import { call } from "./net.js";
+import { AnswerList } from "./history.js";
+import { call, speakFor } from "./net.js";
 import { RankingPage } from "./ranking.js";
 import { textBlock, typeset } from "./safe.js";
 
@@ -61,7 +63,7 @@ class Shell {
         h("details", { class: "account" }, h("summary", { class: "button", title: t("nav.user", { name: boot.me.handle }) }, t("nav.account")),
           h("div", { class: "account-menu" }, h("p", { class: "hint" }, t("nav.user", { name: boot.me.handle })),
             h("a", { class: "button", href: "/password" }, t("nav.password")),
-            h("form", { method: "post", action: "/logout", onsubmit: () => this.ranking?.saveDraftNow() },
+            h("form", { method: "post", action: "/logout", onsubmit: () => this.ranking?.drafts.saveAndLeave() },
               h("button", { type: "submit", class: "button" }, t("nav.logout"))))))));
   }
 
@@ -78,6 +80,7 @@ class Shell {
 
   async guideline(root) {
     const guide = await call("guideline");
+    this.ranking?.news.saw(guide.version);
     root.replaceChildren(h("section", { class: "reading-page" },
       h("div", { class: "section-head" }, h("h2", {}, t("guideline.title")),
         h("span", { class: "badge" }, t("guideline.version", { version: guide.version }))),
@@ -86,28 +89,29 @@ class Shell {
   }
 
   async history(root) {
-    const { answers } = await call("history");
-    const when = new Intl.DateTimeFormat(this.boot.lang, { dateStyle: "medium", timeStyle: "short" });
-    root.replaceChildren(h("section", { class: "reading-page" }, h("h2", {}, t("history.title")),
-      answers.length ? h("ul", { class: "answers" }, answers.map((answer) => h("li", {},
-        h("div", {}, h("p", { class: "opening", dir: "auto" }, answer.opening),
-          h("p", { class: "hint" }, when.format(new Date(answer.voted)),
-            answer.revision > 1 && ` · ${t("history.revision", { revision: answer.revision })}`)),
-        answer.frozen ? h("span", { class: "badge" }, t("history.frozen"))
-          : h("button", { type: "button", class: "button", onclick: () => this.change(answer.lease) }, t("history.change")))))
-        : h("p", {}, t("history.empty"))));
+    await new AnswerList(root, this.boot.lang, (lease) => this.change(lease)).load();
+  }
+
+  // Somebody else has logged in in this browser: whatever is done here would be stored as theirs.
+  async giveWay(name) {
+    if (this.gone) return;
+    this.gone = true;
+    this.ranking?.abandon();
+    await tellOther(name);
+    location.href = "/";
   }
 
   async change(lease) {
     await this.ranking.revise(lease);
     document.querySelector('[role="tab"]')?.click();
+    requestAnimationFrame(() => this.ranking.top?.focus({ preventScroll: true }));
   }
 }
 
 // Widgets inside a tab are read again whenever their tab is opened.
 function refreshWhenShown(root, load) {
   new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) load().catch(() => null);
+    if (entries.some((entry) => entry.isIntersecting)) load().catch(() => { if (!root.childElementCount) root.textContent = t("state.unreachable"); });
   }).observe(root);
 }
 
@@ -126,7 +130,9 @@ const ready = boot().then((values) => {
   setTexts(values.texts);
   document.documentElement.lang = values.lang;
   document.documentElement.dir = "ltr";
-  return new Shell(values);
+  const shell = new Shell(values);
+  speakFor(values.me.id, (name) => shell.giveWay(name));
+  return shell;
 });
 
 window.rlhfMount = async (element) => {
@@ -142,7 +148,7 @@ window.rlhfMount = async (element) => {
 // Candidates that a person asked for are there. Whoever went on ranking meanwhile gets them after the next answer.
 window.rlhfNewTask = async () => {
   const { ranking } = await ready;
-  if (!ranking || ranking.root.offsetParent !== null) return;
+  if (!ranking || ranking.busy || ranking.root.offsetParent !== null) return;
   await ranking.saveDraft();
   await ranking.guarded(() => ranking.load("task", {}));
   document.querySelector('[role="tab"]')?.click();

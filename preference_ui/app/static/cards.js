@@ -6,7 +6,7 @@ import { rankOf, tiedWith } from "./tiers.js";
 
 export function conversation(task, plain) {
   return h("section", { class: "prompt", "aria-labelledby": "rlhf-prompt-title" },
-    h("h2", { id: "rlhf-prompt-title" }, t("task.prompt")),
+    h("h2", { id: "rlhf-prompt-title", tabindex: "-1" }, t("task.prompt")),
     task.prompt.map((turn) => h("div", { class: `turn turn-${turn.role}` },
       h("p", { class: "who" }, t(`task.role.${turn.role}`)), textBlock(turn, plain, task.lang))));
 }

@@ -27,6 +27,11 @@ export const confirmUntouched = () => ask({
   confirm: t("untouched.confirm"), cancel: t("untouched.back"),
 });
 
+// Somebody else has logged in in this browser; there is one way on.
+export const tellOther = (name) => ask({
+  title: t("person.title", { name }), content: h("p", {}, t("person.text", { name })), cancel: t("person.reload"),
+});
+
 const REASONS = ["unknown_subject", "unclear", "language", "distressing", "broken", "other"];
 
 export function askSkipReason() {

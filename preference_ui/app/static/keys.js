@@ -8,7 +8,8 @@ export function listenForKeys(page) {
       page.submit();
       return;
     }
-    if (!page.shortcuts || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
+    // What is on its way to the server must not change.
+    if (page.busy || !page.shortcuts || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
     if (event.target.closest?.("input:not([type=checkbox]):not([type=radio]), textarea, select, [contenteditable=true]")) return;
     if (/^[1-9]$/.test(event.key)) {
       event.preventDefault();

@@ -18,20 +18,33 @@ export class ServerError extends Error {
 
 const TIMEOUT_MS = 20_000;
 
+// All tabs of a browser share one login. Each call says whom this page was loaded for, so that nothing of one person
+// is taken for another's who has logged in meanwhile; `whenOther(name)` hears that somebody has.
+let me = null;
+let hearOther = () => {};
+export function speakFor(id, whenOther) {
+  me = id;
+  hearOther = whenOther;
+}
+
+function request(name, body) {
+  const headers = me ? { "X-Rlhf-Person": me } : {};
+  const options = { method: "GET", headers, credentials: "same-origin" };
+  if (body === undefined) return [`/api/${name}`, options];
+  headers["Content-Type"] = "application/json";
+  return [`/api/${name}`, { ...options, method: "POST", body: JSON.stringify(body) }];
+}
+
 export async function call(name, body) {
   const stop = new AbortController();
   const timer = setTimeout(() => stop.abort(), TIMEOUT_MS);
   try {
-    const reply = await fetch(`/api/${name}`, {
-      method: body === undefined ? "GET" : "POST",
-      headers: body === undefined ? {} : { "Content-Type": "application/json" },
-      body: body === undefined ? undefined : JSON.stringify(body),
-      credentials: "same-origin",
-      signal: stop.signal,
-    });
+    const [address, options] = request(name, body);
+    const reply = await fetch(address, { ...options, signal: stop.signal });
     const answer = await reply.json();
-    if (!reply.ok) throw new ServerError(reply.status, answer);
-    return answer;
+    if (reply.ok) return answer;
+    if (answer.error === "person") hearOther(answer.detail);
+    throw new ServerError(reply.status, answer);
   } catch (error) {
     if (error instanceof ServerError) throw error;
     throw new ServerError(0, { error: "offline" });
@@ -40,10 +53,17 @@ export async function call(name, body) {
   }
 }
 
+// A call that outlives the page. Nobody hears its answer.
+export function callAndLeave(name, body) {
+  const [address, options] = request(name, body);
+  fetch(address, { ...options, keepalive: true }).catch(() => null);
+}
+
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 export class Outbox {
-  // `me` keeps two people on one browser apart; `onState(state)` hears "pending", "offline", "login".
+  // `me` keeps two people on one browser apart; `onState(error)` hears null when sending begins, and each failure
+  // after which it is tried again.
   constructor(me, onState) {
     this.key = `rlhf:outbox:${me}`;
     this.onState = onState;
@@ -59,36 +79,36 @@ export class Outbox {
     if (rest.length) remember.set(this.key, rest);
     else remember.remove(this.key);
   }
-  // Send until the server has taken or refused it. The same lease and revision may arrive any number of times.
-  async send(entry) {
+  // Send until the server has taken or refused it. The same lease and revision may arrive any number of times, but only
+  // with the same vote: what is sent is a copy that no later move changes.
+  async send(given) {
+    const entry = structuredClone(given);
     this.keep(entry);
+    this.onState(null);
     for (let attempt = 0; ; attempt += 1) {
-      this.onState(attempt ? "offline" : "pending");
       try {
         const answer = await call(entry.path, entry.body);
         this.drop(entry.id);
         return answer;
       } catch (error) {
-        if (error.status === 401) {
-          this.onState("login");
-          throw error;
-        }
-        if (!error.isPassing) {
-          this.drop(entry.id);
-          throw error;
-        }
+        // Logged out: it goes on by itself after a login in another tab.
+        const waits = error.isPassing || error.status === 401;
+        // Kept for its author: for the next login, or until it is shown again beside the questions it does not fit.
+        if (!waits && error.code !== "person" && error.code !== "data") this.drop(entry.id);
+        if (!waits) throw error;
+        this.onState(error);
       }
       await pause(Math.min(5_000, 500 * 2 ** attempt));
     }
   }
-  // What an earlier visit could not send. Refused ones are returned, so that they can be shown.
+  // What an earlier visit could not send. Refused ones are returned, for their author to see.
   async flush() {
     const refused = [];
     for (const entry of this.list()) {
       try {
         await this.send({ ...entry, body: { ...entry.body, next: false } });
       } catch (error) {
-        if (error.status === 401) throw error;
+        if (error.code === "person") throw error;
         refused.push({ entry, error });
       }
     }

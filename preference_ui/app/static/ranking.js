@@ -1,44 +1,48 @@
 // The ranking page: one task at a time, from the first look to the server's receipt.
 
-import { ballotFrom, snippet } from "./ballot.js";
+import { ballotFrom, isNarrower, snippet } from "./ballot.js";
 import { ActiveClock } from "./clock.js";
 import { announce, h, remember, t } from "./dom.js";
 import { Card, conversation, flagBoxes, scale } from "./cards.js";
 import { askSkipReason, confirmUntouched, showHelp } from "./dialogs.js";
+import { Drafts } from "./drafts.js";
+import { GuidelineNews } from "./news.js";
 import { Outbox, call } from "./net.js";
 import { Rail } from "./rail.js";
 import { typeset } from "./safe.js";
 import { same, startOrder } from "./tiers.js";
 import { listenForKeys } from "./keys.js";
 
-const DRAFT_PAUSE_MS = 800;
-const RENEW_MS = 120_000;
+const MAX_RENEW_MS = 600_000;
+// What must not change while a decision is on its way: all but the status line.
+const PARTS = ".reading, .side > :not(.actions), .actions > :not(.status), .nothing > :not(.status)";
 
 export class RankingPage {
   constructor(root, boot, onProgress) {
     Object.assign(this, { root, boot, onProgress });
-    this.questions = boot.questions;
     this.plain = remember.get("rlhf:plain") === true;
     this.shortcuts = remember.get("rlhf:shortcuts") !== false;
-    this.outbox = new Outbox(boot.me.id, (state) => this.onOutbox(state));
+    this.outbox = new Outbox(boot.me.id, (error) => (error ? this.fail(error) : this.say("pending", t("submit.saving"))));
+    this.drafts = new Drafts(boot.me.id, () => this.draft(), (state, error) => this.onDraft(state, error));
+    this.news = new GuidelineNews(boot);
     this.busy = false;
     this.status = h("p", { class: "status", role: "status" });
     this.clock = new ActiveClock();
     listenForKeys(this);
-    setInterval(() => this.renew(), RENEW_MS);
-    window.addEventListener("beforeunload", (event) => { if (this.busy || this.draftWaits) event.preventDefault(); });
-    window.addEventListener("pagehide", () => this.saveDraftNow());
-    document.addEventListener("visibilitychange", () => document.hidden && this.saveDraftNow());
-    window.addEventListener("online", () => this.draftWaits && this.saveDraft());
+    window.addEventListener("beforeunload", (event) => { if (this.isUnsaved()) event.preventDefault(); });
+    window.addEventListener("pagehide", () => this.drafts.saveAndLeave());
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.drafts.saveAndLeave() : this.renew()));
+    window.addEventListener("online", () => this.drafts.save());
   }
 
   async start() {
     const waiting = this.outbox.list().length;
-    if (waiting) this.say("pending", t("state.outbox", { count: waiting }));
+    this.root.replaceChildren(h("div", { class: "nothing" }, this.status));
+    this.say("pending", t(waiting ? "state.outbox" : "app.loading", { count: waiting }));
     await this.guarded(async () => {
       const refused = await this.outbox.flush();
       await this.load("task", {});
-      if (refused.length) this.fail(refused[0].error);
+      if (refused.length) await this.refused(refused[0].entry, refused[0].error);
       else if (waiting) this.say("saved", t("state.vote.saved"));
     });
   }
@@ -58,35 +62,38 @@ export class RankingPage {
   }
 
   async load(path, body) {
-    const answer = await call(path, body);
-    this.show(answer);
-    return answer;
+    this.show(await call(path, body));
   }
 
   // ---- showing -------------------------------------------------------------------------------------------
 
-  show(answer, { revising = false } = {}) {
+  // `draft` stands in for what was kept of the task.
+  show(answer, { revising = false, draft = null } = {}) {
     this.onProgress(answer.progress);
     this.task = answer.task;
+    this.questions = answer.questions;
     this.revising = revising;
-    this.draftWaits = false;
-    clearTimeout(this.draftTimer);
+    const kept = this.drafts.begin(this.task, draft);
+    clearInterval(this.renewTimer);
+    this.say("", "");
     if (!this.task) {
       this.root.replaceChildren(this.nothing());
       return;
     }
-    const kept = remember.get(this.draftKey());
+    const count = this.task.responses.length;
     this.restored = kept || this.task.draft;
-    this.state = ballotFrom(this.restored, this.task.responses.length, this.questions);
-    this.touched = revising || Boolean(this.restored?.touched) || (this.restored !== null && !same(this.state.tiers, startOrder(this.task.responses.length)));
+    this.state = ballotFrom(this.restored, count, this.questions);
+    this.touched = revising || Boolean(this.restored?.touched) || (this.restored !== null && !same(this.state.tiers, startOrder(count)));
     this.clock.restart(Number.isInteger(this.restored?.active_ms) && !revising ? this.restored.active_ms : 0);
     this.render();
-    if (kept) this.saveDraft({ quiet: true });
+    if (kept) this.drafts.save({ quiet: true, unchanged: true });
+    // One renewal may fail without the hold ending.
+    this.renewTimer = setInterval(() => this.renew(), Math.min(MAX_RENEW_MS, (1000 * this.task.hold_seconds) / 3));
     window.scrollTo({ top: 0 });
   }
 
   nothing() {
-    return h("div", { class: "nothing" }, this.status, h("h2", {}, t("task.none.title")), h("p", {}, t("task.none.text")),
+    return h("div", { class: "nothing" }, this.status, h("h2", { tabindex: "-1" }, t("task.none.title")), h("p", {}, t("task.none.text")),
       h("div", { class: "row" },
         h("button", { type: "button", class: "button primary", onclick: () => this.guarded(() => this.load("task", {})) }, t("task.none.again")),
         h("button", { type: "button", class: "button", onclick: () => this.undo() }, t("undo.button"))));
@@ -115,9 +122,12 @@ export class RankingPage {
       h("input", { type: "checkbox", checked: this.plain, onchange: (event) => this.setPlain(event.target.checked) }), t("task.plain"));
     this.talk = conversation(task, this.plain);
     this.root.replaceChildren(h("div", { class: "ranking", dataset: { lease: task.lease } },
-      this.revising && h("div", { class: "notice" }, h("p", {}, t("task.revising")),
-        h("button", { type: "button", class: "text-button", onclick: () => this.leaveRevision() }, t("task.revising.cancel"))),
-      h("div", { class: "reading" }, this.talk,
+      h("div", { class: "reading" },
+        this.news.notice(task),
+        this.revising && h("div", { class: "notice", tabindex: "-1" }, h("p", {}, t("task.revising")),
+          h("button", { type: "button", class: "text-button", onclick: () => this.leaveRevision() }, t("task.revising.cancel"))),
+        isNarrower(state, this.restored) && h("div", { class: "notice narrower", tabindex: "-1" }, h("p", {}, t("task.narrower"))),
+        this.talk,
         h("section", { "aria-labelledby": "rlhf-responses-title" },
           h("div", { class: "section-head" }, h("h2", { id: "rlhf-responses-title" }, t("task.responses")), plain),
           h("div", { class: `cards cards-${count}` }, this.cards.map((card) => card.node)))),
@@ -211,7 +221,9 @@ export class RankingPage {
   }
 
   say(kind, message) {
-    if (this.status.textContent === message && this.status.dataset.kind === kind) return;
+    // A screen reader says again whatever is set again.
+    if (this.said === message && this.status.dataset.kind === kind) return;
+    this.said = message;
     this.status.dataset.kind = kind;
     this.status.replaceChildren(message);
     if (kind === "login") this.status.append(" ", h("a", { href: "/login" }, t("state.login.link")));
@@ -224,56 +236,37 @@ export class RankingPage {
     else this.say("error", `${t(`error.${error.code}`)} ${error.code === "data" ? t("error.details", { text: error.detail }) : ""}`);
   }
 
-  onOutbox(state) {
-    if (state === "pending") this.say("pending", t("submit.saving"));
-    else if (state === "offline") this.say("error", t("state.offline"));
-    else this.say("login", t("state.login"));
-  }
-
   // ---- drafts --------------------------------------------------------------------------------------------
 
-  draftKey() {
-    return `rlhf:draft:${this.boot.me.id}:${this.task.lease}:${this.task.revision}`;
-  }
-
-  draftBody() {
-    const { lease, revision } = this.task;
-    return { lease, revision, draft: { ...this.state, active_ms: this.clock.activeMs(), touched: this.touched } };
+  draft() {
+    return { ...this.state, active_ms: this.clock.activeMs(), touched: this.touched };
   }
 
   changed() {
-    this.draftWaits = true;
-    remember.set(this.draftKey(), this.draftBody().draft);
-    this.say("pending", t("state.draft.pending"));
-    clearTimeout(this.draftTimer);
-    this.draftTimer = setTimeout(() => this.saveDraft(), DRAFT_PAUSE_MS);
+    this.drafts.changed();
   }
 
-  async saveDraft({ quiet = false } = {}) {
-    if (!this.task || this.busy || (this.revising && !this.draftWaits)) return;
-    const body = this.draftBody();
-    const key = this.draftKey();
-    try {
-      await call("draft", body);
-    } catch (error) {
-      if (this.busy || this.task?.lease !== body.lease) return;
-      this.fail(error);
-      if (error.isPassing) {
-        clearTimeout(this.draftTimer);
-        this.draftTimer = setTimeout(() => this.saveDraft(), 5000);
-      }
-      return;
-    }
-    if (this.task?.lease !== body.lease || this.busy || !same(body.draft.tiers, this.state.tiers)) return;
-    remember.remove(key);
-    this.draftWaits = false;
-    if (!quiet) this.say("saved", t("state.draft.saved"));
+  // The time in use is kept too; of an earlier answer only what was changed.
+  saveDraft() {
+    return this.drafts.save({ unchanged: !this.revising });
   }
 
-  // The page is going away: a beacon outlives it.
-  saveDraftNow() {
-    if (!this.draftWaits || this.busy || !this.task) return;
-    navigator.sendBeacon("/api/draft", new Blob([JSON.stringify(this.draftBody())], { type: "application/json" }));
+  onDraft(state, error) {
+    if (state === "failed") this.fail(error);
+    else if (state === "stale") this.say("error", t("state.draft.stale"));
+    else this.say(state, t(`state.draft.${state}`));
+  }
+
+  // What waits for a login is kept in this browser: the way to the login is open.
+  isUnsaved() {
+    return (this.busy || this.drafts.waits) && this.status.dataset.kind !== "login";
+  }
+
+  // Somebody else is logged in now: nothing more is sent, and what this browser kept stays for its author.
+  abandon() {
+    this.drafts.begin(null);
+    this.task = null;
+    clearInterval(this.renewTimer);
   }
 
   async renew() {
@@ -285,7 +278,7 @@ export class RankingPage {
   // ---- deciding ------------------------------------------------------------------------------------------
 
   async submit() {
-    if (this.busy || !this.task || document.querySelector("dialog[open]")) return;
+    if (this.busy || !this.task || this.rail.drag || document.querySelector("dialog[open]")) return;
     this.clock.tick();
     if (!this.touched) {
       if (!(await confirmUntouched())) return;
@@ -294,10 +287,17 @@ export class RankingPage {
     const { task, state } = this;
     const vote = { ...state, active_ms: this.clock.activeMs(), ui_sha256: this.boot.ui_sha256 };
     const body = { lease: task.lease, revision: task.revision, vote, next: true };
+    const entry = { id: `${task.lease}:${task.revision}`, path: "submit", body, revising: this.revising };
     await this.deciding(async () => {
-      const answer = await this.outbox.send({ id: `${task.lease}:${task.revision}`, path: "submit", body });
-      remember.remove(this.draftKey());
-      this.busy = false;
+      let answer;
+      try {
+        answer = await this.outbox.send(entry);
+      } catch (error) {
+        if (error.code !== "data") throw error;
+        await this.refused(entry, error);
+        return;
+      }
+      this.drafts.forget();
       this.show(answer);
       const message = t(answer.saved.counted ? "state.vote.saved" : "state.late");
       this.say("saved", message);
@@ -312,8 +312,7 @@ export class RankingPage {
     const { lease } = this.task;
     await this.deciding(async () => {
       const answer = await this.outbox.send({ id: `${lease}:skip`, path: "skip", body: { lease, reason } });
-      remember.remove(this.draftKey());
-      this.busy = false;
+      this.drafts.forget();
       this.show(answer);
       this.say("saved", t("state.skip.saved"));
       announce(t("state.skip.saved"));
@@ -345,37 +344,56 @@ export class RankingPage {
     await this.guarded(async () => this.show(await call("recall", { lease }), { revising: true }));
   }
 
+  // An answer that does not fit goes back to its author, as a draft beside the questions as they are now.
+  async refused(entry, error) {
+    const { path, body } = entry;
+    const isFinal = path !== "submit" || error.code === "lease" || error.code === "conflict";
+    const shown = isFinal || (await this.guarded(async () => {
+      const answer = await call("recall", { lease: body.lease });
+      const revising = entry.revising || answer.task.revision > body.revision;
+      this.show(answer, { revising, draft: { ...body.vote, touched: true } });
+      return true;
+    }));
+    if (!shown) return;
+    this.outbox.drop(entry.id);
+    this.fail(error);
+    announce(this.status.textContent);
+  }
+
   // The change in the making is thrown away, here and on the server.
   async leaveRevision() {
-    clearTimeout(this.draftTimer);
-    this.draftWaits = false;
-    remember.remove(this.draftKey());
     const { lease, revision } = this.task;
+    this.drafts.forget();
+    await this.drafts.running;
     await this.guarded(() => call("draft", { lease, revision, draft: null }));
     await this.guarded(() => this.load("task", {}));
   }
 
   // One decision at a time; the page moves on only after the receipt.
   async deciding(act) {
-    clearTimeout(this.draftTimer);
+    const focused = document.activeElement;
     this.busy = true;
+    this.drafts.hold();
     this.root.setAttribute("aria-busy", "true");
-    if (this.submitButton) this.submitButton.disabled = true;
+    this.root.querySelectorAll(PARTS).forEach((part) => { part.inert = true; });
     try {
       await act();
     } catch (error) {
       if (error.status === undefined) throw error;
+      if (error.code === "lease" || error.code === "conflict") await this.guarded(() => this.load("task", {}));
       this.fail(error);
       announce(this.status.textContent);
-      if (error.code === "lease" || error.code === "conflict") {
-        this.busy = false;
-        await this.guarded(() => this.load("task", {}));
-        this.fail(error);
-      }
     } finally {
       this.busy = false;
+      this.drafts.goOn();
       this.root.removeAttribute("aria-busy");
-      if (this.submitButton) this.submitButton.disabled = false;
+      this.root.querySelectorAll(PARTS).forEach((part) => { part.inert = false; });
+      if (document.activeElement === document.body) (focused?.isConnected ? focused : this.top)?.focus({ preventScroll: true });
     }
+  }
+
+  // Where whoever reads with the keyboard or by ear begins: what is to be known about the task, else the task.
+  get top() {
+    return this.root.querySelector(".notice, h2");
   }
 }

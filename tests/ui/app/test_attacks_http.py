@@ -17,6 +17,8 @@ from tests.ui.app.ui_helpers import PASSWORD, Server, token_for
 
 Site = tuple[Server, Store]
 _names = count(1)
+WRITES = ("task", "submit", "skip", "undo", "recall", "draft", "renew", "settings")
+READS = ("boot", "history", "guideline")
 
 
 def name() -> str:
@@ -36,16 +38,15 @@ def test_writes_need_a_session_and_our_own_page(site: Site) -> None:
     server, store = site
     _, token = token_for(store, name())
     before = events(store)
-    paths = ["task", "submit", "skip", "undo", "recall", "draft", "renew", "settings"]
     with server.client() as nobody, server.client("0" * 43) as guesser:
-        for path in paths:
+        for path in WRITES:
             assert nobody.post(f"/api/{path}", json={}).status_code == 401
             assert guesser.post(f"/api/{path}", json={}).status_code == 401
-        for path in ("boot", "history", "guideline"):
+        for path in READS:
             assert nobody.get(f"/api/{path}").status_code == 401
     for origin in (None, "null", "https://evil.test", server.url + ".evil.test", "http://127.0.0.1:1"):
         with server.client(token, origin) as forger:
-            for path in [f"/api/{p}" for p in paths] + ["/logout", "/login", "/en/gradio_api/queue/join"]:
+            for path in [f"/api/{p}" for p in WRITES] + ["/logout", "/login", "/en/gradio_api/queue/join"]:
                 assert forger.post(path, json={}).status_code == 403, (origin, path)
     with server.client(token) as page:
         for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}):
@@ -72,6 +73,29 @@ def test_another_persons_task_is_out_of_reach(site: Site) -> None:
         unknown = thief.post("/api/submit", json=body | {"lease": "0" * 36})
         assert unknown.json()["detail"] == thief.post("/api/submit", json=body).json()["detail"]
     assert events(store) == before
+
+
+def test_what_a_page_was_loaded_for_is_held_against_the_session(site: Site) -> None:
+    server, store = site
+    (owner, _), (visitor, token) = token_for(store, name()), token_for(store, name())
+    before = events(store)
+    with server.client(token) as page:
+        for method, paths in (("POST", WRITES), ("GET", READS)):
+            for path in paths:
+                body = {"json": {}} if method == "POST" else {}
+                reply = page.request(method, f"/api/{path}", headers={"X-Rlhf-Person": owner}, **body)
+                assert (reply.status_code, reply.json()["error"]) == (409, "person"), path
+        assert events(store) == before
+        assert page.post("/api/task", json={}, headers={"X-Rlhf-Person": visitor}).status_code == 200
+
+
+def test_pages_of_answers_that_cannot_be(site: Site) -> None:
+    server, store = site
+    _, token = token_for(store, name())
+    with server.client(token) as page:
+        assert page.get("/api/history?skip=7").json() == {"answers": [], "more": False}
+        for skip in ("-1", "x", "1" * 40, "", "1.0", "\u0663"):
+            assert page.get("/api/history", params={"skip": skip}).status_code == 422, skip
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
 from preference_ui import queue
@@ -203,6 +203,35 @@ def test_touch_on_a_small_screen(visit: Make) -> None:
         ".map(n => n.outerHTML.slice(0, 120))",
     )
     assert small == []
+    page.click(".button.help")
+    box = page.locator("dialog[open]").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+
+
+def test_what_decides_and_what_became_of_it_are_in_sight(visit: Make) -> None:
+    for options in ({"viewport": {"width": 1280, "height": 800}}, {"viewport": {"width": 390, "height": 844}}):
+        someone = visit(**options).open()
+        page, lease = someone.page, someone.lease()
+        wide = options["viewport"]["width"] > 1000
+        if wide:
+            expect(page.locator(".submit")).to_be_in_viewport(ratio=1)
+            expect(page.locator(".undo")).to_be_in_viewport(ratio=1)
+        page.click('.card[data-slot="1"] [aria-label="Move response B up"]')
+        someone.wait_saved("Draft saved")
+        expect(page.locator(".status")).to_be_in_viewport(ratio=1)
+        page.click(".submit")
+        someone.wait_new_task(lease)
+        someone.wait_saved()
+        assert page.evaluate("window.scrollY") == 0
+        expect(page.locator(".status")).to_be_in_viewport(ratio=1)
+        # The bar at the foot of a small screen hides nothing that could not be scrolled into sight.
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        page.click(".undo", trial=True)
+        # Whoever works by keyboard goes on from the new task, not from the head of the page.
+        assert page.evaluate("document.activeElement.id") == "rlhf-prompt-title"
+        assert someone.errors == []
 
 
 def test_untouched_order_asks_once_then_ratings_flags_and_a_correction(site: Site, visit: Make) -> None:

@@ -373,6 +373,7 @@ def test_history_and_progress(store: Store, make_project: MakeProject, clock: Cl
     queue.submit(store, ann, task.lease_id, by_text(task))
     entries = queue.history(store, ann, "helpline")
     assert [e.opening for e in entries] == ["question 2", "question 1", "question 0"]
+    assert list(queue.history(store, ann, "helpline", limit=1, skip=1)) == [entries[1]]
     assert queue.progress(store, "helpline", ann) == queue.Progress(1, 3, 3, 3)
 
 
