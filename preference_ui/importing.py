@@ -132,7 +132,7 @@ def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id
         "guideline_version": lease.guideline_version, "wall_ms": 0,
     }  # fmt: skip
     digest = insert_judgment(tx, vote, order, columns)
-    lease.revision, lease.state = 1, "done"
+    lease.revision, lease.state, lease.decided_at = 1, "done", tx.now
     leases.move_item(tx, item, active=-1, done=1)
     tx.record(
         rater_id, "judgment.import", "judgment", judgment_id,

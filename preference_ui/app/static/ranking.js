@@ -68,6 +68,7 @@ export class RankingPage {
   show(answer, { revising = false } = {}) {
     this.onProgress(answer.progress);
     this.task = answer.task;
+    this.last = answer.last;
     this.revising = revising;
     this.draftWaits = false;
     clearTimeout(this.draftTimer);
@@ -322,15 +323,13 @@ export class RankingPage {
 
   async undo() {
     if (this.busy || document.querySelector("dialog[open]")) return;
+    if (!this.last) {
+      this.say("error", t("undo.nothing"));
+      return;
+    }
     await this.deciding(async () => {
-      let answer;
-      try {
-        answer = await call("undo", {});
-      } catch (error) {
-        if (error.code !== "lease") throw error;
-        this.say("error", t("undo.nothing"));
-        return;
-      }
+      // Named, so that pressing again after a lost answer takes back no second one.
+      const answer = await call("undo", { lease: this.last });
       this.busy = false;
       this.show(answer);
       this.touched = true;
@@ -367,7 +366,7 @@ export class RankingPage {
       if (error.status === undefined) throw error;
       this.fail(error);
       announce(this.status.textContent);
-      if (error.code === "lease" || error.code === "conflict") {
+      if (["lease", "conflict", "frozen"].includes(error.code)) {
         this.busy = false;
         await this.guarded(() => this.load("task", {}));
         this.fail(error);
