@@ -24,14 +24,16 @@ VERDICTS = ("guideline_unclear", "rater_error", "subjective")
 
 
 # Whoever skipped, answered or holds an item does not get it again.
-_HAD_IT = exists().where(
-    Lease.item_id == Item.id, Lease.annotator_id == Annotator.id, Lease.state.not_in(leases.GIVEN_BACK)
+_HAD_IT = (
+    exists()
+    .where(Lease.item_id == Item.id, Lease.annotator_id == Annotator.id, Lease.state.not_in(leases.GIVEN_BACK))
+    .correlate(Item, Annotator)
 )
-_OWN = aliased(Lease)
-_RANKED_HERE = exists().where(
-    _OWN.annotator_id == Annotator.id,
-    _OWN.state.in_(leases.VOTED),
-    _OWN.item_id.in_(select(Item.id).where(Item.project_id == bindparam("project")).correlate(None)),
+_other = aliased(Item)
+_RANKED_HERE = Annotator.id.in_(
+    select(Lease.annotator_id)
+    .join(_other, _other.id == Lease.item_id)
+    .where(_other.project_id == bindparam("project"), Lease.state.in_(leases.VOTED))
 )
 # Leads who never ranked in the project are not counted on. Accounts without a password cannot log in.
 _TAKERS = exists().where(
