@@ -160,4 +160,5 @@ def history(store: Store, annotator_id: str, project: str, limit: int = 20) -> S
                 json.loads(messages)[-1]["content"][:80],
             )
             for lease, voted, messages in rows
+            if voted is not None
         ]
