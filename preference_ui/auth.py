@@ -58,7 +58,11 @@ def _keys(handle: str, address: str) -> list[tuple[str, int]]:
 
 
 def _begin_attempt(tx: Transaction, keys: list[tuple[str, int]]) -> None:
-    """Count the attempt as failed before it is looked at, so parallel guesses cannot share one count."""
+    """Count the attempt as failed before it is looked at, so parallel guesses cannot share one count.
+
+    ``last_failure`` stays as it is until the attempt has failed: a team that logs in every day must not keep its
+    address's old failures alive.
+    """
     rows = []
     for key, free in keys:
         row = tx.session.scalar(select(LoginAttempt).where(LoginAttempt.key_sha256 == key).with_for_update())
@@ -70,11 +74,32 @@ def _begin_attempt(tx: Transaction, keys: list[tuple[str, int]]) -> None:
             row = LoginAttempt(key_sha256=key, failures=0, last_failure=tx.now)
             tx.session.add(row)
         elif (tx.now - row.last_failure).total_seconds() > FORGET_SECONDS:
-            row.failures = 0
+            row.failures, row.last_failure = 0, tx.now
         row.failures += 1
-        row.last_failure = tx.now
         wait = _lock_seconds(row.failures, free)
         row.locked_until = tx.now + timedelta(seconds=wait) if wait else None
+    tx.session.flush()
+
+
+def _note_failure(tx: Transaction, keys: list[tuple[str, int]]) -> None:
+    """The attempt was wrong indeed: its count stays, and is forgotten a day from now."""
+    named = LoginAttempt.key_sha256.in_([key for key, _ in keys])
+    tx.session.execute(update(LoginAttempt).where(named).values(last_failure=tx.now))
+
+
+def _note_success(tx: Transaction, keys: list[tuple[str, int]]) -> None:
+    """The account starts afresh; an address gets this one attempt back, and the lock that came of it.
+
+    Not more than that: one own account must not buy guesses at others.
+    """
+    (account, _), *addresses = keys
+    fresh = {"failures": 0, "locked_until": None}
+    tx.session.execute(update(LoginAttempt).where(LoginAttempt.key_sha256 == account).values(fresh))
+    for key, _ in addresses:
+        row = tx.session.scalar(select(LoginAttempt).where(LoginAttempt.key_sha256 == key).with_for_update())
+        if row is not None:
+            # No attempt is looked at while a lock holds: the one that stands now came of this attempt.
+            row.failures, row.locked_until = max(0, row.failures - 1), None
     tx.session.flush()
 
 
@@ -100,6 +125,7 @@ def login(store: Store, handle: str, password: str, address: str = "") -> Login:
     # Outside any transaction: the hash takes longer than a vote, and votes must not wait for it.
     matches = verify_password(password, password_hash)
     if not matches or known is None or not known.active:
+        store.transact(lambda tx: _note_failure(tx, keys))
         raise AuthError("wrong name or password")
     token = secrets.token_urlsafe(32)
     return store.transact(lambda tx: _open_session(tx, known, token, keys))
@@ -117,10 +143,7 @@ def _open_session(tx: Transaction, person: Person, token: str, keys: list[tuple[
             revoked=False,
         )
     )
-    # The address keeps its count: one own account must not buy guesses at others.
-    tx.session.execute(
-        update(LoginAttempt).where(LoginAttempt.key_sha256 == keys[0][0]).values(failures=0, locked_until=None)
-    )
+    _note_success(tx, keys)
     tx.record(person.id, "auth.login", "annotator", person.id)
     return Login(token, person, expires)
 
@@ -183,6 +206,7 @@ def change_password(store: Store, token: str, current: str, new: str) -> None:
     with store.read() as session:
         stored = session.scalar(select(Annotator.password_hash).where(Annotator.id == person.id))
     if not verify_password(current, stored):
+        store.transact(lambda tx: _note_failure(tx, keys))
         raise AuthError("the current password is wrong")
     digest = checked_password_hash(new)
 
@@ -192,9 +216,7 @@ def change_password(store: Store, token: str, current: str, new: str) -> None:
         tx.session.execute(
             update(AuthSession).where(own, AuthSession.token_sha256 != sha256_text(token)).values(revoked=True)
         )
-        tx.session.execute(
-            update(LoginAttempt).where(LoginAttempt.key_sha256 == keys[0][0]).values(failures=0, locked_until=None)
-        )
+        _note_success(tx, keys)
         tx.record(person.id, "annotator.update", "annotator", person.id, {"password": "changed by its owner"})
 
     store.transact(change)

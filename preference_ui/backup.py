@@ -161,13 +161,15 @@ def _check_counts(session: Session) -> list[str]:
         .subquery()
     )
     leases = session.execute(
-        select(Lease.id, Lease.state, Lease.revision, latest.c.revision, latest.c.rows).outerjoin(
+        select(Lease.id, Lease.state, Lease.revision, Lease.decided_at, latest.c.revision, latest.c.rows).outerjoin(
             latest, latest.c.lease_id == Lease.id
         )
     )
-    for lease_id, state, revision, newest, rows_stored in leases:
+    for lease_id, state, revision, decided_at, newest, rows_stored in leases:
         if revision != (newest or 0) or (newest or 0) != (rows_stored or 0):
             problems.append(f"lease {lease_id}: its revisions have a gap")
         if state in ("done", "surplus") and not newest:
             problems.append(f"lease {lease_id}: done without a judgment")
+        if (state in ("done", "surplus", "skipped")) != (decided_at is not None):
+            problems.append(f"lease {lease_id}: it is {state}, and the time of its answer says otherwise")
     return problems

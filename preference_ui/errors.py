@@ -25,6 +25,18 @@ class VoteConflict(LeaseError):
     """Another vote was already stored for the same lease and revision; nothing was overwritten."""
 
 
+class FrozenAnswer(LeaseError):
+    """An answer is part of a frozen dataset and stays as it is."""
+
+
+class LateAnswer(LeaseError):
+    """An answer came when its task was complete without it: it can be changed, not taken back."""
+
+
+class TaskTaken(LeaseError):
+    """A skipped task has no room left for who skipped it."""
+
+
 class GenerationError(RlhfError):
     """The policy that should write candidates cannot be loaded, died, or did not answer in time."""
 
@@ -56,9 +68,12 @@ __all__ = [
     "AuthError",
     "ConfigError",
     "DataError",
+    "FrozenAnswer",
+    "LateAnswer",
     "LeaseError",
     "LockedOut",
     "RlhfError",
     "StoreError",
+    "TaskTaken",
     "VoteConflict",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from preference_ui.db import Store
 from preference_ui.errors import DataError
 from preference_ui.events import Transaction
 from preference_ui.ids import new_id
-from preference_ui.models import Item, ItemResponse, Lease, Response
+from preference_ui.models import GoldKey, Item, ItemResponse, Lease, Response
 from preference_ui.people import ensure_annotator
 from preference_ui.projects import ProjectInfo, add_items, check_spec, get_project
 from preference_ui.records import Candidate, read_candidates
@@ -60,6 +61,7 @@ def import_file(
     for start in range(0, len(result.candidates), _BATCH):
         batch = result.candidates[start : start + _BATCH]
         item_ids = _add(store, info, batch, actor)
+        result.left_out.extend(_unused_gold(store, list(zip(item_ids, batch, strict=True))))
         votes = [(i, c) for i, c in zip(item_ids, batch, strict=True) if c.tiers and c.spec.gold_tiers is None]
         if keep_rankings and votes:
             rater_id = ensure_annotator(store, handle).id
@@ -94,6 +96,31 @@ def _add(store: Store, project: ProjectInfo, batch: Sequence[Candidate], actor: 
             except DataError as single:
                 raise DataError(f"{candidate.where}: {str(single).removeprefix('item 0: ')}") from error
         raise
+
+
+def _unused_gold(store: Store, pairs: Sequence[tuple[str, Candidate]]) -> list[str]:
+    """Which ``gold_tiers`` were given for tasks that were there before, as normal ones or with another key."""
+    given = {item_id: candidate for item_id, candidate in pairs if candidate.spec.gold_tiers is not None}
+    with store.read() as session:
+        keys = {key.item_id: key for key in session.scalars(select(GoldKey).where(GoldKey.item_id.in_(given)))}
+        texts = session.execute(
+            select(ItemResponse.item_id, Response.id, Response.text)
+            .join(Response, Response.id == ItemResponse.response_id)
+            .where(ItemResponse.item_id.in_(given))
+        ).all()
+    names = {(item_id, text): response_id for item_id, response_id, text in texts}
+    problems = []
+    for item_id, candidate in given.items():
+        if item_id not in keys:
+            problems.append(
+                f"{candidate.where}: gold_tiers: the project has this task as a normal one, and it stays so"
+            )
+            continue
+        stored = [set(tier) for tier in json.loads(keys[item_id].tiers_json)]
+        responses = candidate.spec.responses
+        if stored != [{names[item_id, responses[i].text] for i in tier} for tier in candidate.spec.gold_tiers or ()]:
+            problems.append(f"{candidate.where}: gold_tiers: the project has this task with other ones, and they stay")
+    return problems
 
 
 def _record_all(store: Store, project: ProjectInfo, rater_id: str, votes: Sequence[tuple[str, Candidate]]) -> int:
@@ -132,7 +159,7 @@ def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id
         "guideline_version": lease.guideline_version, "wall_ms": 0,
     }  # fmt: skip
     digest = insert_judgment(tx, vote, order, columns)
-    lease.revision, lease.state = 1, "done"
+    lease.revision, lease.state, lease.decided_at = 1, "done", tx.now
     leases.move_item(tx, item, active=-1, done=1)
     tx.record(
         rater_id, "judgment.import", "judgment", judgment_id,

@@ -55,7 +55,8 @@ _ROOM = select(Item).where(
 _GIVEN_BACK = (
     _ROOM.join(Lease, Lease.item_id == Item.id)
     .where(Lease.annotator_id == bindparam("who"), Lease.state.in_(GIVEN_BACK))
-    .order_by(Lease.created)
+    # What is kept for this person comes first.
+    .order_by(Item.reserved_until.is_(None), Lease.created)
     .limit(1)
     .with_for_update(of=Item, skip_locked=True)
     .execution_options(**_FRESH)
@@ -63,6 +64,7 @@ _GIVEN_BACK = (
 _UNSEEN = (
     _ROOM.where(
         Item.kind == bindparam("kind"),
+        Item.reserved_until.is_(None) | (Item.reserved_until <= bindparam("now")),
         ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
     )
     .limit(1)
@@ -73,6 +75,17 @@ _UNSEEN = (
 _NEXT_NORMAL = _UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
 # Gold stays open for everybody: its count of answers must not decide what comes next.
 _NEXT_GOLD = _UNSEEN.order_by(Item.priority.desc(), Item.id)
+_RESERVED = (
+    select(Lease.id)
+    .join(Item, Item.id == Lease.item_id)
+    .where(
+        Lease.annotator_id == bindparam("who"),
+        Lease.state.in_(GIVEN_BACK),
+        Item.project_id == bindparam("project"),
+        Item.reserved_until.is_not(None),
+    )
+    .limit(1)
+)
 _MEMBERS = (
     select(ItemResponse.response_id).where(ItemResponse.item_id == bindparam("item")).order_by(ItemResponse.position)
 )
@@ -162,6 +175,7 @@ def resume_given_back(tx: Transaction, annotator_id: str, project: ProjectInfo) 
     lease = tx.session.scalars(query.with_for_update(), execution_options=_FRESH).one()
     lease.claimed = tx.now
     lease.guideline_version = project.guideline_version
+    item.reserved_until = None
     hold(tx, lease, project)
     move_item(tx, item, active=1)
     tx.record(annotator_id, "lease.resume", "lease", lease.id, {"item": item.id})
@@ -231,7 +245,7 @@ def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[It
     """
     settings = project.settings
     draw = tx.rng.random()
-    who = {"who": annotator_id, "project": project.id}
+    who = {"who": annotator_id, "project": project.id, "now": tx.now}
     normal = tx.session.scalars(_NEXT_NORMAL, who | {"kind": "normal"}).first()
     if normal is None and settings.gold_rate < 1:
         return None
@@ -244,6 +258,11 @@ def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[It
         if repeat is not None:
             return repeat
     return None if normal is None else (normal, [])
+
+
+def has_reserved(tx: Transaction, annotator_id: str, project: ProjectInfo) -> bool:
+    """Whether an item is kept for the annotator."""
+    return tx.run(_RESERVED, {"who": annotator_id, "project": project.id}).first() is not None
 
 
 def lock_free_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item_id: str) -> Item:
@@ -269,6 +288,28 @@ def lock_free_item(tx: Transaction, annotator_id: str, project: ProjectInfo, ite
 
 def lease_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item: Item, earlier_order: list[str]) -> Lease:
     """Give the item to the annotator with a fresh random order (other than ``earlier_order``)."""
+    lease = _add_lease(tx, annotator_id, project, item, earlier_order, HELD)
+    move_item(tx, item, active=1)
+    order = shown_order(lease)
+    tx.record(annotator_id, "lease.claim", "lease", lease.id, {"item": item.id, "order": order})
+    return lease
+
+
+def reserve_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item: Item) -> None:
+    """Keep the item for the annotator's next claim, for as long as a hold lasts.
+
+    It counts as given back and not as held: nobody holds two tasks.
+    """
+    lease = _add_lease(tx, annotator_id, project, item, [], "released")
+    item.reserved_until = lease.expires
+    tx.session.flush()
+    order = shown_order(lease)
+    tx.record(annotator_id, "lease.reserve", "lease", lease.id, {"item": item.id, "order": order})
+
+
+def _add_lease(
+    tx: Transaction, annotator_id: str, project: ProjectInfo, item: Item, earlier_order: list[str], state: str
+) -> Lease:
     order = list(tx.run(_MEMBERS, {"item": item.id}).scalars())
     tx.rng.shuffle(order)
     while order == earlier_order:
@@ -278,7 +319,7 @@ def lease_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item: I
         item_id=item.id,
         annotator_id=annotator_id,
         permutation_json=canonical_json(order),
-        state=HELD,
+        state=state,
         expires=tx.now + timedelta(seconds=project.settings.lease_seconds),
         created=tx.now,
         claimed=tx.now,
@@ -286,8 +327,6 @@ def lease_item(tx: Transaction, annotator_id: str, project: ProjectInfo, item: I
         guideline_version=project.guideline_version,
     )
     tx.session.add(lease)
-    move_item(tx, item, active=1)
-    tx.record(annotator_id, "lease.claim", "lease", lease.id, {"item": item.id, "order": order})
     return lease
 
 

@@ -7,9 +7,10 @@ and a lease id. Which response came from which model, which item is gold, and wh
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from preference_ui import leases
@@ -17,19 +18,19 @@ from preference_ui.db import Store
 from preference_ui.drafts import save_draft
 from preference_ui.errors import LeaseError, TooSoon, VoteConflict
 from preference_ui.events import Transaction
-from preference_ui.ids import canonical_json, checked_text, new_id
+from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Item, Judgment, Lease
+from preference_ui.progress import Progress, progress
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import mean_agreement
+from preference_ui.undo import last_decided, refuse_frozen, withdraw
 from preference_ui.views import (
     Assignment,
     HistoryEntry,
-    Progress,
     Receipt,
     assignment_of,
     history,
     judgment_at,
-    progress,
     stored_vote,
 )
 from preference_ui.votes import Vote, check_vote, content_digest, insert_judgment, vote_content
@@ -41,13 +42,14 @@ __all__ = [
     "Receipt",
     "Vote",
     "claim",
-    "claim_item",
     "history",
+    "last_decided",
     "progress",
     "recall",
     "release",
     "release_held",
     "renew",
+    "reserve",
     "save_draft",
     "skip",
     "submit",
@@ -55,12 +57,15 @@ __all__ = [
 ]
 
 
-def _claim(tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold: bool = True) -> Assignment | None:
+def _claim(
+    tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold: bool = True, reserved: bool = False
+) -> Assignment | None:
     """Claim for a locked annotator. ``may_hold=False`` when the caller just closed the only lease held."""
     held = leases.held_lease(tx, annotator_id) if may_hold else None
     if held is not None:
         lease, item = leases.lock_lease(tx, annotator_id, held)
-        if item.project_id == project.id and lease.state == leases.HELD:
+        keep = not (reserved and leases.has_reserved(tx, annotator_id, project))
+        if keep and item.project_id == project.id and lease.state == leases.HELD:
             leases.hold(tx, lease, project)
             return assignment_of(tx.session, lease)
         leases.give_back(tx, annotator_id, held)
@@ -74,11 +79,14 @@ def _claim(tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold
     return assignment_of(tx.session, resumed)
 
 
-def claim(store: Store, project: str, annotator_id: str) -> Assignment | None:
+def claim(store: Store, project: str, annotator_id: str, *, reserved: bool = False) -> Assignment | None:
     """Give the annotator something to rank.
 
     Who holds a task already gets that one again (a reloaded page, a second tab). Returns None when there is
     nothing left for this person.
+
+    Args:
+        reserved: rather take what ``reserve`` keeps, at once; a task held meanwhile is given back with its draft.
 
     Raises:
         LeaseError: the account is not active.
@@ -87,7 +95,7 @@ def claim(store: Store, project: str, annotator_id: str) -> Assignment | None:
 
     def change(tx: Transaction) -> Assignment | None:
         leases.lock_annotator(tx, annotator_id)
-        return _claim(tx, load_project(tx.session, project), annotator_id)
+        return _claim(tx, load_project(tx.session, project), annotator_id, reserved=reserved)
 
     return store.transact(change)
 
@@ -125,23 +133,19 @@ def release_held(store: Store, annotator_id: str) -> None:
     store.transact(change)
 
 
-def claim_item(store: Store, project: str, annotator_id: str, item_id: str) -> Assignment:
-    """Claim one open item for the person who asked for it. A task held meanwhile is given back with its draft.
+def reserve(store: Store, project: str, annotator_id: str, item_id: str) -> None:
+    """Keep one open item for the person who asked for it: the next claim brings it. A task held stays held.
 
     Raises:
         LeaseError: the account is closed, or the item is full, not open, or was shown to this person before.
     """
 
-    def change(tx: Transaction) -> Assignment:
+    def change(tx: Transaction) -> None:
         leases.lock_annotator(tx, annotator_id)
         info = load_project(tx.session, project)
-        held = leases.held_lease(tx, annotator_id)
-        if held is not None:
-            leases.give_back(tx, annotator_id, held)
-        lease = leases.lease_item(tx, annotator_id, info, leases.lock_free_item(tx, annotator_id, info, item_id), [])
-        return assignment_of(tx.session, lease)
+        leases.reserve_item(tx, annotator_id, info, leases.lock_free_item(tx, annotator_id, info, item_id))
 
-    return store.transact(change)
+    store.transact(change)
 
 
 def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_next: bool = False) -> Assignment | None:
@@ -160,7 +164,7 @@ def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_n
             if lease.state in leases.VOTED:
                 raise LeaseError("this task is answered already; undo the answer first")
             was_held = lease.state == leases.HELD
-            lease.state, lease.skip_reason = "skipped", reason
+            lease.state, lease.skip_reason, lease.decided_at = "skipped", reason, tx.now
             tx.session.flush()
             leases.move_item(tx, item, active=-1 if was_held else 0, skips=1)
             if item.kind == "normal" and item.state == "open" and item.skips >= project.settings.max_skips:
@@ -173,8 +177,7 @@ def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_n
 
 
 def _refuse_bad_revision(tx: Transaction, lease: Lease, revision: int, project: ProjectInfo) -> None:
-    if lease.frozen_in is not None:
-        raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
+    refuse_frozen(lease)
     if revision != lease.revision + 1:
         raise VoteConflict(f"this task is at revision {lease.revision}, not {revision - 1}; load the page again")
     if lease.state == "skipped":
@@ -222,7 +225,9 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
         _refuse_bad_revision(tx, lease, revision, project)
         previous = judgment_at(tx.session, lease) if lease.revision else None
         judgment_id = new_id()
-        lease.revision, lease.draft_json, lease.draft_at = revision, None, None
+        lease.revision, lease.draft_json, lease.draft_at, lease.decided_at = revision, None, None, tx.now
+        if lease.state in leases.VOTED:
+            lease.guideline_version = project.guideline_version
         _place_vote(tx, lease, item)
         digest = insert_judgment(
             tx,
@@ -285,89 +290,16 @@ def recall(store: Store, annotator_id: str, lease_id: str) -> Assignment:
     """Show an own answered task again, so that it can be revised with ``submit``.
 
     The draft is an unfinished change if ``save_draft`` kept one, else the vote. The stored vote stays valid until the
-    revision arrives.
+    revision arrives, which carries the guideline version then in force.
 
     Raises:
-        LeaseError: not the caller's, or frozen.
+        FrozenAnswer: part of a frozen dataset.
+        LeaseError: not the caller's.
     """
     with store.read() as session:
         lease = _own_lease(session, annotator_id, lease_id)
-        if lease.frozen_in is not None:
-            raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
+        refuse_frozen(lease)
         vote = None if lease.draft_json else stored_vote(session, lease)
-        return assignment_of(session, lease, draft=vote.as_dict() if vote else None)
-
-
-def withdraw(store: Store, annotator_id: str, lease_id: str | None = None) -> Assignment:
-    """Take back a vote or a skip (by default the newest) and hold its task again, the vote as draft.
-
-    A task held meanwhile is released with its draft. The withdrawn vote stays in the history as a retraction.
-
-    Raises:
-        LeaseError: nothing to take back, not the caller's, frozen, or a late vote (revise it instead).
-    """
-
-    def change(tx: Transaction) -> Assignment:
-        leases.lock_annotator(tx, annotator_id)
-        target = lease_id or tx.session.scalar(
-            select(Lease.id)
-            .outerjoin(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
-            .where(Lease.annotator_id == annotator_id, Lease.state.in_((*leases.VOTED, "skipped")))
-            .order_by(func.coalesce(Judgment.created, Lease.claimed).desc(), Lease.id.desc())
-            .limit(1)
-        )
-        if target is None:
-            raise LeaseError("there is nothing to undo")
-        held = leases.held_lease(tx, annotator_id)
-        if held is not None and held != target:
-            leases.give_back(tx, annotator_id, held)
-        return _withdraw(tx, annotator_id, target)
-
-    return store.transact(change)
-
-
-def _withdraw(tx: Transaction, annotator_id: str, lease_id: str) -> Assignment:
-    lease, item = leases.lock_lease(tx, annotator_id, lease_id)
-    project = load_project(tx.session, item.project_id)
-    if lease.frozen_in is not None:
-        raise LeaseError("this answer is part of a frozen dataset and cannot be changed any more")
-    vote = stored_vote(tx.session, lease)
-    if lease.state == "done" and vote is not None:
-        previous = judgment_at(tx.session, lease)
-        lease.revision += 1
-        judgment_id = new_id()
-        digest = insert_judgment(
-            tx,
-            vote,
-            json.loads(lease.permutation_json),
-            {
-                "id": judgment_id,
-                "lease_id": lease.id,
-                "revision": lease.revision,
-                "retracted": True,
-                "supersedes": previous.id if previous else None,
-                "guideline_version": lease.guideline_version,
-                "wall_ms": 0,
-            },
-        )
-        lease.draft_json, lease.draft_at = canonical_json(vote.as_dict()), tx.now
-        tx.record(
-            annotator_id,
-            "judgment.retract",
-            "judgment",
-            judgment_id,
-            {"lease": lease.id, "item": item.id, "revision": lease.revision, "digest": digest},
-        )
-        step = {"active": 1, "done": -1}
-    elif lease.state == "skipped" and (item.kind == "gold" or item.active + item.done < item.needed):
-        if item.state == "review":
-            item.state = "open"
-        tx.record(annotator_id, "lease.unskip", "lease", lease.id, {"item": item.id})
-        step = {"active": 1, "skips": -1}
-    else:
-        raise LeaseError("this answer cannot be taken back; change it instead")
-    lease.claimed = tx.now
-    # The item first: its row must have room before the lease counts as held again.
-    leases.move_item(tx, item, **step)
-    leases.hold(tx, lease, project)
-    return assignment_of(tx.session, lease)
+        task = assignment_of(session, lease, draft=vote.as_dict() if vote else None)
+        # The version that the changed answer will carry.
+        return replace(task, guideline_version=load_project(session, task.project_id).guideline_version)

@@ -1,4 +1,4 @@
-"""What the store tells one annotator: the task as shown, receipts, own history and progress."""
+"""What the store tells one annotator: the task as shown, receipts and own history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
@@ -72,16 +72,6 @@ class HistoryEntry:
     revision: int
     frozen: bool
     opening: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Counts for the progress line. Gold and repeated items count like any other, or they would show."""
-
-    mine_today: int
-    mine_total: int
-    project_done: int
-    project_total: int
 
 
 _PROMPT = (
@@ -150,16 +140,15 @@ def history(store: Store, annotator_id: str, project: str, limit: int = 20, *, s
     """The annotator's own answers in a project, newest first, for revising; ``skip`` leaves out that many."""
     with store.read() as session:
         rows = session.execute(
-            select(Lease, Judgment.created, Prompt.messages_json)
+            select(Lease, Lease.decided_at, Prompt.messages_json)
             .join(Item, Item.id == Lease.item_id)
             .join(Prompt, Prompt.id == Item.prompt_id)
-            .join(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
             .where(
                 Lease.annotator_id == annotator_id,
                 Lease.state.in_(VOTED),
                 Item.project_id == load_project(session, project).id,
             )
-            .order_by(Judgment.created.desc(), Judgment.id.desc())
+            .order_by(Lease.decided_at.desc(), Lease.id.desc())
             .limit(limit)
             .offset(skip)
         ).all()
@@ -172,26 +161,5 @@ def history(store: Store, annotator_id: str, project: str, limit: int = 20, *, s
                 json.loads(messages)[-1]["content"][:80],
             )
             for lease, voted, messages in rows
+            if voted is not None
         ]
-
-
-def progress(store: Store, project: str, annotator_id: str) -> Progress:
-    """Counts for the progress line of one annotator."""
-    with store.read() as session:
-        project_id = load_project(session, project).id
-        midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
-        mine = (
-            select(func.count())
-            .select_from(Lease)
-            .join(Item, Item.id == Lease.item_id)
-            .join(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
-            .where(Lease.annotator_id == annotator_id, Lease.state.in_(VOTED), Item.project_id == project_id)
-        )
-        need = case((Item.kind == "normal", Item.needed), else_=Item.done)
-        done, total = session.execute(
-            select(func.coalesce(func.sum(Item.done), 0), func.coalesce(func.sum(need), 0)).where(
-                Item.project_id == project_id, Item.state != "retired"
-            )
-        ).one()
-        today = session.scalar(mine.where(Judgment.created >= midnight)) or 0
-        return Progress(int(today), int(session.scalar(mine) or 0), int(done), int(total))

@@ -21,7 +21,18 @@ from preference_ui import queue
 from preference_ui.app.limits import RateLimit
 from preference_ui.app.payload import boot_json, progress_json, questions_json, task_json, text_json
 from preference_ui.app.site import Site
-from preference_ui.errors import AuthError, DataError, LeaseError, RlhfError, StoreError, TooSoon, VoteConflict
+from preference_ui.errors import (
+    AuthError,
+    DataError,
+    FrozenAnswer,
+    LateAnswer,
+    LeaseError,
+    RlhfError,
+    StoreError,
+    TaskTaken,
+    TooSoon,
+    VoteConflict,
+)
 from preference_ui.i18n import DEFAULT_LOCALE, LOCALES
 from preference_ui.people import Person, update_annotator
 from preference_ui.projects import get_guideline, get_project
@@ -49,6 +60,9 @@ def _refusal(error: RlhfError) -> JSONResponse:
     known: list[tuple[type[RlhfError], str, int]] = [
         (VoteConflict, "conflict", 409),
         (TooSoon, "too_soon", 409),
+        (FrozenAnswer, "frozen", 409),
+        (LateAnswer, "late", 409),
+        (TaskTaken, "taken", 409),
         (LeaseError, "lease", 409),
         (AuthError, "role", 403),
         (DataError, "data", 422),
@@ -67,12 +81,19 @@ class RankingApi:
     def _after(self, person: Person, task: queue.Assignment | None, **more: Any) -> Body:
         """A task always comes with the questions of now: an open page outlives a change of settings."""
         project = get_project(self.site.store, self.site.project)
-        shown = {"task": task_json(task, project), "questions": questions_json(project)}
-        return shown | {"progress": progress_json(self.site, person), **more}
+        return {
+            "task": task_json(task, project),
+            "questions": questions_json(project),
+            "progress": progress_json(self.site, person),
+            # What the page must name to take it back: pressing the button twice takes back one.
+            "last": queue.last_decided(self.site.store, self.site.project, person.id),
+            **more,
+        }
 
     def task(self, person: Person, body: Body) -> Body:
-        """Claim, or get back what is held."""
-        return self._after(person, queue.claim(self.site.store, self.site.project, person.id))
+        """Claim, or get back what is held; with ``asked``, what the person asked the model for."""
+        asked = body.get("asked") is True
+        return self._after(person, queue.claim(self.site.store, self.site.project, person.id, reserved=asked))
 
     def submit(self, person: Person, body: Body) -> Body:
         """Store a vote; the answer is sent after the commit and brings the next task."""
@@ -96,8 +117,8 @@ class RankingApi:
         return self._after(person, queue.skip(self.site.store, person.id, lease, reason, claim_next=True), saved={})
 
     def undo(self, person: Person, body: Body) -> Body:
-        """Take back the newest vote or skip and hold its task again."""
-        return self._after(person, queue.withdraw(self.site.store, person.id))
+        """Take back the vote or skip that the page names and hold its task again."""
+        return self._after(person, queue.withdraw(self.site.store, person.id, _text(body, "lease")))
 
     def recall(self, person: Person, body: Body) -> Body:
         """Show an own answer again, to change it."""

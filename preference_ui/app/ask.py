@@ -58,7 +58,7 @@ class AskTab:
         return gr.Error(self.texts[key], print_exception=False)
 
     def ask(self, words: str, count: int, request: gr.Request) -> str:
-        """Draw candidates, add them as a task of the project, and give it to the caller.
+        """Draw candidates, add them as a task of the project, and keep it for the caller's next claim.
 
         Raises:
             gr.Error: in the page's language; nothing was stored.
@@ -85,7 +85,7 @@ class AskTab:
         project = get_project(store, self.site.project)
         item_id = add_items(store, project.id, [spec], actor=person.id)[0]
         try:
-            queue.claim_item(store, project.id, person.id, item_id)
+            queue.reserve(store, project.id, person.id, item_id)
         except LeaseError as error:
             # The very same answers were ranked by this person before.
             raise self._no("ask.few") from error

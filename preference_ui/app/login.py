@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import string
 from urllib.parse import parse_qs
@@ -17,6 +18,8 @@ from preference_ui.i18n import HTML_LANG, LOCALES, translate
 from preference_ui.people import MIN_PASSWORD_CHARACTERS
 
 MAX_FORM_CHARACTERS = 4096
+# Fewer than the failures that an address has free: a whole team that logs in at once waits and is not locked out.
+LOGINS_AT_ONCE = 8
 
 
 def login_page(site: Site, locale: str, *, message: str = "", handle: str = "", status: int = 200) -> HTMLResponse:
@@ -112,6 +115,7 @@ def _attempt(site: Site, locale: str, handle: str, password: str, address: str) 
 def login_routes(site: Site) -> APIRouter:
     """``/login``, ``/logout`` and ``/password``."""
     router = APIRouter()
+    turns = asyncio.Semaphore(LOGINS_AT_ONCE)
 
     @router.get("/login")
     def show(request: Request, lang: str = "") -> Response:
@@ -132,8 +136,9 @@ def login_routes(site: Site) -> APIRouter:
         fields = await _form(request)
         handle, password = (fields.get(name, [""])[0] for name in ("handle", "password"))
         address = request.client.host if request.client else ""
-        # The hash takes a fifth of a second on purpose; on the event loop it would stall everybody.
-        return await run_in_threadpool(_attempt, site, locale, handle[:200], password[:1000], address)
+        # The hash takes a fifth of a second on purpose; on the event loop, or in all threads, it would stall everybody.
+        async with turns:
+            return await run_in_threadpool(_attempt, site, locale, handle[:200], password[:1000], address)
 
     @router.get("/password")
     def ask(request: Request) -> Response:

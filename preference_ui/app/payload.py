@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from preference_ui import queue
 from preference_ui.app.site import Site, page_digest
 from preference_ui.i18n import HTML_LANG, LOCALES, catalogue
 from preference_ui.people import Person
@@ -43,7 +42,7 @@ def task_json(task: Assignment | None, project: ProjectInfo) -> dict[str, Any] |
 
 def progress_json(site: Site, person: Person) -> dict[str, int]:
     """Counts for the progress line."""
-    counts = queue.progress(site.store, site.project, person.id)
+    counts = site.progress.of(site.project, person.id)
     return {
         "today": counts.mine_today,
         "mine": counts.mine_total,

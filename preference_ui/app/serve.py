@@ -29,8 +29,8 @@ examples:
   {PASSWORD_VARIABLE}=... rlhf annotate --project helpline --admin anna
       the first admin without a question
   rlhf annotate --project helpline --store postgresql://db/prefs \\
-      --host 0.0.0.0 --public-url https://rank.example.org
-      behind a proxy that speaks TLS with browsers
+      --host 0.0.0.0 --public-url https://rank.example.org --proxy-address 10.0.0.2
+      behind a proxy that speaks TLS with browsers; wrong passwords count for their own address, not for the proxy's
   rlhf annotate --project helpline --generate runs/quickstart/ppo
       people may also ask this policy themselves and rank its answers
 

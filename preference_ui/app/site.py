@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from starlette.requests import HTTPConnection
@@ -15,6 +15,7 @@ from preference_ui.auth import session_person
 from preference_ui.db import Store
 from preference_ui.i18n import LOCALES, catalogue, negotiate
 from preference_ui.people import Person
+from preference_ui.progress import ProgressLines
 
 STATIC = Path(__file__).with_name("static")
 LOCALE_COOKIE = "rlhf_locale"
@@ -33,6 +34,11 @@ class Site:
     store: Store
     project: str
     address: Address
+
+    @cached_property
+    def progress(self) -> ProgressLines:
+        """The progress lines of those who rank here."""
+        return ProgressLines(self.store)
 
     @property
     def session_cookie(self) -> str:

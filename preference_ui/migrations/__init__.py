@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-HEAD = "0001"
+HEAD = "0002"
 _UPGRADE_LOCK = 0x70726567
 
 

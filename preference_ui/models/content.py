@@ -94,7 +94,8 @@ class Item(Base):
         CheckConstraint("state IN ('open', 'done', 'review', 'retired')", name="state"),
         CheckConstraint("active >= 0 AND done >= 0", name="counts"),
         CheckConstraint("kind = 'gold' OR active + done <= needed", name="overlap"),
-        Index("ix_item_queue", "project_id", "kind", "state", "done", "priority", "id"),
+        # An import asks for every row whether the store knows it.
+        Index("ix_item_prompt", "project_id", "prompt_id"),
         UniqueConstraint("repeat_of_lease_id"),
     )
 
@@ -112,7 +113,15 @@ class Item(Base):
     # A repeat item asks one annotator again about what the lease answered.
     repeat_of_lease_id: Mapped[str | None] = mapped_column(Id)
     assigned_to: Mapped[str | None] = mapped_column(Id, ForeignKey("annotator.id"))
+    # Until then only who has a lease on it may take it: whoever asked the question is first to rank its answers.
+    reserved_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+# In the very order that claims ask for, so that the next item is the first entry.
+_QUEUE = (Item.project_id, Item.kind, Item.state)
+Index("ix_item_queue", *_QUEUE, Item.done.desc(), Item.priority.desc(), Item.id)
+Index("ix_item_gold", *_QUEUE, Item.priority.desc(), Item.id)
 
 
 class ItemResponse(Base):

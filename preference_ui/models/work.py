@@ -32,6 +32,7 @@ class Lease(Base):
         ),
         Index("ix_lease_expiry", "state", "expires"),
         Index("ix_lease_history", "annotator_id", "state", "created"),
+        Index("ix_lease_decided", "annotator_id", "decided_at", "id"),
         CheckConstraint("state IN ('active', 'done', 'surplus', 'expired', 'released', 'skipped')", name="state"),
     )
 
@@ -45,6 +46,8 @@ class Lease(Base):
     created: Mapped[datetime] = mapped_column(UtcDateTime)
     # When the annotator last began to look at it; ``created`` stays the first time.
     claimed: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When the vote or skip that stands was given; null while none stands.
+    decided_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revision: Mapped[int] = mapped_column(Integer, default=0)
     draft_json: Mapped[str | None] = mapped_column(Text)
     draft_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

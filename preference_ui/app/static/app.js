@@ -150,7 +150,7 @@ window.rlhfNewTask = async () => {
   const { ranking } = await ready;
   if (!ranking || ranking.busy || ranking.root.offsetParent !== null) return;
   await ranking.saveDraft();
-  await ranking.guarded(() => ranking.load("task", {}));
+  await ranking.guarded(() => ranking.load("task", { asked: true }));
   document.querySelector('[role="tab"]')?.click();
 };
 // The lead's pages get their texts from Gradio, already rendered; only formulas are left to set.

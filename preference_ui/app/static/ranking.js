@@ -72,6 +72,7 @@ export class RankingPage {
     this.onProgress(answer.progress);
     this.task = answer.task;
     this.questions = answer.questions;
+    this.last = answer.last;
     this.revising = revising;
     const kept = this.drafts.begin(this.task, draft);
     clearInterval(this.renewTimer);
@@ -321,15 +322,13 @@ export class RankingPage {
 
   async undo() {
     if (this.busy || document.querySelector("dialog[open]")) return;
+    if (!this.last) {
+      this.say("error", t("undo.nothing"));
+      return;
+    }
     await this.deciding(async () => {
-      let answer;
-      try {
-        answer = await call("undo", {});
-      } catch (error) {
-        if (error.code !== "lease") throw error;
-        this.say("error", t("undo.nothing"));
-        return;
-      }
+      // Named, so that pressing again after a lost answer takes back no second one.
+      const answer = await call("undo", { lease: this.last });
       this.busy = false;
       this.show(answer);
       this.touched = true;
@@ -380,7 +379,7 @@ export class RankingPage {
       await act();
     } catch (error) {
       if (error.status === undefined) throw error;
-      if (error.code === "lease" || error.code === "conflict") await this.guarded(() => this.load("task", {}));
+      if (["lease", "conflict", "frozen"].includes(error.code)) await this.guarded(() => this.load("task", {}));
       this.fail(error);
       announce(this.status.textContent);
     } finally {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
@@ -12,6 +13,7 @@ from preference_ui import auth, queue
 from preference_ui.db import Store
 from preference_ui.errors import AuthError
 from preference_ui.models import Lease
+from preference_ui.people import create_annotator
 from preference_ui.projects import get_project, update_settings
 from tests.ui.app.ui_helpers import PASSWORD, Server, token_for
 
@@ -56,6 +58,19 @@ def test_an_open_browser_is_no_place_to_guess(site: Site) -> None:
     codes = [change(server, token, f"guess {i}", NEW) for i in range(7)]
     assert codes == [403] * 5 + [429] * 2
     assert change(server, token, PASSWORD, NEW) == 429
+
+
+def test_a_whole_team_may_log_in_at_once(site: Site) -> None:
+    """Thirty people press the button in the same moment, behind one address."""
+    server, store = site
+    handles = [create_annotator(store, f"team{number}", password=PASSWORD).handle for number in range(30)]
+
+    def enter(handle: str) -> str:
+        with server.client() as client:
+            return client.post("/login", data={"handle": handle, "password": PASSWORD}).headers.get("location", "")
+
+    with ThreadPoolExecutor(30) as team:
+        assert list(team.map(enter, handles)) == ["/"] * 30
 
 
 def test_logging_out_gives_the_task_back_and_keeps_the_draft(site: Site) -> None:

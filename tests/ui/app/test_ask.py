@@ -93,6 +93,34 @@ def test_a_person_asks_and_ranks_at_once(asking: tuple[Server, Store], visit: Ca
     assert someone.errors == []
 
 
+def test_who_goes_on_ranking_keeps_the_task_and_gets_the_answers_next(
+    asking: tuple[Server, Store], visit: Callable[..., Visit]
+) -> None:
+    _, store = asking
+    someone = visit(where=asking).open()
+    page = someone.page
+    before = someone.lease()
+    page.get_by_role("tab", name="Ask the model").click()
+    page.get_by_label("Your question").fill("Do lights left on cost much?")
+    known = len(live_items(store))
+    page.get_by_role("button", name="Get answers").click(no_wait_after=True)
+    page.get_by_role("tab").first.click()
+    page.wait_for_selector(".ranking")
+    page.wait_for_selector("text=they come next", timeout=180_000)
+    assert len(live_items(store)) == known + 1
+    with store.read() as session:
+        assert session.get_one(Lease, before).state == "active"
+    assert someone.lease() == before
+    page.keyboard.press("2")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Control+Enter")
+    someone.wait_new_task(before)
+    assert "Do lights left on cost much?" in page.inner_text(".prompt")
+    with store.read() as session:
+        assert session.get_one(Lease, before).state == "done"
+    assert someone.errors == []
+
+
 def test_two_people_ask_at_once(asking: tuple[Server, Store], visit: Callable[..., Visit]) -> None:
     """Both get answers to their own question, one after the other; neither sees the other's."""
     questions = ("May I drink juice before running?", "When should I see the eye doctor?")

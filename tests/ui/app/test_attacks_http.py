@@ -67,6 +67,7 @@ def test_another_persons_task_is_out_of_reach(site: Site) -> None:
         body = {"lease": task.lease_id, "revision": 1, "vote": ballot()}
         for path, extra in (
             ("submit", {}), ("skip", {"reason": "x"}), ("recall", {}), ("renew", {}), ("draft", {"draft": {"a": 1}}),
+            ("undo", {}),
         ):  # fmt: skip
             reply = thief.post(f"/api/{path}", json=body | extra)
             assert (reply.status_code, reply.json()["error"]) == (409, "lease"), path

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from preference_ui import queue
 from preference_ui.db import Store
+from preference_ui.errors import LeaseError
 from preference_ui.models import Base, Item, Lease
 from preference_ui.people import create_annotator
 from preference_ui.projects import ItemSpec, ProjectInfo, ResponseSpec
@@ -83,3 +84,11 @@ def item_of(store: Store, lease_id: str) -> Item:
 def shown(store: Store, lease_id: str) -> list[str]:
     """Response ids by slot."""
     return list(json.loads(lease_row(store, lease_id).permutation_json))
+
+
+def undo(store: Store, annotator: str, project: str = "helpline") -> Assignment:
+    """Take back the newest answer or skip, as the page does."""
+    lease = queue.last_decided(store, project, annotator)
+    if lease is None:
+        raise LeaseError("there is nothing to undo")
+    return queue.withdraw(store, annotator, lease)

@@ -105,6 +105,51 @@ def test_an_address_is_limited_across_accounts(store: Store) -> None:
     assert login(store, "mallory", PASSWORD, address="192.0.2.2").person.handle == "mallory"
 
 
+def _outcome(store: Store, name: str, password: str) -> str:
+    try:
+        login(store, name, password, address="192.0.2.1")
+    except LockedOut:
+        return "locked"
+    except AuthError:
+        return "wrong"
+    return "in"
+
+
+def test_a_team_behind_one_address_is_not_locked_out(store: Store, clock: Clock) -> None:
+    """Sixty people log in, some after a slip, day after day: only the slips count, and for one day."""
+    for number in range(60):
+        create_annotator(store, f"rater{number}", password=PASSWORD)
+    for _ in range(3):
+        outcomes = [_outcome(store, f"rater{number}", PASSWORD) for number in range(60)]
+        assert outcomes == ["in"] * 60
+        slips = [_outcome(store, f"rater{number}", "a slip") for number in range(auth.FREE_FAILURES_PER_ADDRESS - 1)]
+        assert set(slips) == {"wrong"}
+        assert _outcome(store, "rater59", PASSWORD) == "in"
+        # The good logins of the next hours must not keep the slips alive.
+        for _ in range(3):
+            clock.advance(auth.FORGET_SECONDS / 3 + 1)
+            assert _outcome(store, "rater59", PASSWORD) == "in"
+
+
+@pytest.mark.parametrize("every", [2, 3, 20])
+def test_own_logins_neither_buy_guesses_nor_lengthen_a_lock(store: Store, clock: Clock, every: int) -> None:
+    """After the free ones a guess waits for its lock, however many own logins stand between."""
+    create_annotator(store, "mallory", password=PASSWORD)
+    wrong, attempt = 0, 0
+    while wrong < auth.FREE_FAILURES_PER_ADDRESS + 3:
+        attempt += 1
+        if attempt % every == 0:
+            _outcome(store, "mallory", PASSWORD)
+        outcome = _outcome(store, f"user{attempt}", "guess")
+        wrong += outcome == "wrong"
+        if wrong >= auth.FREE_FAILURES_PER_ADDRESS and outcome == "wrong":
+            lock = auth.FIRST_LOCK_SECONDS * 2 ** (wrong - auth.FREE_FAILURES_PER_ADDRESS)
+            clock.advance(lock - 1)
+            assert _outcome(store, "mallory", PASSWORD) == "locked"
+            clock.advance(2)
+            assert _outcome(store, "mallory", PASSWORD) == "in"
+
+
 def test_roles_and_bad_accounts(store: Store) -> None:
     reviewer = create_annotator(store, "rev", role="reviewer")
     assert require_role(reviewer, "annotator") is reviewer

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
-from store_helpers import Clock, item_spec, people
+from store_helpers import Clock, item_spec, people, undo
 
 from preference_ui import queue
 from preference_ui.backup import verify
@@ -59,7 +59,7 @@ class Schedule:
                 self._remember(person, task)
             return
         if action == "withdraw":
-            self._remember(person, queue.withdraw(self.store, person))
+            self._remember(person, undo(self.store, person, "p"))
             return
         known = self.tasks[person]
         if not known:

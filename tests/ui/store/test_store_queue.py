@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from store_helpers import Clock, MakeProject, by_text, claim, count, item_of, item_spec, lease_row, people, shown
+from store_helpers import Clock, MakeProject, by_text, claim, count, item_of, item_spec, lease_row, people, shown, undo
 
 from preference_ui import queue
 from preference_ui.db import Store
@@ -116,7 +116,7 @@ def test_undo_takes_the_vote_back_and_gives_the_task_again(store: Store, make_pr
     vote = by_text(task)
     following = queue.submit(store, ann, task.lease_id, vote, claim_next=True).next
     assert following is not None
-    undone = queue.withdraw(store, ann)
+    undone = undo(store, ann)
     assert undone.lease_id == task.lease_id and undone.responses == task.responses
     assert Vote.from_dict(undone.draft or {}).tiers == vote.tiers
     assert (item_of(store, task.lease_id).done, item_of(store, task.lease_id).state) == (0, "open")
@@ -133,7 +133,7 @@ def test_undo_of_a_skip(store: Store, make_project: MakeProject) -> None:
     queue.skip(store, ann, task.lease_id, "cannot tell")
     assert item_of(store, task.lease_id).state == "review"
     assert queue.claim(store, "helpline", ann) is None
-    assert queue.withdraw(store, ann).lease_id == task.lease_id
+    assert undo(store, ann).lease_id == task.lease_id
     item = item_of(store, task.lease_id)
     assert (item.state, item.skips, item.active) == ("open", 0, 1)
     queue.submit(store, ann, task.lease_id, by_text(task))

@@ -1,0 +1,115 @@
+"""The progress line of one annotator: it moves by the same step for every answer, or it would tell the kinds apart.
+
+An own answer counts one, whatever its kind. Of other people only votes on normal items count, up to the overlap, and
+the total is what normal items ask for: neither gold, nor repeats, nor an extra vote on a disagreement moves it. Own
+gold and repeated items so fill the line a little early; the lead's pages have the exact figures.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import Session
+
+from preference_ui.db import Store
+from preference_ui.leases import VOTED
+from preference_ui.models import Item, Lease
+from preference_ui.projects import load_project
+
+REFRESH_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counts for the progress line."""
+
+    mine_today: int
+    mine_total: int
+    project_done: int
+    project_total: int
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """What does not depend on the annotator's own next answer. ``done`` lacks own answers and may be below 0."""
+
+    done: int
+    total: int
+
+
+def progress(store: Store, project: str, annotator_id: str) -> Progress:
+    """Counts for the progress line of one annotator, all read now."""
+    with store.read() as session:
+        project_id = load_project(session, project).id
+        return _line(store, session, project_id, annotator_id, _elsewhere(session, project_id, annotator_id))
+
+
+class ProgressLines:
+    """The lines of all who rank. What others did is read every ``REFRESH_SECONDS``: a scan of all items.
+
+    Besides the time it saves, an own answer cannot show in that part before the next reading. Threads may share it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._read: dict[tuple[str, str], tuple[datetime, _Elsewhere]] = {}
+
+    def of(self, project: str, annotator_id: str) -> Progress:
+        """Counts for one annotator; the own ones are of this moment."""
+        now = self.store.clock()
+        with self.store.read() as session:
+            project_id = load_project(session, project).id
+            key = (project_id, annotator_id)
+            with self._lock:
+                then, elsewhere = self._read.get(key, (None, None))
+            if elsewhere is None or then is None or not timedelta(0) <= now - then < timedelta(seconds=REFRESH_SECONDS):
+                elsewhere = _elsewhere(session, *key)
+                with self._lock:
+                    self._read[key] = (now, elsewhere)
+            return _line(self.store, session, project_id, annotator_id, elsewhere)
+
+
+def _line(store: Store, session: Session, project_id: str, annotator_id: str, elsewhere: _Elsewhere) -> Progress:
+    midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
+    today, mine = session.execute(
+        select(func.coalesce(func.sum(case((Lease.decided_at >= midnight, 1), else_=0)), 0), func.count())
+        .select_from(Lease)
+        .join(Item, Item.id == Lease.item_id)
+        .where(Lease.annotator_id == annotator_id, Lease.state.in_(VOTED), Item.project_id == project_id)
+    ).one()
+    done = max(0, min(elsewhere.total, elsewhere.done + mine))
+    return Progress(int(today), int(mine), done, elsewhere.total)
+
+
+def _elsewhere(session: Session, project_id: str, annotator_id: str) -> _Elsewhere:
+    within = case((Item.done < Item.base_needed, Item.done), else_=Item.base_needed)
+    rows = session.execute(
+        select(Item.kind, func.sum(within), func.sum(Item.base_needed), func.count())
+        .where(Item.project_id == project_id, Item.state != "retired")
+        .group_by(Item.kind)
+    ).all()
+    kinds = {kind: (int(done), int(needed), int(items)) for kind, done, needed, items in rows}
+    if "normal" not in kinds:
+        # A screening project: everybody ranks every gold item once.
+        return _Elsewhere(0, kinds.get("gold", (0, 0, 0))[2])
+    done, total, _ = kinds["normal"]
+    # Of the own votes those that ``within`` holds, and those on items that are no longer asked for.
+    counted = case(
+        (Item.state == "retired", 1), (Lease.state != "done", 0), (Item.done <= Item.base_needed, 1), else_=0
+    )
+    mine = session.scalar(
+        select(func.coalesce(func.sum(counted), 0))
+        .select_from(Lease)
+        .join(Item, Item.id == Lease.item_id)
+        .where(
+            Lease.annotator_id == annotator_id,
+            Lease.state.in_(VOTED),
+            Item.project_id == project_id,
+            Item.kind == "normal",
+        )
+    )
+    return _Elsewhere(done - int(mine or 0), total)
