@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     save = actions.add_parser("export", help="preference rows for training")
     save.add_argument("project")
     save.add_argument("file")
-    save.add_argument("--format", dest="file_format", default="jsonl", help="jsonl, trl, hh, parquet, csv or sft")
+    save.add_argument(
+        "--format", dest="file_format", default="jsonl", help="jsonl, trl, hh, parquet, csv, sft or judgments"
+    )
     _add_pair_options(save)
     save.set_defaults(run=_export)
     stats = actions.add_parser("stats", help="agreement, biases, reliability, and the ceiling for a reward model")
