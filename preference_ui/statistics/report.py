@@ -34,8 +34,8 @@ Places = tuple[int, ...]
 # Few rankings differ in more than names (75 of four responses), so figures of two are kept.
 _PATTERNS = 20_000
 _UNITS_AT_ONCE = 10_000
-# The rater model takes so many votes, or so many of each rater where there are many raters.
-MODEL_VOTES, MODEL_VOTES_PER_RATER = 40_000, 300
+# The rater model takes so many couples of responses (10 000 votes on four), and more where there are many raters.
+MODEL_COUPLES, MODEL_COUPLES_PER_RATER = 60_000, 600
 
 
 @dataclass(frozen=True)
@@ -267,12 +267,13 @@ def _modelled(records: Sequence[JudgmentRecord], num_raters: int) -> Sequence[Ju
     The model's memory and time grow with the votes, and a rater's figure is sharp long before. Prompts come in the
     order of their digests, so equal votes give equal figures.
     """
-    if len(records) <= MODEL_VOTES:
+    couples = [math.comb(len(record.shown), 2) for record in records]
+    if sum(couples) <= MODEL_COUPLES:
         return records
-    enough = max(MODEL_VOTES // max(1, num_raters), MODEL_VOTES_PER_RATER)
-    prompts: dict[str, list[str]] = {}
-    for record in records:
-        prompts.setdefault(record.prompt_sha256, []).append(record.annotator_id)
+    enough = max(MODEL_COUPLES // num_raters, MODEL_COUPLES_PER_RATER)
+    prompts: dict[str, Counter[str]] = {}
+    for record, count in zip(records, couples, strict=True):
+        prompts.setdefault(record.prompt_sha256, Counter())[record.annotator_id] += count
     taken: Counter[str] = Counter()
     chosen = set()
     for prompt in sorted(prompts):
