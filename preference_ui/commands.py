@@ -20,9 +20,11 @@ from preference_ui.formats import FORMATS, write_file, write_preferences
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.importing import check_file, import_file
 from preference_ui.models import AnnotatorStat, GoldKey, Item
+from preference_ui.people import find_annotator
 from preference_ui.projects import ensure_project, get_guideline, get_project, list_projects
 from preference_ui.ranking import PairOptions, Tiers
 from preference_ui.sampling import CANDIDATES_FILE, SampleOrder, chosen_project, sample_into
+from preference_ui.set_aside import restore, set_aside
 from preference_ui.settings import ProjectSettings
 from preference_ui.statistics import Interval, ProjectReport, project_report
 from preference_ui.versions import freeze
@@ -315,6 +317,30 @@ def prefs_freeze(
         [(str(version.num_rows), str(version.num_judgments), version.sha256, str(version.path))],
         (f"train on it: rlhf reward --config configs/reward/tiny_cpu.yaml data.train={version.name}",),
     )
+
+
+def prefs_set_aside(
+    place: Place, project: str, handle: str, *, reason: str = "", undo: bool = False, actor: str = "command line"
+) -> Table:
+    """Set all of a person's votes in a project aside, or with ``undo`` let them count again.
+
+    Raises:
+        DataError: no such person or project, or no reason.
+    """
+    with _Opened(place) as store:
+        person = find_annotator(store, handle)
+        if person is None:
+            raise DataError(f"no annotator {handle!r}")
+        if not undo and not reason.strip():
+            raise DataError("say why with --reason: it is all that later readers of the audit chain will know")
+        if undo:
+            count = restore(store, project, person.id, actor=actor)
+            return Table(f"restored in {project}", ("person", "votes"), [(person.handle, str(count))])
+        count = set_aside(store, project, person.id, reason, actor=actor)
+    return Table(
+        f"set aside in {project}", ("person", "votes"), [(person.handle, str(count))],
+        ("their tasks are in the queue again, frozen versions stay as they are; --undo lets the votes count again",),
+    )  # fmt: skip
 
 
 def prefs_backup(place: Place, target: str | Path) -> Table:
