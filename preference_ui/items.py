@@ -79,14 +79,23 @@ def find_items(store: Store, project: str, *, text: str = "", state: str = "all"
             .offset((max(1, page) - 1) * PAGE_SIZE)
             .limit(PAGE_SIZE)
         )
-        lines = [
-            ItemLine(
-                item.id, json.loads(messages)[-1]["content"][:100], topic, item.kind, item.state, item.priority,
-                item.done, item.needed,
-            )
-            for item, messages, topic in rows
-        ]  # fmt: skip
-        return ItemPage(lines, total)
+        return ItemPage([_line(*row) for row in rows], total)
+
+
+def get_item(store: Store, project: str, item_id: str) -> ItemLine | None:
+    """One item's line; None when the project has no such item."""
+    with store.read() as session:
+        row = session.execute(
+            select(Item, Prompt.messages_json, Prompt.topic)
+            .join(Prompt, Prompt.id == Item.prompt_id)
+            .where(Item.id == item_id, Item.project_id == load_project(session, project).id)
+        ).first()
+        return _line(*row) if row else None
+
+
+def _line(item: Item, messages: str, topic: str) -> ItemLine:
+    opening = json.loads(messages)[-1]["content"][:100]
+    return ItemLine(item.id, opening, topic, item.kind, item.state, item.priority, item.done, item.needed)
 
 
 def _conditions(session: Session, project_id: str, text: str, state: str) -> Sequence[ColumnElement[bool]]:

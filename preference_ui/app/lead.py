@@ -1,4 +1,4 @@
-"""The lead's pages: overview, disagreements, people, guidelines, settings. Each handler checks the role again itself.
+"""The lead's pages: overview, disagreements, items, people, guidelines, settings. Each handler checks the role itself.
 
 These pages are Gradio throughout. Text of models and people enters only through ``preference_ui.render``.
 """
@@ -12,6 +12,7 @@ import gradio as gr
 from preference_ui.app.dashboard import Dashboard
 from preference_ui.app.lead_guideline import follow, guideline_tab
 from preference_ui.app.lead_inbox import inbox_tab
+from preference_ui.app.lead_items import items_tab
 from preference_ui.app.lead_people import people_tab
 from preference_ui.app.lead_settings import settings_form
 from preference_ui.app.pages import widget
@@ -56,6 +57,8 @@ class LeadPage:
                     self._overview(page)
                 with gr.Tab(self.say("inbox")):
                     draft, decided = inbox_tab(self, page, _EVENT)
+                with gr.Tab(self.say("items")) as tab:
+                    items_tab(self, tab, _EVENT)
                 with gr.Tab(self.say("people")):
                     people_tab(self, page, _EVENT)
                 with gr.Tab(self.say("guideline")):

@@ -10,7 +10,8 @@ import gradio as gr
 from preference_ui.app.dashboard import number
 from preference_ui.app.refusal import Refusal, refusable
 from preference_ui.errors import ConfigError, DataError
-from preference_ui.people import create_annotator, get_annotator, list_annotators, update_annotator
+from preference_ui.people import Person, create_annotator, get_annotator, list_annotators, update_annotator
+from preference_ui.set_aside import restore, set_aside, vote_counts
 
 if TYPE_CHECKING:
     from preference_ui.app.lead import LeadPage
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 _ROLES = ("annotator", "reviewer", "admin")
 
 
-def _people_html(lead: LeadPage) -> str:
-    raters = {r.annotator_id: r for r in lead.dashboard.figures()[1].raters}
+def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
+    raters = {r.annotator_id: r for r in lead.dashboard.figures(renew=renew)[1].raters}
     heads = ("name", "role", "active", "answers", "reliability")
     lines = []
     for person in list_annotators(lead.site.store):
@@ -40,7 +41,7 @@ def _people_html(lead: LeadPage) -> str:
 def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
     """Add the tab's contents to a page that is being built."""
     roles = [(lead.texts[f"role.{role}"], role) for role in _ROLES]
-    table = gr.HTML(apply_default_css=False)
+    table, asked = gr.HTML(apply_default_css=False), gr.State("")
     with gr.Row():
         with gr.Column():
             gr.Markdown(f"## {lead.say('people.new')}")
@@ -57,6 +58,12 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
                 active = gr.Checkbox(value=True, label=lead.say("people.active"))
                 new_password = gr.Textbox(label=lead.say("people.new_password"), type="password", max_length=1000)
                 change = gr.Button(lead.say("people.change"))
+            gr.Markdown(f"## {lead.say('people.aside')}\n\n{lead.say('people.aside.hint')}")
+            with gr.Group():
+                why = gr.Textbox(label=lead.say("people.aside.reason"), max_length=2000)
+                ask = gr.Button(lead.say("people.aside.ask"))
+                sure = gr.Button("", variant="stop", visible=False)
+                undo = gr.Button(lead.say("people.aside.undo"))
 
     def load(request: gr.Request) -> tuple[str, Any]:
         lead.caller(request, "reviewer")
@@ -94,7 +101,49 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         gr.Info(lead.say("people.changed"))
         return *load(request), ""
 
+    def chosen(person_id: str | None, request: gr.Request) -> tuple[Person, Person]:
+        """The admin who asks, and the person chosen."""
+        boss = lead.caller(request, "admin")
+        if person_id is None:
+            raise Refusal(lead.say("people.nobody"))
+        return boss, get_annotator(lead.site.store, person_id)
+
+    def confirm(person_id: str | None, reason: str, request: gr.Request) -> Any:
+        _, person = chosen(person_id, request)
+        if not reason.strip():
+            raise Refusal(lead.say("people.aside.why"))
+        count = vote_counts(lead.site.store, lead.site.project, person.id).standing
+        if not count:
+            raise Refusal(lead.say("people.aside.none"))
+        text = lead.say("people.aside.confirm", count=count, name=person.handle)
+        return gr.update(value=text, visible=True), person.id
+
+    def put_aside(person_id: str | None, asked_for: str, reason: str, request: gr.Request) -> Any:
+        boss, person = chosen(person_id, request)
+        if person.id != asked_for:
+            raise Refusal(lead.say("people.nobody"))
+        try:
+            count = set_aside(lead.site.store, lead.site.project, person.id, reason, actor=boss.id)
+        except DataError as error:
+            raise Refusal(str(error)) from error
+        gr.Info(html.escape(lead.say("people.aside.done", count=count, name=person.handle)))
+        return _people_html(lead, renew=True), "", gr.update(visible=False), ""
+
+    def take_back(person_id: str | None, request: gr.Request) -> Any:
+        boss, person = chosen(person_id, request)
+        count = restore(lead.site.store, lead.site.project, person.id, actor=boss.id)
+        if not count:
+            raise Refusal(lead.say("people.aside.none"))
+        gr.Info(html.escape(lead.say("people.aside.undone", count=count, name=person.handle)))
+        return _people_html(lead, renew=True)
+
     page.load(refusable(load), None, [table, who], **event)
     who.input(refusable(pick), who, [new_role, active], **event)
+    # The button that does it names one person: with another choice or another reason it is gone.
+    for box in (who, why):
+        box.input(lambda: gr.update(visible=False), None, sure, **event)
+    ask.click(refusable(confirm), [who, why], [sure, asked], **event)
+    sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
+    undo.click(refusable(take_back), who, table, **event)
     add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
     change.click(refusable(edit), [who, new_role, active, new_password], [table, who, new_password], **event)
