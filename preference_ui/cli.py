@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     save = actions.add_parser("export", help="preference rows for training")
     save.add_argument("project")
     save.add_argument("file")
-    save.add_argument("--format", dest="file_format", default="jsonl", help="jsonl, trl, hh, parquet, csv or sft")
+    save.add_argument(
+        "--format", dest="file_format", default="jsonl", help="jsonl, trl, hh, parquet, csv, sft or judgments"
+    )
     _add_pair_options(save)
     save.set_defaults(run=_export)
     stats = actions.add_parser("stats", help="agreement, biases, reliability, and the ceiling for a reward model")
@@ -50,6 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
     freeze.add_argument("project")
     _add_pair_options(freeze)
     freeze.set_defaults(run=_freeze)
+    aside = actions.add_parser(
+        "set-aside",
+        help="take all votes of a person out of exports, statistics and progress; their tasks are asked again",
+        description="Frozen versions stay as they are. --undo lets the votes count again, as late ones where somebody "
+        "else has answered meanwhile. Close the account first if its owner should not be asked again.",
+    )
+    aside.add_argument("project")
+    aside.add_argument("handle", help="the person's name")
+    aside.add_argument("--reason", default="", help="why; kept in the audit chain")
+    aside.add_argument("--undo", action="store_true", help="let votes that were set aside count again")
+    aside.set_defaults(
+        run=lambda a: commands.prefs_set_aside(a.store, a.project, a.handle, reason=a.reason, undo=a.undo)
+    )
     backup = actions.add_parser("backup", help="copy a live SQLite store")
     backup.add_argument("target")
     backup.set_defaults(run=lambda a: commands.prefs_backup(a.store, a.target))

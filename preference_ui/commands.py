@@ -15,20 +15,22 @@ from preference_ui import backup as backups
 from preference_ui.db import Store, open_store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction, head
-from preference_ui.export import demonstrations, export_preferences, read_snapshot
+from preference_ui.export import Snapshot, demonstrations, export_preferences, judgment_lines, read_snapshot
 from preference_ui.formats import FORMATS, write_file, write_preferences
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.importing import check_file, import_file
-from preference_ui.models import AnnotatorStat, GoldKey, Item, Judgment, Lease, Rating
+from preference_ui.models import AnnotatorStat, GoldKey, Item
+from preference_ui.people import find_annotator
 from preference_ui.projects import ensure_project, get_guideline, get_project, list_projects
 from preference_ui.ranking import PairOptions, Tiers
 from preference_ui.sampling import CANDIDATES_FILE, SampleOrder, chosen_project, sample_into
+from preference_ui.set_aside import restore, set_aside
 from preference_ui.settings import ProjectSettings
 from preference_ui.statistics import Interval, ProjectReport, project_report
 from preference_ui.versions import freeze
 
 Place = Store | str | Path | None
-EXPORT_FORMATS = (*FORMATS, "sft")
+EXPORT_FORMATS = (*FORMATS, "sft", "judgments")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,10 @@ def prefs_export(
     weight_by_reliability: bool = False,
     include_edits: bool = True,
 ) -> Table:
-    """Write a project's preferences to a file; ``sft`` as format writes rewritten responses as demonstrations.
+    """Write a project's preferences to a file.
+
+    ``sft`` as format writes rewritten responses as demonstrations, ``judgments`` every vote unfolded with its ratings,
+    flags and reason, gold and repeated items included.
 
     Raises:
         DataError: there is nothing to write, or no such format.
@@ -142,13 +147,12 @@ def prefs_export(
     if file_format not in EXPORT_FORMATS:
         raise DataError(f"--format {file_format!r} is not one of {', '.join(EXPORT_FORMATS)}")
     with _Opened(place) as store:
-        if file_format == "sft":
+        if file_format in ("sft", "judgments"):
             with store.read() as session:
-                rows = demonstrations(read_snapshot(session, project))
-            if not rows:
-                raise DataError(f"project {project!r} has no rewritten responses to export yet")
-            write_file(Path(path), "".join(canonical_json(r.as_dict()) + "\n" for r in rows).encode("utf-8"))
-            return Table(f"exported {project}", ("file", "format", "rows"), [(str(path), "sft", str(len(rows)))])
+                snapshot = read_snapshot(session, project)
+            data, count = _demonstration_lines(snapshot) if file_format == "sft" else _votes_lines(snapshot)
+            write_file(Path(path), data)
+            return Table(f"exported {project}", ("file", "format", "rows"), [(str(path), file_format, str(count))])
         options = pair_options(store, project, votes, ties, weight_by_reliability)
         preferences = export_preferences(store, project, options, include_edits=include_edits)
         if not preferences:
@@ -161,6 +165,19 @@ def prefs_export(
     return Table(
         f"exported {project}", ("file", "format", "rows"), [(str(path), file_format, str(written.num_rows))], notes
     )
+
+
+def _demonstration_lines(snapshot: Snapshot) -> tuple[bytes, int]:
+    rows = demonstrations(snapshot)
+    if not rows:
+        raise DataError(f"project {snapshot.project.name!r} has no rewritten responses to export yet")
+    return "".join(canonical_json(r.as_dict()) + "\n" for r in rows).encode("utf-8"), len(rows)
+
+
+def _votes_lines(snapshot: Snapshot) -> tuple[bytes, int]:
+    if not snapshot.judgments:
+        raise DataError(f"project {snapshot.project.name!r} has no votes to export yet")
+    return judgment_lines(snapshot), len(snapshot.judgments)
 
 
 def pair_options(store: Store, project: str, votes: str, ties: str, weight_by_reliability: bool) -> PairOptions:
@@ -178,31 +195,19 @@ def pair_options(store: Store, project: str, votes: str, ties: str, weight_by_re
 
 
 def report_of(store: Store, project: str) -> ProjectReport:
-    """The project's statistics, gold keys and ratings included; for leads, never for the voting page."""
+    """The project's statistics, gold keys included; for leads, never for the voting page."""
     with store.read() as session:
-        snapshot = read_snapshot(session, project)
-        return project_report(
-            snapshot, _gold_keys(session, snapshot.project.id), _ratings(session, snapshot.project.id)
-        )
+        return report_from(session, read_snapshot(session, project))
+
+
+def report_from(session: Session, snapshot: Snapshot) -> ProjectReport:
+    """``report_of`` on a snapshot that this session has read."""
+    return project_report(snapshot, _gold_keys(session, snapshot.project.id))
 
 
 def _gold_keys(session: Session, project_id: str) -> dict[str, Tiers]:
     query = select(GoldKey).join(Item, Item.id == GoldKey.item_id).where(Item.project_id == project_id)
     return {key.item_id: json.loads(key.tiers_json) for key in session.scalars(query)}
-
-
-def _ratings(session: Session, project_id: str) -> dict[tuple[str, str], dict[str, dict[str, int]]]:
-    query = (
-        select(Item.id, Rating.axis, Rating.response_id, Lease.annotator_id, Rating.value)
-        .join(Judgment, Judgment.id == Rating.judgment_id)
-        .join(Lease, (Lease.id == Judgment.lease_id) & (Lease.revision == Judgment.revision))
-        .join(Item, Item.id == Lease.item_id)
-        .where(Item.project_id == project_id, Item.kind == "normal", Judgment.retracted.is_(False))
-    )
-    table: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
-    for item, axis, response, rater, value in session.execute(query):
-        table.setdefault((item, axis), {}).setdefault(response, {})[rater] = value
-    return table
 
 
 def save_stats(store: Store, project: str) -> ProjectReport:
@@ -312,6 +317,30 @@ def prefs_freeze(
         [(str(version.num_rows), str(version.num_judgments), version.sha256, str(version.path))],
         (f"train on it: rlhf reward --config configs/reward/tiny_cpu.yaml data.train={version.name}",),
     )
+
+
+def prefs_set_aside(
+    place: Place, project: str, handle: str, *, reason: str = "", undo: bool = False, actor: str = "command line"
+) -> Table:
+    """Set all of a person's votes in a project aside, or with ``undo`` let them count again.
+
+    Raises:
+        DataError: no such person or project, or no reason.
+    """
+    with _Opened(place) as store:
+        person = find_annotator(store, handle)
+        if person is None:
+            raise DataError(f"no annotator {handle!r}")
+        if not undo and not reason.strip():
+            raise DataError("say why with --reason: it is all that later readers of the audit chain will know")
+        if undo:
+            count = restore(store, project, person.id, actor=actor)
+            return Table(f"restored in {project}", ("person", "votes"), [(person.handle, str(count))])
+        count = set_aside(store, project, person.id, reason, actor=actor)
+    return Table(
+        f"set aside in {project}", ("person", "votes"), [(person.handle, str(count))],
+        ("their tasks are in the queue again, frozen versions stay as they are; --undo lets the votes count again",),
+    )  # fmt: skip
 
 
 def prefs_backup(place: Place, target: str | Path) -> Table:

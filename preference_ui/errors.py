@@ -37,6 +37,40 @@ class TaskTaken(LeaseError):
     """A skipped task has no room left for who skipped it."""
 
 
+class StaleGuideline(DataError):
+    """A new guideline was written from a version that is no longer in force; nothing was published.
+
+    Args:
+        version: the one in force.
+        based_on: the one it was written from.
+    """
+
+    def __init__(self, version: int, based_on: int) -> None:
+        super().__init__(version, based_on)
+        self.version, self.based_on = version, based_on
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.version} of the guidelines is in force now, and this text starts from version "
+            f"{self.based_on}; load it again and put the change into it"
+        )
+
+
+class AlreadyDecided(DataError):
+    """Somebody else has ruled on an item meanwhile; nothing was stored.
+
+    Args:
+        handle: who.
+    """
+
+    def __init__(self, handle: str) -> None:
+        super().__init__(handle)
+        self.handle = handle
+
+    def __str__(self) -> str:
+        return f"{self.handle} has decided this item meanwhile; look at it again"
+
+
 class GenerationError(RlhfError):
     """The policy that should write candidates cannot be loaded, died, or did not answer in time."""
 
@@ -65,6 +99,7 @@ class LockedOut(AuthError):
 
 
 __all__ = [
+    "AlreadyDecided",
     "AuthError",
     "ConfigError",
     "DataError",
@@ -73,6 +108,7 @@ __all__ = [
     "LeaseError",
     "LockedOut",
     "RlhfError",
+    "StaleGuideline",
     "StoreError",
     "TaskTaken",
     "VoteConflict",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
-from preference_ui.ids import sha256_text
-from preference_ui.models import Annotator, Event, Item, Judgment, Lease, Prompt, Response, ResponseEdit
+from preference_ui.ids import canonical_json, sha256_text
+from preference_ui.models import Annotator, Event, Flag, Item, Judgment, Lease, Prompt, Rating, Response, ResponseEdit
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import Pair, PairOptions, Ranking, preference_pairs
 from rlhf.data.schema import DemonstrationRow, Message, PreferenceRow
@@ -24,7 +27,11 @@ class JudgmentRecord:
     Attributes:
         tiers: response ids, best tier first; ``shown``: response ids by slot.
         margin: the project's margin for the strength given, 0 when none was.
+        all_bad: the rater accepts none of the responses.
+        created: when this revision was stored; ``first_event``: the chain's position of the rater's first one.
         edits: ``(response id, better text)``.
+        ratings: ``(response id, axis, value)``.
+        flags: ``(response id, code)``; no response: the flag is on the whole item.
     """
 
     judgment_id: str
@@ -46,85 +53,162 @@ class JudgmentRecord:
     wall_ms: int
     guideline_version: int
     revision: int
+    created: datetime
+    first_event: int
     edits: tuple[tuple[str, str], ...] = ()
+    ratings: tuple[tuple[str, str, int], ...] = ()
+    flags: tuple[tuple[str | None, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A project's current judgments on one consistent reading, in the order they were stored."""
+    """A project's current judgments on one consistent reading, in the order they were stored.
+
+    Attributes:
+        extended: items that were given further votes because their raters disagreed, with the number of votes that
+            they were made for.
+    """
 
     project: ProjectInfo
     judgments: list[JudgmentRecord]
     texts: dict[str, str]
     prompts: dict[str, tuple[Message, ...]]
+    extended: dict[str, int]
 
     def of_kind(self, *kinds: str) -> list[JudgmentRecord]:
         """Judgments of items of the given kinds."""
         return [j for j in self.judgments if j.kind in kinds]
 
 
-def read_snapshot(session: Session, project: str, up_to_event: int | None = None) -> Snapshot:
+_JUDGMENTS = (
+    select(
+        Judgment.id, Judgment.lease_id, Judgment.retracted, Judgment.tiers_json, Judgment.strength, Judgment.all_bad,
+        Judgment.rationale, Judgment.active_ms, Judgment.wall_ms, Judgment.guideline_version, Judgment.revision,
+        Judgment.created, Lease.item_id, Lease.annotator_id, Lease.permutation_json, Item.kind, Item.base_needed,
+        Item.needed, Item.repeat_of_lease_id, Annotator.handle, Prompt.content_sha256, Prompt.topic,
+        Prompt.messages_json, Event.seq,
+    )
+    .join(Lease, Lease.id == Judgment.lease_id)
+    .join(Item, Item.id == Lease.item_id)
+    .join(Annotator, Annotator.id == Lease.annotator_id)
+    .join(Prompt, Prompt.id == Item.prompt_id)
+    .join(Event, Event.entity_id == Judgment.id)
+    .where(Event.entity == "judgment")
+    .order_by(Event.seq)
+)  # fmt: skip
+
+
+def read_snapshot(
+    session: Session,
+    project: str,
+    up_to_event: int | None = None,
+    *,
+    margins: Sequence[float] | None = None,
+    item_ids: Sequence[str] | None = None,
+) -> Snapshot:
     """Read the newest, not retracted judgment of every lease.
 
     Args:
         up_to_event: as the store stood after this event; a lease's later revisions are not seen.
+        margins: per strength; None: the project's own.
+        item_ids: only these items (a few); None: all.
     """
     info = load_project(session, project)
-    query = (
-        select(Judgment, Lease, Item, Annotator.handle, Prompt, Event.seq)
-        .join(Lease, Lease.id == Judgment.lease_id)
-        .join(Item, Item.id == Lease.item_id)
-        .join(Annotator, Annotator.id == Lease.annotator_id)
-        .join(Prompt, Prompt.id == Item.prompt_id)
-        .join(Event, Event.entity_id == Judgment.id)
-        .where(Item.project_id == info.id, Event.entity == "judgment")
-        .order_by(Event.seq)
-    )
+    wanted = Item.project_id == info.id
+    if item_ids is not None:
+        wanted &= Item.id.in_(item_ids)
+    query = _JUDGMENTS.where(wanted)
     if up_to_event is not None:
         query = query.where(Event.seq <= up_to_event)
-    newest = {row[1].id: row for row in session.execute(query)}
-    rows = sorted((row for row in newest.values() if not row[0].retracted), key=lambda row: row[5])
-    edits: dict[str, list[tuple[str, str]]] = {}
-    for edit in session.scalars(select(ResponseEdit).order_by(ResponseEdit.response_id)):
-        edits.setdefault(edit.judgment_id, []).append((edit.response_id, edit.text))
-    margins = info.settings.strength_margins
+    newest: dict[str, Any] = {}
+    first: dict[str, int] = {}
+    for row in session.execute(query):
+        newest[row.lease_id] = row
+        first.setdefault(row.lease_id, row.seq)
+    rows = sorted((row for row in newest.values() if not row.retracted), key=lambda row: row.seq)
+    edits = _details(session, wanted, ResponseEdit.judgment_id, ResponseEdit.response_id, ResponseEdit.text)
+    ratings = _details(session, wanted, Rating.judgment_id, Rating.response_id, Rating.axis, Rating.value)
+    flags = _details(session, wanted, Flag.judgment_id, Flag.response_id, Flag.code)
+    if margins is None:
+        margins = info.settings.strength_margins
     judgments = [
         JudgmentRecord(
-            judgment_id=j.id,
-            lease_id=lease.id,
-            item_id=item.id,
-            kind=item.kind,
-            repeat_of_lease_id=item.repeat_of_lease_id,
-            annotator_id=lease.annotator_id,
-            handle=handle,
-            prompt_sha256=prompt.content_sha256,
-            topic=prompt.topic,
-            tiers=tuple(tuple(t) for t in json.loads(j.tiers_json)),
-            shown=tuple(json.loads(lease.permutation_json)),
-            margin=margins[j.strength] if j.strength is not None and j.strength < len(margins) else 0.0,
-            strength=j.strength,
-            all_bad=j.all_bad,
-            rationale=j.rationale,
-            active_ms=j.active_ms,
-            wall_ms=j.wall_ms,
-            guideline_version=j.guideline_version,
-            revision=j.revision,
-            edits=tuple(edits.get(j.id, ())),
+            judgment_id=row.id,
+            lease_id=row.lease_id,
+            item_id=row.item_id,
+            kind=row.kind,
+            repeat_of_lease_id=row.repeat_of_lease_id,
+            annotator_id=row.annotator_id,
+            handle=row.handle,
+            prompt_sha256=row.content_sha256,
+            topic=row.topic,
+            tiers=tuple(tuple(t) for t in json.loads(row.tiers_json)),
+            shown=tuple(json.loads(row.permutation_json)),
+            margin=margins[row.strength] if row.strength is not None and row.strength < len(margins) else 0.0,
+            strength=row.strength,
+            all_bad=row.all_bad,
+            rationale=row.rationale,
+            active_ms=row.active_ms,
+            wall_ms=row.wall_ms,
+            guideline_version=row.guideline_version,
+            revision=row.revision,
+            created=row.created,
+            first_event=first[row.lease_id],
+            edits=tuple(edits.get(row.id, ())),
+            ratings=tuple(ratings.get(row.id, ())),
+            flags=tuple(flags.get(row.id, ())),
         )
-        for j, lease, item, handle, prompt, _ in rows
+        for row in rows
     ]
-    prompts = {row[4].content_sha256: _messages(row[4].messages_json) for row in rows}
+    prompts = {digest: _messages(text) for digest, text in {r.content_sha256: r.messages_json for r in rows}.items()}
     found = session.execute(
-        select(Response.id, Response.text)
-        .join(Item, Item.prompt_id == Response.prompt_id)
-        .where(Item.project_id == info.id)
+        select(Response.id, Response.text).join(Item, Item.prompt_id == Response.prompt_id).where(wanted)
     )
-    texts = {row.id: row.text for row in found}
-    return Snapshot(info, judgments, texts, prompts)
+    extended = {row.item_id: row.base_needed for row in rows if row.needed > row.base_needed}
+    return Snapshot(info, judgments, {row.id: row.text for row in found}, prompts, extended)
+
+
+def _details(
+    session: Session, wanted: ColumnElement[bool], key: Any, *columns: Any
+) -> dict[str, list[tuple[Any, ...]]]:
+    """What hangs on judgments, by judgment id: an item's flags first, then by response."""
+    query = (
+        select(key, *columns)
+        .join(Judgment, Judgment.id == key)
+        .join(Lease, Lease.id == Judgment.lease_id)
+        .join(Item, Item.id == Lease.item_id)
+        .where(wanted)
+    )
+    table: dict[str, list[tuple[Any, ...]]] = {}
+    for judgment_id, *values in session.execute(query):
+        table.setdefault(judgment_id, []).append(tuple(values))
+    for values in table.values():
+        values.sort(key=lambda row: tuple("" if value is None else value for value in row))
+    return table
 
 
 def _messages(text: str) -> tuple[Message, ...]:
     return tuple(Message(m["role"], m["content"]) for m in json.loads(text))
+
+
+def judgment_lines(snapshot: Snapshot) -> bytes:
+    """Every judgment unfolded, one JSON object per line, raters under pseudonyms that hold within the project.
+
+    ``docs/store.md`` lists the fields.
+    """
+    lines = []
+    for record in snapshot.judgments:
+        values = dataclasses.asdict(record)
+        values["rater"] = sha256_text(f"{snapshot.project.id}/{record.annotator_id}")[:12]
+        values["created"] = record.created.isoformat()
+        values["prompt"] = [m.as_dict() for m in snapshot.prompts[record.prompt_sha256]]
+        values["texts"] = {r: snapshot.texts[r] for r in record.shown}
+        values["ratings"] = [{"response": r, "axis": axis, "value": value} for r, axis, value in record.ratings]
+        values["flags"] = [{"response": r, "code": code} for r, code in record.flags]
+        for private in ("annotator_id", "handle"):
+            del values[private]
+        lines.append(canonical_json(values))
+    return "".join(line + "\n" for line in lines).encode("utf-8")
 
 
 def rankings_of(records: Sequence[JudgmentRecord]) -> list[Ranking]:

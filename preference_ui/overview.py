@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
 from preference_ui.events import head
-from preference_ui.export import JudgmentRecord, read_snapshot
-from preference_ui.models import Item, Judgment, Lease, Prompt
-from preference_ui.projects import load_project
+from preference_ui.export import JudgmentRecord, Snapshot, read_snapshot
+from preference_ui.models import Item, Prompt
 from preference_ui.ranking import strict_pairs
 
 DAYS_SHOWN = 30
@@ -53,28 +53,17 @@ def head_of(store: Store) -> int:
         return head(session)[0]
 
 
-def overview(store: Store, project: str) -> Overview:
-    """Read all series on one consistent snapshot."""
-    today = store.clock().date()
-    with store.read() as session:
-        info = load_project(session, project)
-        votes = session.scalars(
-            select(Judgment.created)
-            .join(Lease, Lease.id == Judgment.lease_id)
-            .join(Item, Item.id == Lease.item_id)
-            .where(Item.project_id == info.id, Judgment.revision == Lease.revision, Judgment.retracted.is_(False))
-        ).all()
-        topics = session.execute(
-            select(Prompt.topic, func.sum(Item.done), func.sum(Item.needed))
-            .join(Prompt, Prompt.id == Item.prompt_id)
-            .where(Item.project_id == info.id, Item.kind == "normal", Item.state != "retired")
-            .group_by(Prompt.topic)
-            .order_by(Prompt.topic)
-        ).all()
-        snapshot = read_snapshot(session, info.id)
-        seq = head(session)[0]
+def overview_of(session: Session, snapshot: Snapshot, today: date) -> Overview:
+    """All series, of a snapshot that this session has read: one consistent reading."""
+    topics = session.execute(
+        select(Prompt.topic, func.sum(Item.done), func.sum(Item.needed))
+        .join(Prompt, Prompt.id == Item.prompt_id)
+        .where(Item.project_id == snapshot.project.id, Item.kind == "normal", Item.state != "retired")
+        .group_by(Prompt.topic)
+        .order_by(Prompt.topic)
+    ).all()
     records = snapshot.of_kind("normal")
-    counts = Counter(moment.date() for moment in votes)
+    counts = Counter(record.created.date() for record in snapshot.judgments)
     start = max(min(counts, default=today), today - timedelta(days=DAYS_SHOWN - 1))
     days = [start + timedelta(days=n) for n in range((today - start).days + 1)]
     shares, expected = _first_by_place(records)
@@ -88,8 +77,14 @@ def overview(store: Store, project: str) -> Overview:
         longer_wins=_longer_wins(records, snapshot.texts),
         seconds=[r.active_ms / 1000 for r in records if r.active_ms],
         topics={row[0]: (int(row[1]), int(row[2])) for row in topics},
-        head_seq=seq,
+        head_seq=head(session)[0],
     )
+
+
+def overview(store: Store, project: str) -> Overview:
+    """All series as the store stands now."""
+    with store.read() as session:
+        return overview_of(session, read_snapshot(session, project), store.clock().date())
 
 
 def _first_by_place(records: Sequence[JudgmentRecord]) -> tuple[list[float], float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
@@ -198,38 +198,6 @@ def update_settings(store: Store, project_id: str, settings: ProjectSettings, *,
         tx.record(actor, "project.settings", "project", project_id, json.loads(settings.to_json()))
 
     store.transact(change)
-
-
-def publish_guideline(store: Store, project_id: str, markdown: str, *, reason: str, actor: str) -> int:
-    """Add a guideline version, which holds for every claim from now on; returns its number."""
-    checked_text(markdown, "guideline")
-    return store.transact(lambda tx: add_guideline(tx, project_id, markdown, reason, actor))
-
-
-def add_guideline(tx: Transaction, project_id: str, markdown: str, reason: str, actor: str) -> int:
-    """``publish_guideline`` inside an open transaction."""
-    query = select(func.max(Guideline.version)).where(Guideline.project_id == project_id)
-    version = (tx.session.scalar(query) or 0) + 1
-    tx.session.execute(
-        insert(Guideline).values(
-            id=new_id(),
-            project_id=project_id,
-            version=version,
-            markdown=markdown,
-            reason=reason,
-            author=actor,
-            created=tx.now,
-        )
-    )
-    tx.session.execute(update(Project).where(Project.id == project_id).values(guideline_version=version))
-    tx.record(
-        actor,
-        "guideline.publish",
-        "project",
-        project_id,
-        {"version": version, "sha256": sha256_text(markdown), "reason": reason},
-    )
-    return version
 
 
 def add_items(store: Store, project_id: str, specs: Sequence[ItemSpec], *, actor: str = "system") -> list[str]:

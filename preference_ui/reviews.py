@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import Select, and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from preference_ui import leases
 from preference_ui.db import Store
-from preference_ui.errors import DataError
+from preference_ui.errors import AlreadyDecided, DataError
 from preference_ui.events import Transaction
 from preference_ui.export import JudgmentRecord, read_snapshot
+from preference_ui.guidelines import add_guideline
 from preference_ui.ids import checked_text, new_id
-from preference_ui.models import Annotator, Decision, Item, ItemResponse, Lease, Prompt
-from preference_ui.projects import add_guideline, load_project
-from preference_ui.ranking import mean_agreement
+from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Prompt
+from preference_ui.projects import ProjectInfo, load_project
+from preference_ui.ranking import Tiers, mean_agreement
 from rlhf.data.schema import Message
 
 VERDICTS = ("guideline_unclear", "rater_error", "subjective")
@@ -58,6 +61,7 @@ class InboxEntry:
         responses: ``(response id, text)`` in import order.
         votes: what each rater said.
         skip_reasons: why people skipped it.
+        num_decisions: decisions taken on it before.
     """
 
     item_id: str
@@ -66,6 +70,20 @@ class InboxEntry:
     agreement: float
     votes: tuple[JudgmentRecord, ...]
     skip_reasons: tuple[str, ...]
+    num_decisions: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What somebody who decides had on the screen; see ``decide``.
+
+    Attributes:
+        guideline_version: the version that a new guideline was written from; None: not looked at.
+        num_decisions: how many decisions the item had.
+    """
+
+    guideline_version: int | None
+    num_decisions: int
 
 
 def _settled(session: Session) -> set[str]:
@@ -77,42 +95,94 @@ def _settled(session: Session) -> set[str]:
 
 
 def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) -> list[InboxEntry]:
-    """Items that want a decision, the worst first.
+    """Items that want a decision, the worst first; then those with a flag.
 
     They are those whose raters agree less than ``below``, until a decision that is newer than all votes and skips;
     those that ``max_skips`` people skipped; and skipped ones that nobody is left to take.
+
+    Args:
+        limit: of items in dispute, and again of items that are only flagged: neither hides the other.
     """
     with store.read() as session:
-        snapshot = read_snapshot(session, project)
-        by_item: dict[str, list[JudgmentRecord]] = {}
-        for record in snapshot.of_kind("normal"):
-            by_item.setdefault(record.item_id, []).append(record)
-        scores = {i: mean_agreement([r.tiers for r in records]) for i, records in by_item.items()}
-        disputed = {i for i, score in scores.items() if score < below} - _settled(session)
-        wanted = disputed | set(session.scalars(_WAITING, {"project": snapshot.project.id}))
-        order = sorted(wanted, key=lambda i: (scores.get(i, 1.0), i))[:limit]
-        entries = []
-        for item_id in order:
-            messages = session.scalars(
-                select(Prompt.messages_json).join(Item, Item.prompt_id == Prompt.id).where(Item.id == item_id)
-            ).one()
-            members = session.scalars(
-                select(ItemResponse.response_id).where(ItemResponse.item_id == item_id).order_by(ItemResponse.position)
-            )
-            reasons = session.scalars(
-                select(Lease.skip_reason).where(Lease.item_id == item_id, Lease.state == "skipped")
-            )
-            entries.append(
-                InboxEntry(
-                    item_id=item_id,
-                    prompt=tuple(Message(m["role"], m["content"]) for m in json.loads(messages)),
-                    responses=tuple((r, snapshot.texts[r]) for r in members),
-                    agreement=scores.get(item_id, 1.0),
-                    votes=tuple(by_item.get(item_id, ())),
-                    skip_reasons=tuple(reason or "" for reason in reasons),
-                )
-            )
-        return entries
+        info = load_project(session, project)
+        scores, settled = agreements(session, info.id), _settled(session)
+        waiting = set(session.scalars(_WAITING, {"project": info.id}))
+        disputed = {i for i, score in scores.items() if score < below} - settled | waiting
+        order = sorted(disputed, key=lambda i: (scores.get(i, 1.0), i))[:limit]
+        order += sorted(flagged_items(session, info.id) - disputed - settled)[:limit]
+        return _entries(session, info, order)
+
+
+def entry_of(store: Store, project: str, item_id: str) -> InboxEntry | None:
+    """One item with its votes; None when the project has no such item."""
+    with store.read() as session:
+        return next(iter(_entries(session, load_project(session, project), [item_id])), None)
+
+
+def _current_votes(project_id: str) -> Select[Any]:
+    """Joins to the votes of normal items that count now; the caller adds columns and groups."""
+    return (
+        select(Lease.item_id)
+        .join(Item, Item.id == Lease.item_id)
+        .join(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
+        .where(Item.project_id == project_id, Item.kind == "normal", Judgment.retracted.is_(False))
+    )
+
+
+def agreements(session: Session, project_id: str) -> dict[str, float]:
+    """Mean pair agreement of every item on which at least two people differ; on all others it is 1."""
+    votes = _current_votes(project_id)
+    differ = votes.group_by(Lease.item_id).having(func.count(Judgment.tiers_json.distinct()) > 1)
+    tiers: dict[str, list[Tiers]] = {}
+    query = votes.add_columns(Judgment.tiers_json).where(Lease.item_id.in_(differ))
+    for item_id, text in session.execute(query):
+        tiers.setdefault(item_id, []).append(json.loads(text))
+    return {item_id: mean_agreement(rankings) for item_id, rankings in tiers.items()}
+
+
+def flagged_items(session: Session, project_id: str) -> set[str]:
+    """Items with a flag in a vote that counts now."""
+    return set(session.scalars(_current_votes(project_id).join(Flag, Flag.judgment_id == Judgment.id).distinct()))
+
+
+def _entries(session: Session, info: ProjectInfo, order: Sequence[str]) -> list[InboxEntry]:
+    """Items in the order given, read together; those of other projects are left out."""
+    snapshot = read_snapshot(session, info.id, item_ids=order)
+    votes: dict[str, list[JudgmentRecord]] = {}
+    for record in snapshot.judgments:
+        votes.setdefault(record.item_id, []).append(record)
+    found = session.execute(
+        select(Item.id, Prompt.messages_json)
+        .join(Prompt, Prompt.id == Item.prompt_id)
+        .where(Item.project_id == info.id, Item.id.in_(order))
+    )
+    prompts = {item_id: messages for item_id, messages in found}
+    members: dict[str, list[tuple[str, str]]] = {}
+    for item_id, response_id in session.execute(
+        select(ItemResponse.item_id, ItemResponse.response_id)
+        .where(ItemResponse.item_id.in_(prompts))
+        .order_by(ItemResponse.item_id, ItemResponse.position)
+    ):
+        members.setdefault(item_id, []).append((response_id, snapshot.texts[response_id]))
+    skips: dict[str, list[str]] = {}
+    for item_id, reason in session.execute(
+        select(Lease.item_id, Lease.skip_reason).where(Lease.item_id.in_(prompts), Lease.state == "skipped")
+    ):
+        skips.setdefault(item_id, []).append(reason or "")
+    counts = Counter(session.scalars(select(Decision.item_id).where(Decision.item_id.in_(prompts))))
+    return [
+        InboxEntry(
+            item_id=item_id,
+            prompt=tuple(Message(m["role"], m["content"]) for m in json.loads(prompts[item_id])),
+            responses=tuple(members[item_id]),
+            agreement=mean_agreement([record.tiers for record in votes.get(item_id, ())]),
+            votes=tuple(votes.get(item_id, ())),
+            skip_reasons=tuple(skips.get(item_id, ())),
+            num_decisions=counts[item_id],
+        )
+        for item_id in order
+        if item_id in prompts
+    ]
 
 
 def decide(
@@ -124,18 +194,21 @@ def decide(
     decided_by: str,
     new_guideline: str | None = None,
     retire: bool = False,
+    seen: Seen | None = None,
 ) -> int:
     """Rule on an item; with ``new_guideline`` the ruling also publishes a guideline version.
 
     Args:
         retire: take the item out of the queue for good. Otherwise an item that still needs votes goes on, its skips
             forgotten: those who skipped it are asked again.
+        seen: refuse when the guideline or the decisions on the item are no longer those that the caller looked at.
 
     Returns:
         The guideline version in force after the decision.
 
     Raises:
         DataError: an unknown item or verdict.
+        AlreadyDecided, StaleGuideline: somebody else was faster, see ``seen``; nothing is stored.
     """
     if verdict not in VERDICTS:
         raise DataError(f"verdict {verdict!r} is not one of {', '.join(VERDICTS)}")
@@ -145,10 +218,13 @@ def decide(
         item = tx.session.scalar(select(Item).where(Item.id == item_id).with_for_update())
         if item is None:
             raise DataError(f"no item {item_id!r}")
+        if seen is not None:
+            _refuse_decided(tx, item_id, seen)
         version = load_project(tx.session, item.project_id).guideline_version
         if new_guideline is not None:
             checked_text(new_guideline, "guideline")
-            version = add_guideline(tx, item.project_id, new_guideline, note, decided_by)
+            based_on = seen.guideline_version if seen is not None else None
+            version = add_guideline(tx, item.project_id, new_guideline, note, decided_by, based_on)
         if retire:
             item.state = "retired"
         elif item.state in ("review", "open"):
@@ -165,7 +241,13 @@ def decide(
                 created=tx.now,
             )
         )
-        tx.record(decided_by, "item.decide", "item", item_id, {"verdict": verdict, "note": note, "guideline": version})
+        tx.record(
+            decided_by,
+            "item.decide",
+            "item",
+            item_id,
+            {"verdict": verdict, "note": note, "guideline": version, "retired": retire},
+        )
         return version
 
     return store.transact(change)
@@ -176,6 +258,18 @@ def _reopen(tx: Transaction, item: Item) -> None:
     item.skips = 0
     again = {"state": "released", "skip_reason": None, "decided_at": None}
     tx.session.execute(update(Lease).where(Lease.item_id == item.id, Lease.state == "skipped").values(again))
+
+
+def _refuse_decided(tx: Transaction, item_id: str, seen: Seen) -> None:
+    """The caller holds the item's row, so nobody decides at the same time."""
+    handles = tx.session.scalars(
+        select(Annotator.handle)
+        .join(Decision, Decision.decided_by == Annotator.id)
+        .where(Decision.item_id == item_id)
+        .order_by(Decision.id)
+    ).all()
+    if len(handles) > seen.num_decisions:
+        raise AlreadyDecided(handles[-1])
 
 
 def decisions(store: Store, item_id: str) -> Sequence[Decision]:

@@ -35,7 +35,9 @@ class ProjectSettings:
         allow_ties: whether two responses may share a tier.
         axes: ratings asked per response.
         flags: codes offered per response and per item.
-        strength_margins: margin per strength level 0, 1, ... of the top pair; empty: strength is not asked.
+        ask_strength: whether the page asks how much better the best response is.
+        strength_margins: margin per strength level 0, 1, ... of the top pair. It holds for votes of the past too, so
+            it stays when strength is no longer asked; empty: there are no levels to ask for.
         gold_rate: chance that a claim is answered with an unseen gold item.
         repeat_rate: chance that a claim asks again what the annotator answered before.
         repeat_after_seconds: age an answer must have before it is asked again.
@@ -52,6 +54,7 @@ class ProjectSettings:
     allow_ties: bool = True
     axes: tuple[Axis, ...] = ()
     flags: tuple[str, ...] = ()
+    ask_strength: bool = True
     strength_margins: tuple[float, ...] = DEFAULT_MARGINS
     gold_rate: float = 0.0
     repeat_rate: float = 0.0
@@ -87,6 +90,11 @@ class ProjectSettings:
         for name, holds, rule in rules:
             if not holds:
                 raise ConfigError(f"project setting {name}={getattr(self, name)!r} must be {rule}")
+
+    @property
+    def strength_levels(self) -> int:
+        """How many levels of strength the page offers; 0: it does not ask."""
+        return len(self.strength_margins) if self.ask_strength else 0
 
     def to_json(self) -> str:
         """JSON text that ``from_json`` reads back."""

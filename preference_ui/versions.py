@@ -25,7 +25,7 @@ from preference_ui.db import Store, open_store
 from preference_ui.errors import DataError
 from preference_ui.events import CHAIN_LOCK, Transaction, head
 from preference_ui.export import Snapshot, preference_rows, read_snapshot
-from preference_ui.ids import canonical_json, new_id, sha256_text
+from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import DatasetVersion
 from preference_ui.projects import load_project
 from preference_ui.ranking import PairOptions, mean_agreement
@@ -67,27 +67,15 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _options_dict(options: PairOptions, include_edits: bool) -> dict[str, Any]:
-    return dataclasses.asdict(options) | {"include_edits": include_edits}
+def _options_dict(options: PairOptions, include_edits: bool, margins: Sequence[float]) -> dict[str, Any]:
+    return dataclasses.asdict(options) | {"include_edits": include_edits, "strength_margins": list(margins)}
 
 
 def _rows_for(snapshot: Snapshot, options: dict[str, Any]) -> list[PreferenceRow]:
-    values = dict(options)
+    """Rows by the options of a version; its margins are in the snapshot's records already."""
+    values = {name: value for name, value in options.items() if name != "strength_margins"}
     include_edits = bool(values.pop("include_edits"))
     return preference_rows(snapshot, PairOptions(**values), include_edits=include_edits)
-
-
-def _judgment_lines(snapshot: Snapshot) -> bytes:
-    """Every judgment unfolded, raters under pseudonyms that hold within the project."""
-    lines = []
-    for record in snapshot.judgments:
-        values = dataclasses.asdict(record)
-        values["rater"] = sha256_text(f"{snapshot.project.id}/{record.annotator_id}")[:12]
-        values["texts"] = {r: snapshot.texts[r] for r in record.shown}
-        for private in ("annotator_id", "handle"):
-            del values[private]
-        lines.append(canonical_json(values))
-    return "".join(line + "\n" for line in lines).encode("utf-8")
 
 
 def _card(snapshot: Snapshot, rows: Sequence[PreferenceRow], manifest: dict[str, Any]) -> str:
@@ -125,7 +113,7 @@ def _write_version(folder: Path, snapshot: Snapshot, rows: list[PreferenceRow], 
         shutil.rmtree(stale, ignore_errors=True)
     formats.write_file(partial / "preferences.jsonl", formats.to_jsonl(rows))
     formats.write_file(partial / "preferences.parquet", formats.to_parquet(rows))
-    formats.write_file(partial / "judgments.jsonl", _judgment_lines(snapshot))
+    formats.write_file(partial / "judgments.jsonl", export.judgment_lines(snapshot))
     formats.write_file(partial / "README.md", _card(snapshot, rows, manifest).encode("utf-8"))
     formats.write_file(partial / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode("utf-8"))
     partial.replace(folder)
@@ -144,7 +132,6 @@ def freeze(
     Raises:
         DataError: no such project, or nothing to freeze.
     """
-    settings = _options_dict(options or PairOptions(), include_edits)
 
     def change(tx: Transaction) -> int:
         if store.is_postgres:
@@ -152,6 +139,7 @@ def freeze(
             tx.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHAIN_LOCK})
         info = load_project(tx.session, project)
         head_seq, head_hash = head(tx.session)
+        settings = _options_dict(options or PairOptions(), include_edits, info.settings.strength_margins)
         snapshot = read_snapshot(tx.session, info.id, head_seq)
         rows = _rows_for(snapshot, settings)
         if not rows:
@@ -245,8 +233,10 @@ def load_version(store: Store, project: str, number: int) -> list[PreferenceRow]
         row = _find(session, load_project(session, project).id, number)
         if row is None:
             raise DataError(f"version v{number} of {project!r} is gone")
-        snapshot = read_snapshot(session, project, row.head_seq)
-        rows = _rows_for(snapshot, json.loads(row.options_json))
+        options = json.loads(row.options_json)
+        # Versions of earlier programs did not note their margins: today's are tried, and the digest decides.
+        snapshot = read_snapshot(session, project, row.head_seq, margins=options.get("strength_margins"))
+        rows = _rows_for(snapshot, options)
     if hashlib.sha256(formats.to_jsonl(rows)).hexdigest() != version.sha256:
         state = "was altered" if file.exists() else "is lost"
         raise DataError(

@@ -5,42 +5,80 @@ from __future__ import annotations
 import html
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from preference_ui.app import charts
 from preference_ui.app.site import Site
-from preference_ui.commands import report_of
+from preference_ui.commands import report_from
+from preference_ui.export import read_snapshot
 from preference_ui.i18n import translate
-from preference_ui.overview import Overview, head_of, overview
+from preference_ui.overview import Overview, head_of, overview_of
 from preference_ui.statistics.intervals import Interval
 from preference_ui.statistics.report import ProjectReport, RaterReport
 
 _TIME_EDGES = (5, 10, 20, 40, 80, 160, 320)
 
 
+# Every claim and vote is a change: while people rank, figures are worth a minute. Where computing them takes long they
+# are kept longer, so that the process which also takes the votes spends a tenth of its time on them at most.
+MAX_AGE_SECONDS = 60.0
+_AGE_PER_COST = 10.0
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What was computed, when (``fresh_until`` in seconds of the monotonic clock), and how much it includes."""
+
+    seen: Overview
+    report: ProjectReport
+    computed: datetime
+    fresh_until: float
+
+
 class Dashboard:
-    """Renders the overview of one site; figures are computed again only after something changed."""
+    """Renders the overview of one site from figures that may be a minute old."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self._lock = threading.Lock()
-        self._figures: tuple[int, Overview, ProjectReport] | None = None
+        self._figures: _Figures | None = None
 
-    def figures(self) -> tuple[Overview, ProjectReport]:
-        """Series and report of the store as it is now. One thread computes, others wait for its result."""
+    def figures(self, *, renew: bool = False) -> tuple[Overview, ProjectReport]:
+        """Series and report. One thread computes, others wait for its result.
+
+        Args:
+            renew: as the store stands now, whatever the age of the figures.
+        """
+        figures = self._current(renew)
+        return figures.seen, figures.report
+
+    def _current(self, renew: bool) -> _Figures:
         with self._lock:
-            seq = head_of(self.site.store)
-            if self._figures is None or self._figures[0] != seq:
-                seen = overview(self.site.store, self.site.project)
-                self._figures = (seen.head_seq, seen, report_of(self.site.store, self.site.project))
-            return self._figures[1], self._figures[2]
+            now = time.monotonic()
+            old = self._figures
+            if old is not None and not renew and now < old.fresh_until:
+                return old
+            if old is None or head_of(self.site.store) != old.seen.head_seq:
+                with self.site.store.read() as session:
+                    snapshot = read_snapshot(session, self.site.project)
+                    seen = overview_of(session, snapshot, self.site.store.clock().date())
+                    report = report_from(session, snapshot)
+                old = _Figures(seen, report, self.site.store.clock(), now)
+            cost = time.monotonic() - now
+            self._figures = replace(old, fresh_until=now + cost + max(MAX_AGE_SECONDS, _AGE_PER_COST * cost))
+            return self._figures
 
-    def render(self, locale: str) -> str:
+    def render(self, locale: str, *, renew: bool = False) -> str:
         """The whole overview. Every name in it is escaped; nothing in it can run."""
-        seen, report = self.figures()
+        figures = self._current(renew)
+        seen, report = figures.seen, figures.report
         pictures = _pictures(seen, report, locale)
+        as_of = html.escape(translate(locale, "lead.as_of", time=f"{figures.computed:%H:%M}"))
         return (
-            f'<div class="rlhf dashboard"><div class="pictures">{"".join(pictures)}</div>'
+            f'<div class="rlhf dashboard"><p class="hint">{as_of}</p><div class="pictures">{"".join(pictures)}</div>'
             f"<h2>{html.escape(translate(locale, 'lead.numbers'))}</h2>"
             f'<div class="tiles">{"".join(_tiles(seen, report, locale))}</div></div>'
         )

@@ -16,10 +16,10 @@ from preference_ui.settings import DEFAULT_MARGINS, Axis, ProjectSettings
 if TYPE_CHECKING:
     from preference_ui.app.lead import LeadPage
 
-_NUMBERS = ("overlap", "adaptive_extra", "adaptive_agreement", "gold_rate", "repeat_rate", "max_skips", "min_seconds")
+NUMBERS = ("overlap", "adaptive_extra", "adaptive_agreement", "gold_rate", "repeat_rate", "max_skips", "min_seconds")
 _WHOLE = {"overlap", "adaptive_extra", "max_skips"}
 _SHARES = {"adaptive_agreement", "gold_rate", "repeat_rate"}
-_SWITCHES = ("allow_ties", "ask_rationale", "allow_edits")
+SWITCHES = ("allow_ties", "ask_rationale", "allow_edits")
 
 
 def axes_text(axes: tuple[Axis, ...]) -> str:
@@ -57,12 +57,12 @@ def settings_form(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> Non
                     name, gr.Number, precision=0 if name in _WHOLE else None, minimum=0,
                     **({"maximum": 1, "step": 0.01} if name in _SHARES else {}),
                 )
-                for name in _NUMBERS
+                for name in NUMBERS
             }  # fmt: skip
             minutes = field("lease_minutes", gr.Number, minimum=5)
             days = field("repeat_days", gr.Number, minimum=0)
         with gr.Column():
-            switches = {name: field(name, gr.Checkbox) for name in _SWITCHES}
+            switches = {name: field(name, gr.Checkbox) for name in SWITCHES}
             strength = field("strength", gr.Checkbox)
             axes = field("axes", gr.Textbox, lines=4, max_length=2000, info=say("settings.axes.hint"))
             flags = field("flags", gr.Textbox, lines=4, max_length=2000, info=say("settings.flags.hint"))
@@ -74,10 +74,10 @@ def settings_form(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> Non
         lead.caller(request, "reviewer")
         now = get_project(lead.site.store, lead.site.project).settings
         return (
-            *(getattr(now, name) for name in (*_NUMBERS, *_SWITCHES)),
+            *(getattr(now, name) for name in (*NUMBERS, *SWITCHES)),
             round(now.lease_seconds / 60, 4),
             round(now.repeat_after_seconds / 86_400, 4),
-            bool(now.strength_margins),
+            now.strength_levels > 0,
             axes_text(now.axes),
             "\n".join(now.flags),
         )
@@ -86,7 +86,7 @@ def settings_form(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> Non
         person = lead.caller(request, "admin")
         project = get_project(lead.site.store, lead.site.project)
         try:
-            update_settings(lead.site.store, project.id, _read(project.settings, values), actor=person.id)
+            update_settings(lead.site.store, project.id, read_form(project.settings, values), actor=person.id)
         except ConfigError as error:
             raise Refusal(str(error)) from error
         gr.Info(say("settings.saved"))
@@ -96,21 +96,21 @@ def settings_form(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> Non
     save.click(refusable(write, outputs=False), fields, None, **event)
 
 
-def _read(before: ProjectSettings, values: tuple[Any, ...]) -> ProjectSettings:
+def read_form(before: ProjectSettings, values: tuple[Any, ...]) -> ProjectSettings:
     """The form's values over the settings they change."""
-    plain = dict(zip((*_NUMBERS, *_SWITCHES), values, strict=False))
+    plain = dict(zip((*NUMBERS, *SWITCHES), values, strict=False))
     minutes, days, strength, axes, flags = values[len(plain) :]
-    missing = next((name for name in _NUMBERS if plain[name] is None), None)
+    missing = next((name for name in NUMBERS if plain[name] is None), None)
     if missing or minutes is None or days is None:
         raise ConfigError(f"{missing or 'a time'} needs a number")
-    margins = before.strength_margins or DEFAULT_MARGINS
     changed: dict[str, Any] = {name: int(value) if name in _WHOLE else value for name, value in plain.items()}
     return dataclasses.replace(
         before,
         **changed,
         lease_seconds=60.0 * minutes,
         repeat_after_seconds=86_400.0 * days,
-        strength_margins=margins if strength else (),
+        ask_strength=bool(strength),
+        strength_margins=before.strength_margins or (DEFAULT_MARGINS if strength else ()),
         axes=parse_axes(axes or ""),
         flags=tuple(filter(None, map(str.strip, (flags or "").split("\n")))),
     )

@@ -58,7 +58,7 @@ def questions_json(project: ProjectInfo) -> dict[str, Any]:
         "ties": settings.allow_ties,
         "axes": [{"name": a.name, "low": a.low, "high": a.high} for a in settings.axes],
         "flags": list(settings.flags),
-        "strengths": len(settings.strength_margins),
+        "strengths": settings.strength_levels,
         "rationale": settings.ask_rationale,
         "edits": settings.allow_edits,
     }

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 Z_95 = 1.959963984540054
+# Units of a bootstrap sample: 1000 samples of them are 16 MB.
+MAX_UNITS = 2000
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,19 @@ def binomial_test(successes: int, trials: int, probability: float) -> float:
     return float(min(1.0, np.exp(log_pmf[log_pmf <= log_pmf[successes] + 1e-7]).sum()))
 
 
-def resample_counts(num_units: int, num_samples: int, seed: int) -> np.ndarray:
-    """How often each unit is drawn in each bootstrap sample: (num_samples, num_units)."""
+def resampled_sums(values: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """Sums over bootstrap samples of units: (unit, ...) to (num_samples, ...).
+
+    More units than ``MAX_UNITS`` are first added up to so many groups, put together at random, and groups are drawn in
+    their place. A sum over a group varies as the sum over its members does, so the spread stays the same (its own
+    error is 1 / sqrt(2 MAX_UNITS), 2 %), while memory and time no longer grow with the number of units.
+    """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_samples)
+    if len(values) > MAX_UNITS:
+        starts = np.arange(MAX_UNITS) * len(values) // MAX_UNITS
+        values = np.add.reduceat(values[rng.permutation(len(values))], starts, axis=0)
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=num_samples)
+    return np.tensordot(counts, values, axes=1)
 
 
 def percentile_interval(value: float, samples: np.ndarray, num_units: int) -> Interval:
@@ -76,7 +87,6 @@ def ratio_interval(
     top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
     if top.size == 0 or bottom.sum() == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    counts = resample_counts(top.size, num_samples, seed)
-    totals = counts @ bottom
-    samples = np.divide(counts @ top, totals, out=np.full(num_samples, math.nan), where=totals > 0)
+    sums = resampled_sums(np.stack([top, bottom], axis=1), num_samples, seed)
+    samples = np.divide(sums[:, 0], sums[:, 1], out=np.full(num_samples, math.nan), where=sums[:, 1] > 0)
     return percentile_interval(float(top.sum() / bottom.sum()), samples, top.size)

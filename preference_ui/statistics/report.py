@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
 from preference_ui.export import JudgmentRecord, Snapshot
 from preference_ui.ranking import Tiers, pair_agreement, place, preference, strict_pairs
-from preference_ui.settings import ProjectSettings
 from preference_ui.statistics.agreement import (
     alpha_of_coincidences,
     coincidences,
     implied_accuracy,
     kendall_tau_b,
-    krippendorff_alpha,
 )
 from preference_ui.statistics.bradley_terry import RaterModel, comparisons_of, fit_rater_model
 from preference_ui.statistics.intervals import (
@@ -25,12 +25,17 @@ from preference_ui.statistics.intervals import (
     binomial_test,
     percentile_interval,
     ratio_interval,
-    resample_counts,
+    resampled_sums,
     wilson_interval,
 )
 
-Ratings = dict[tuple[str, str], dict[str, dict[str, int]]]
-_LABELS = {0.0: 0, 0.5: 1, 1.0: 2}
+# A ranking without names: the tier of each response, in the order of their ids.
+Places = tuple[int, ...]
+# Few rankings differ in more than names (75 of four responses), so figures of two are kept.
+_PATTERNS = 20_000
+_UNITS_AT_ONCE = 10_000
+# The rater model takes so many couples of responses (10 000 votes on four), and more where there are many raters.
+MODEL_COUPLES, MODEL_COUPLES_PER_RATER = 60_000, 600
 
 
 @dataclass(frozen=True)
@@ -107,29 +112,49 @@ def _items(records: Sequence[JudgmentRecord]) -> dict[str, list[JudgmentRecord]]
     return grouped
 
 
-def _first_votes(items: dict[str, list[JudgmentRecord]], settings: ProjectSettings) -> dict[str, list[JudgmentRecord]]:
-    """Without the extra votes that only items in dispute get: they would distort every figure of agreement."""
-    if not settings.adaptive_extra:
-        return items
-    return {item_id: records[: settings.overlap] for item_id, records in items.items()}
+def _first_votes(items: dict[str, list[JudgmentRecord]], extended: dict[str, int]) -> dict[str, list[JudgmentRecord]]:
+    """Without the extra votes that only items in dispute get: they would distort every figure of agreement.
+
+    An item's first votes are those of the people who were asked first, whenever they changed their minds.
+    """
+    first = dict(items)
+    for item_id, overlap in extended.items():
+        if item_id in items:
+            first[item_id] = sorted(items[item_id], key=lambda r: r.first_event)[:overlap]
+    return first
+
+
+def _places(record: JudgmentRecord) -> Places:
+    places = place(record.tiers)
+    return tuple(places[name] for name in sorted(places))
+
+
+def _labels(places: Places) -> list[int]:
+    """Per couple of responses: 0 second preferred, 1 tie, 2 first."""
+    return [1 + (a < b) - (a > b) for a, b in combinations(places, 2)]
+
+
+@lru_cache(maxsize=_PATTERNS)
+def _agree(one: Places, other: Places) -> float:
+    gaps = [abs(a - b) for a, b in zip(_labels(one), _labels(other), strict=True)]
+    return 1 - sum(gaps) / (2 * len(gaps))
+
+
+@lru_cache(maxsize=_PATTERNS)
+def _tau(one: Places, other: Places) -> float:
+    return kendall_tau_b(one, other)
 
 
 def _agreement(items: dict[str, list[JudgmentRecord]]) -> tuple[Interval, Interval]:
     agree: list[tuple[float, float]] = []
     taus: list[tuple[float, float]] = []
     for records in items.values():
-        couples = list(combinations([r.tiers for r in records], 2))
+        couples = list(combinations([_places(r) for r in records], 2))
         if couples:
-            agree.append((sum(pair_agreement(a, b) for a, b in couples), len(couples)))
+            agree.append((sum(_agree(a, b) for a, b in couples), len(couples)))
             values = [v for v in (_tau(a, b) for a, b in couples) if not math.isnan(v)]
             taus.append((sum(values), len(values)))
     return _ratio(agree), _ratio(taus)
-
-
-def _tau(one: Tiers, other: Tiers) -> float:
-    a, b = place(one), place(other)
-    names = sorted(a.keys() & b.keys())
-    return kendall_tau_b([a[n] for n in names], [b[n] for n in names])
 
 
 def _ratio(rows: list[tuple[float, float]]) -> Interval:
@@ -137,23 +162,28 @@ def _ratio(rows: list[tuple[float, float]]) -> Interval:
     return ratio_interval(table[:, 0], table[:, 1])
 
 
-def _pair_labels(records: Sequence[JudgmentRecord]) -> np.ndarray:
-    """(rater, couple) codes of one item: 0 second preferred, 1 tie, 2 first."""
-    names = sorted(n for tier in records[0].tiers for n in tier)
-    couples = list(combinations(names, 2))
-    places = [place(r.tiers) for r in records]
-    return np.array([[_LABELS[preference(p, a, b)] for a, b in couples] for p in places])
+@lru_cache(maxsize=_PATTERNS)
+def _item_coincidences(rankings: tuple[Places, ...]) -> np.ndarray:
+    """Of one item's pair labels: (label, label)."""
+    return _mirrored(coincidences(np.array([_labels(places) for places in rankings]), 3).sum(axis=0))
+
+
+@lru_cache(maxsize=_PATTERNS)
+def _confusion(one: Places, other: Places) -> np.ndarray:
+    """Pair labels of two rankings against each other, each couple counted both ways: (label, label)."""
+    table = np.zeros((3, 3))
+    np.add.at(table, (_labels(one), _labels(other)), 1.0)
+    return 2 * _mirrored(table)
 
 
 def _alpha_pairs(items: dict[str, list[JudgmentRecord]], num_samples: int = 1000) -> Interval:
     shared = [records for records in items.values() if len(records) > 1]
     if not shared:
         return Interval(math.nan, math.nan, math.nan, 0)
-    matrices = np.stack([_mirrored(coincidences(_pair_labels(r), 3).sum(axis=0)) for r in shared])
+    matrices = np.stack([_item_coincidences(tuple(map(_places, records))) for records in shared])
     scale = np.arange(3.0)
     value = alpha_of_coincidences(matrices.sum(axis=0), "nominal", scale)
-    counts = resample_counts(len(shared), num_samples, seed=0)
-    sums = np.tensordot(counts, matrices, axes=1)
+    sums = resampled_sums(matrices, num_samples, seed=0)
     samples = np.array([alpha_of_coincidences(m, "nominal", scale) for m in sums])
     return percentile_interval(value, samples, len(shared))
 
@@ -171,19 +201,15 @@ def _kappa(
     for records in items.values():
         ordered = sorted(records, key=lambda r: r.handle)
         for i, j in combinations(range(len(ordered)), 2):
-            rows = _pair_labels([ordered[i], ordered[j]])
-            table = np.zeros((3, 3))
-            np.add.at(table, (rows[0], rows[1]), 1.0)
-            tables.setdefault((ordered[i].handle, ordered[j].handle), []).append(2 * _mirrored(table))
+            table = _confusion(_places(ordered[i]), _places(ordered[j]))
+            tables.setdefault((ordered[i].handle, ordered[j].handle), []).append(table)
     values, intervals = {}, {}
     for couple, found in tables.items():
         stack = np.stack(found)
         value = _kappa_of(stack.sum(axis=0)[None])[0]
         values[couple] = (float(value), round(float(stack.sum()) / 2))
-        counts = resample_counts(len(found), num_samples, seed=0)
-        intervals[couple] = percentile_interval(
-            float(value), _kappa_of(np.tensordot(counts, stack, axes=1)), len(found)
-        )
+        samples = _kappa_of(resampled_sums(stack, num_samples, seed=0))
+        intervals[couple] = percentile_interval(float(value), samples, len(found))
     return values, intervals
 
 
@@ -235,6 +261,28 @@ def _consistency(records: Sequence[JudgmentRecord], by_lease: dict[str, Judgment
     return _ratio(rows)
 
 
+def _modelled(records: Sequence[JudgmentRecord], num_raters: int) -> Sequence[JudgmentRecord]:
+    """Votes for the rater model: all, or of large projects whole prompts until every rater has enough or no more.
+
+    The model's memory and time grow with the votes, and a rater's figure is sharp long before. Prompts come in the
+    order of their digests, so equal votes give equal figures.
+    """
+    couples = [math.comb(len(record.shown), 2) for record in records]
+    if sum(couples) <= MODEL_COUPLES:
+        return records
+    enough = max(MODEL_COUPLES // num_raters, MODEL_COUPLES_PER_RATER)
+    prompts: dict[str, Counter[str]] = {}
+    for record, count in zip(records, couples, strict=True):
+        prompts.setdefault(record.prompt_sha256, Counter())[record.annotator_id] += count
+    taken: Counter[str] = Counter()
+    chosen = set()
+    for prompt in sorted(prompts):
+        if any(taken[rater] < enough for rater in prompts[prompt]):
+            chosen.add(prompt)
+            taken.update(prompts[prompt])
+    return [record for record in records if record.prompt_sha256 in chosen]
+
+
 def _model(records: Sequence[JudgmentRecord], texts: dict[str, str], raters: dict[str, int]) -> RaterModel:
     names = sorted({n for r in records for n in r.shown})
     index = {n: i for i, n in enumerate(names)}
@@ -251,54 +299,70 @@ def _model(records: Sequence[JudgmentRecord], texts: dict[str, str], raters: dic
     return fit_rater_model(comparisons_of(rows), len(raters), len(names))
 
 
-def _with_others(items: dict[str, list[JudgmentRecord]], annotator_id: str) -> float:
-    scores = []
+def _with_others(items: dict[str, list[JudgmentRecord]]) -> dict[str, float]:
+    """Mean agreement per annotator with everybody else who ranked the same."""
+    scores: dict[str, list[float]] = {}
     for records in items.values():
-        own = [r for r in records if r.annotator_id == annotator_id]
-        scores += [pair_agreement(a.tiers, b.tiers) for a in own for b in records if b.annotator_id != annotator_id]
-    return float(np.mean(scores)) if scores else math.nan
+        for a, b in combinations(records, 2):
+            score = _agree(_places(a), _places(b))
+            scores.setdefault(a.annotator_id, []).append(score)
+            scores.setdefault(b.annotator_id, []).append(score)
+    return {annotator_id: float(np.mean(found)) for annotator_id, found in scores.items()}
 
 
-def _alpha_axes(ratings: Ratings) -> dict[str, float]:
-    """``{(item, axis): {response: {rater: value}}}`` to ordinal alpha per axis."""
-    result = {}
-    for axis in sorted({a for _, a in ratings}):
-        cells = [c for (_, a), responses in ratings.items() if a == axis for c in responses.values()]
-        raters = sorted({r for cell in cells for r in cell})
-        table = [[float(cell[r]) if r in cell else math.nan for cell in cells] for r in raters]
-        result[axis] = krippendorff_alpha(table, "ordinal")
-    return result
+def _alpha_axes(items: dict[str, list[JudgmentRecord]]) -> dict[str, float]:
+    """Ordinal alpha per rating axis; a unit is one response of one item."""
+    units: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for item_id, records in items.items():
+        for record in records:
+            for response, axis, value in record.ratings:
+                units.setdefault(axis, {}).setdefault((item_id, response), []).append(value)
+    return {axis: _alpha_units(list(units[axis].values())) for axis in sorted(units)}
 
 
-def project_report(
-    snapshot: Snapshot, gold: dict[str, Tiers] | None = None, ratings: Ratings | None = None
-) -> ProjectReport:
+def _alpha_units(units: list[list[int]]) -> float:
+    """Krippendorff's ordinal alpha of the values that each unit was given; who gave them does not matter to it."""
+    scale = np.unique(np.concatenate([np.array(values) for values in units]))
+    total = np.zeros((scale.size, scale.size))
+    for start in range(0, len(units), _UNITS_AT_ONCE):
+        chunk = units[start : start + _UNITS_AT_ONCE]
+        codes = np.full((max(map(len, chunk)), len(chunk)), -1)
+        for unit, values in enumerate(chunk):
+            codes[: len(values), unit] = np.searchsorted(scale, values)
+        total += coincidences(codes, scale.size).sum(axis=0)
+    return alpha_of_coincidences(total, "ordinal", scale.astype(float))
+
+
+def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> ProjectReport:
     """Compute every figure.
 
     Args:
         gold: expected tiers per gold item id.
-        ratings: ``{(item id, axis): {response id: {annotator id: value}}}``.
     """
     gold = gold or {}
     records = snapshot.of_kind("normal")
     items = _items(records)
     people = {r.annotator_id: r.handle for r in snapshot.judgments}
     index = {a: k for k, a in enumerate(sorted(people, key=lambda a: people[a]))}
-    model = _model(records, snapshot.texts, index)
+    model = _model(_modelled(records, len(index)), snapshot.texts, index)
     weights = model.reliability()
     by_lease = {r.lease_id: r for r in snapshot.judgments}
-    shared = _first_votes(items, snapshot.project.settings)
+    shared = _first_votes(items, snapshot.extended)
     agreement, tau = _agreement(shared)
     kappa, kappa_intervals = _kappa(shared)
     first, expected, p = _first_slot(records)
     couples = [math.comb(len(r.shown), 2) for r in records]
     strict = [len(strict_pairs(r.tiers)) for r in records]
     raters = []
+    with_others = _with_others(items)
+    by_rater: dict[str, list[JudgmentRecord]] = {}
+    for judgment in snapshot.judgments:
+        by_rater.setdefault(judgment.annotator_id, []).append(judgment)
     for annotator_id, k in index.items():
-        own = [r for r in snapshot.judgments if r.annotator_id == annotator_id]
+        own = by_rater[annotator_id]
         raters.append(RaterReport(
             annotator_id=annotator_id, handle=people[annotator_id], votes=len(own), median_seconds=_seconds(own),
-            agreement_with_others=_with_others(items, annotator_id), gold_accuracy=_gold(own, gold),
+            agreement_with_others=with_others.get(annotator_id, math.nan), gold_accuracy=_gold(own, gold),
             self_consistency=_consistency(own, by_lease), first_slot_share=_first_slot(own)[0].value,
             beta=float(model.beta[k]), beta_error=float(model.beta_error[k]),
             reliability=float(weights[k])))  # fmt: skip
@@ -307,7 +371,7 @@ def project_report(
         topics[record.topic or "(none)"] = topics.get(record.topic or "(none)", 0) + 1
     return ProjectReport(
         project=snapshot.project.name, votes=len(snapshot.judgments), items=len(items), pair_agreement=agreement,
-        kendall_tau=tau, alpha_pairs=_alpha_pairs(shared), alpha_axes=_alpha_axes(ratings or {}), kappa=kappa,
+        kendall_tau=tau, alpha_pairs=_alpha_pairs(shared), alpha_axes=_alpha_axes(shared), kappa=kappa,
         kappa_intervals=kappa_intervals,
         tie_share=1 - sum(strict) / sum(couples) if couples else math.nan,
         all_bad_share=float(np.mean([r.all_bad for r in records])) if records else math.nan,

@@ -60,6 +60,8 @@ export async function typeset(root) {
   const library = await loadKatex();
   if (!library) return;
   for (const formula of formulas) {
+    // While the library was loading, another call may have set it: its text is three times the source then.
+    if (formula.classList.contains("set")) continue;
     const source = formula.textContent;
     formula.classList.add("set");
     try {

@@ -1,0 +1,128 @@
+"""The lead's tab for disagreements: tasks that want a decision, and the decision."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from preference_ui.app.dashboard import percent
+from preference_ui.app.lead_guideline import GuidelineBox, Loaded, in_force, stale
+from preference_ui.app.lead_votes import flagged_with, task_html
+from preference_ui.app.refusal import Refusal, refusable
+from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline
+from preference_ui.people import Person
+from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of, inbox
+
+if TYPE_CHECKING:
+    from preference_ui.app.lead import LeadPage
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The task on the screen and how many decisions it had then."""
+
+    item_id: str = ""
+    num_decisions: int = 0
+
+
+def _choices(lead: LeadPage, entries: list[InboxEntry]) -> list[tuple[str, str]]:
+    choices = []
+    for entry in entries:
+        why = []
+        if entry.skip_reasons:
+            why.append(lead.say("inbox.skipped", count=len(entry.skip_reasons)))
+        if len(entry.votes) > 1:
+            why.append(lead.say("inbox.agreement", value=percent(entry.agreement)))
+        why += [f"⚑ {code}" for code in flagged_with(entry.votes)]
+        choices.append((" · ".join([entry.prompt[-1].content[:60], *why]), entry.item_id))
+    return choices
+
+
+def _shown(lead: LeadPage, entry: InboxEntry | None) -> tuple[str, Shown]:
+    if entry is None:
+        return f'<p class="rlhf">{html.escape(lead.say("inbox.empty"))}</p>', Shown()
+    page = task_html(lead, entry.prompt, entry.responses, entry.votes, entry.skip_reasons)
+    return page, Shown(entry.item_id, entry.num_decisions)
+
+
+def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[GuidelineBox, Any]:
+    """Add the tab's contents to a page that is being built.
+
+    Returns:
+        Its box for a new guideline, and the event of a decision.
+    """
+    site, say = lead.site, lead.say
+    pick = gr.Dropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
+    board = gr.HTML(apply_default_css=False)
+    shown, loaded = gr.State(Shown()), gr.State(Loaded())
+    verdict = gr.Radio(
+        [(say(f"inbox.{name}"), name) for name in VERDICTS], value=VERDICTS[0], label=say("inbox.verdict")
+    )
+    note = gr.Textbox(label=say("inbox.note"), lines=2, max_length=5000)
+    words = gr.Textbox(label=say("inbox.new_guideline"), lines=8, max_length=100_000)
+    retire = gr.Checkbox(label=say("inbox.retire"))
+    button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
+
+    def entries() -> tuple[Any, str, Shown]:
+        found = inbox(site.store, site.project)
+        first = found[0] if found else None
+        return gr.update(choices=_choices(lead, found), value=first.item_id if first else None), *_shown(lead, first)
+
+    def load(request: gr.Request) -> tuple[Any, str, Shown, str, Loaded]:
+        lead.caller(request, "reviewer")
+        now = in_force(lead)
+        return *entries(), now.text, now
+
+    def choose(item: str | None, request: gr.Request) -> tuple[str, Shown]:
+        lead.caller(request, "reviewer")
+        return _shown(lead, entry_of(site.store, site.project, item) if item else None)
+
+    def rule(
+        seen: Shown, kind: str, why: str, text: str, before: Loaded, out: bool, request: gr.Request
+    ) -> tuple[Any, ...]:
+        person = lead.caller(request, "reviewer")
+        if not seen.item_id:
+            raise Refusal(say("inbox.nothing"))
+        try:
+            words_after, now = _rule(lead, person, seen, kind, why, text, before, out)
+        except AlreadyDecided as error:
+            # The reason stays in its box: it may fit the next task, or be wanted elsewhere.
+            gr.Warning(html.escape(say("inbox.already", name=error.handle)))
+            return *entries(), text, before, why, out
+        return *entries(), words_after, now, "", False
+
+    page.load(refusable(load), None, [pick, board, shown, words, loaded], **event)
+    pick.input(refusable(choose), pick, [board, shown], **event)
+    done = button.click(
+        refusable(rule), [shown, verdict, note, words, loaded, retire],
+        [pick, board, shown, words, loaded, note, retire], **event,
+    )  # fmt: skip
+    return GuidelineBox(words, loaded), done
+
+
+def _rule(
+    lead: LeadPage, person: Person, seen: Shown, kind: str, why: str, text: str, before: Loaded, retire: bool
+) -> tuple[str, Loaded]:
+    """Only "unclear" makes a new version, and only when the lead changed the text; returns what the box then holds."""
+    changed = kind == "guideline_unclear" and bool(text.strip()) and not before.is_untouched(text)
+    try:
+        version = decide(
+            lead.site.store, seen.item_id, kind, why, decided_by=person.id, new_guideline=text if changed else None,
+            retire=retire, seen=Seen(before.version if changed else None, seen.num_decisions),
+        )  # fmt: skip
+    except StaleGuideline as error:
+        raise stale(lead, before, error) from error
+    except AlreadyDecided:
+        raise
+    except DataError as error:
+        raise Refusal(str(error)) from error
+    gr.Info(lead.say("inbox.decided.version", version=version) if changed else lead.say("inbox.decided"))
+    if changed:
+        return text, Loaded(version, text)
+    if not before.is_untouched(text):
+        return text, before
+    now = in_force(lead)
+    return now.text, now

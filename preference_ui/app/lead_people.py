@@ -1,0 +1,149 @@
+"""The lead's tab for people: who ranks, how much, how reliably; accounts are changed by admins only."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from preference_ui.app.dashboard import number
+from preference_ui.app.refusal import Refusal, refusable
+from preference_ui.errors import ConfigError, DataError
+from preference_ui.people import Person, create_annotator, get_annotator, list_annotators, update_annotator
+from preference_ui.set_aside import restore, set_aside, vote_counts
+
+if TYPE_CHECKING:
+    from preference_ui.app.lead import LeadPage
+
+_ROLES = ("annotator", "reviewer", "admin")
+
+
+def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
+    raters = {r.annotator_id: r for r in lead.dashboard.figures(renew=renew)[1].raters}
+    heads = ("name", "role", "active", "answers", "reliability")
+    lines = []
+    for person in list_annotators(lead.site.store):
+        found = raters.get(person.id)
+        cells = (
+            person.handle,
+            lead.texts[f"role.{person.role}"],
+            "✓" if person.active else "–",
+            str(found.votes if found else 0),
+            number(found.beta) if found else "–",
+        )
+        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th scope='col'>{html.escape(lead.say(f'people.{name}'))}</th>" for name in heads)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="rlhf"><table class="people">{body}</table></div>'
+
+
+def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
+    """Add the tab's contents to a page that is being built."""
+    roles = [(lead.texts[f"role.{role}"], role) for role in _ROLES]
+    table, asked = gr.HTML(apply_default_css=False), gr.State("")
+    with gr.Row():
+        with gr.Column():
+            gr.Markdown(f"## {lead.say('people.new')}")
+            with gr.Group():
+                name = gr.Textbox(label=lead.say("people.name"), max_length=64)
+                role = gr.Radio(roles, value="annotator", label=lead.say("people.role"))
+                password = gr.Textbox(label=lead.say("people.password"), type="password", max_length=1000)
+                add = gr.Button(lead.say("people.add"), variant="primary")
+        with gr.Column():
+            gr.Markdown(f"## {lead.say('people.edit')}")
+            with gr.Group():
+                who = gr.Dropdown([], label=lead.say("people.who"), interactive=True)
+                new_role = gr.Radio(roles, value="annotator", label=lead.say("people.role"))
+                active = gr.Checkbox(value=True, label=lead.say("people.active"))
+                new_password = gr.Textbox(label=lead.say("people.new_password"), type="password", max_length=1000)
+                change = gr.Button(lead.say("people.change"))
+            gr.Markdown(f"## {lead.say('people.aside')}\n\n{lead.say('people.aside.hint')}")
+            with gr.Group():
+                why = gr.Textbox(label=lead.say("people.aside.reason"), max_length=2000)
+                ask = gr.Button(lead.say("people.aside.ask"))
+                sure = gr.Button("", variant="stop", visible=False)
+                undo = gr.Button(lead.say("people.aside.undo"))
+
+    def load(request: gr.Request) -> tuple[str, Any]:
+        lead.caller(request, "reviewer")
+        people = [(p.handle, p.id) for p in list_annotators(lead.site.store)]
+        return _people_html(lead), gr.update(choices=people)
+
+    def insert(handle: str, kind: str, secret: str, request: gr.Request) -> tuple[str, Any, str, str]:
+        boss = lead.caller(request, "admin")
+        try:
+            person = create_annotator(
+                lead.site.store, handle, role=kind, password=secret, locale=lead.locale, actor=boss.id
+            )
+        except (ConfigError, DataError) as error:
+            raise Refusal(str(error)) from error
+        gr.Info(html.escape(lead.say("people.added", name=person.handle)))
+        return *load(request), "", ""
+
+    def pick(person_id: str | None, request: gr.Request) -> Any:
+        lead.caller(request, "reviewer")
+        if person_id is None:
+            return gr.skip()
+        person = get_annotator(lead.site.store, person_id)
+        return person.role, person.active
+
+    def edit(person_id: str | None, kind: str, on: bool, secret: str, request: gr.Request) -> Any:
+        boss = lead.caller(request, "admin")
+        if person_id is None:
+            raise Refusal(lead.say("people.nobody"))
+        if person_id == boss.id and (kind != "admin" or not on):
+            raise Refusal(lead.texts["error.role"])
+        try:
+            update_annotator(lead.site.store, person_id, actor=boss.id, role=kind, active=on, password=secret or None)
+        except (ConfigError, DataError) as error:
+            raise Refusal(str(error)) from error
+        gr.Info(lead.say("people.changed"))
+        return *load(request), ""
+
+    def chosen(person_id: str | None, request: gr.Request) -> tuple[Person, Person]:
+        """The admin who asks, and the person chosen."""
+        boss = lead.caller(request, "admin")
+        if person_id is None:
+            raise Refusal(lead.say("people.nobody"))
+        return boss, get_annotator(lead.site.store, person_id)
+
+    def confirm(person_id: str | None, reason: str, request: gr.Request) -> Any:
+        _, person = chosen(person_id, request)
+        if not reason.strip():
+            raise Refusal(lead.say("people.aside.why"))
+        count = vote_counts(lead.site.store, lead.site.project, person.id).standing
+        if not count:
+            raise Refusal(lead.say("people.aside.none"))
+        text = lead.say("people.aside.confirm", count=count, name=person.handle)
+        return gr.update(value=text, visible=True), person.id
+
+    def put_aside(person_id: str | None, asked_for: str, reason: str, request: gr.Request) -> Any:
+        boss, person = chosen(person_id, request)
+        if person.id != asked_for:
+            raise Refusal(lead.say("people.nobody"))
+        try:
+            count = set_aside(lead.site.store, lead.site.project, person.id, reason, actor=boss.id)
+        except DataError as error:
+            raise Refusal(str(error)) from error
+        gr.Info(html.escape(lead.say("people.aside.done", count=count, name=person.handle)))
+        return _people_html(lead, renew=True), "", gr.update(visible=False), ""
+
+    def take_back(person_id: str | None, request: gr.Request) -> Any:
+        boss, person = chosen(person_id, request)
+        count = restore(lead.site.store, lead.site.project, person.id, actor=boss.id)
+        if not count:
+            raise Refusal(lead.say("people.aside.none"))
+        gr.Info(html.escape(lead.say("people.aside.undone", count=count, name=person.handle)))
+        return _people_html(lead, renew=True)
+
+    page.load(refusable(load), None, [table, who], **event)
+    who.input(refusable(pick), who, [new_role, active], **event)
+    # The button that does it names one person: with another choice or another reason it is gone.
+    for box in (who, why):
+        box.input(lambda: gr.update(visible=False), None, sure, **event)
+    ask.click(refusable(confirm), [who, why], [sure, asked], **event)
+    sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
+    undo.click(refusable(take_back), who, table, **event)
+    add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
+    change.click(refusable(edit), [who, new_role, active, new_password], [table, who, new_password], **event)
