@@ -151,11 +151,19 @@ def _retract(tx: Transaction, lease: Lease, item: Item, actor: str, reason: str)
     _revise(tx, lease, item, SET_ASIDE, actor, {"reason": reason, "frozen_in": lease.frozen_in})
     step = -1 if lease.state == "done" else 0
     # What a version froze is the earlier revision; the lease itself is free again.
-    lease.state, lease.frozen_in, lease.draft_json, lease.draft_at = "released", None, None, None
+    lease.state, lease.frozen_in, lease.draft_json, lease.draft_at, lease.decided_at = (
+        "released",
+        None,
+        None,
+        None,
+        None,
+    )
     leases.move_item(tx, item, done=step)
 
 
 def _put_back(tx: Transaction, lease: Lease, item: Item, actor: str) -> None:
+    given = select(func.max(Judgment.created)).where(Judgment.lease_id == lease.id, Judgment.retracted.is_(False))
+    lease.decided_at = tx.session.scalar(given)  # not now: its owner answered then
     _revise(tx, lease, item, RESTORE, actor, {})
     has_room = item.kind == "gold" or (item.state == "open" and item.active + item.done < item.needed)
     lease.state = "done" if has_room else "surplus"

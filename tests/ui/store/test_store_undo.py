@@ -12,8 +12,9 @@ from preference_ui import migrations, queue
 from preference_ui.backup import verify
 from preference_ui.db import Store
 from preference_ui.errors import FrozenAnswer, LateAnswer, LeaseError, TaskTaken
+from preference_ui.guidelines import publish_guideline
 from preference_ui.models import Judgment, Lease
-from preference_ui.projects import add_items, create_project, publish_guideline
+from preference_ui.projects import add_items, create_project
 from preference_ui.versions import freeze
 
 
