@@ -58,7 +58,9 @@ def test_a_guideline_is_never_taken_back_unseen(place: tuple[Server, Store], vis
         other = ensure_annotator(store, "other").id
         page = lead.page
         _open(server, page, "Guidelines")
-        page.get_by_label("Guidelines (Markdown)").fill("# Second")
+        words = page.get_by_label("Guidelines (Markdown)")
+        expect(words).to_have_value(get_guideline(store, project), timeout=30_000)
+        words.fill("# Second")
         page.get_by_role("button", name="Publish").click()
         page.wait_for_selector("text=Version 2 is in force")
         # The box on the other tab was not typed into: it follows, and a decision publishes nothing.
@@ -76,11 +78,12 @@ def test_a_guideline_is_never_taken_back_unseen(place: tuple[Server, Store], vis
         page.wait_for_selector("text=Version 3 of the guidelines is in force now")
         expect(page.get_by_label("New guideline")).to_have_value("# Second, and more")
         page.get_by_role("tab", name="Guidelines").click()
-        page.get_by_label("Guidelines (Markdown)").fill("# Second, mended")
+        expect(words).to_have_value("# Third", timeout=30_000)  # nobody had typed into this one
+        words.fill("# Third, mended")
         publish_guideline(store, project, "# Fourth", reason="", actor=other)
         page.get_by_role("button", name="Publish").click()
         page.wait_for_selector("text=Version 4 of the guidelines is in force now")
-        expect(page.get_by_label("Guidelines (Markdown)")).to_have_value("# Second, mended")
+        expect(words).to_have_value("# Third, mended")
         assert get_guideline(store, project) == "# Fourth"
         assert len(inbox(store, "helpline")) == ITEMS - 1
 
@@ -160,6 +163,7 @@ def test_votes_of_a_person_are_set_aside_after_a_question(
         lead = visit(where=place, role="admin", handle="boss")
         page = lead.page
         _open(server, page, "People")
+        page.wait_for_selector("table.people")
         page.get_by_label("Person").click()
         page.get_by_role("option", name="bo", exact=True).click()
         page.get_by_role("button", name="Set all votes aside").click()
@@ -189,6 +193,14 @@ def test_votes_of_a_person_are_set_aside_after_a_question(
         server.kill()
 
 
+def take_back(store: Store, annotator_id: str) -> None:
+    """The newest answer, as the page's button does."""
+    newest = queue.last_decided(store, "helpline", annotator_id)
+    if newest is None:
+        raise AssertionError("no answer")
+    queue.withdraw(store, annotator_id, newest)
+
+
 def test_figures_are_computed_again_after_a_minute_or_when_asked(
     place: tuple[Server, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,12 +212,12 @@ def test_figures_are_computed_again_after_a_minute_or_when_asked(
     first = dashboard.figures()[1]
     who = find_annotator(store, "ann")
     assert who is not None and first.votes == 2 * ITEMS
-    queue.withdraw(store, who.id)
+    take_back(store, who.id)
     now[0] += 59
     assert dashboard.figures()[1] is first
     assert "As of " in dashboard.render("en")
     assert dashboard.figures(renew=True)[1].votes == 2 * ITEMS - 1
-    queue.withdraw(store, who.id)
+    take_back(store, who.id)
     now[0] += 59
     assert dashboard.figures()[1].votes == 2 * ITEMS - 1
     now[0] += 2

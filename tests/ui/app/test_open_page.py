@@ -14,8 +14,9 @@ from sqlalchemy import select
 
 from preference_ui import queue
 from preference_ui.db import Store
+from preference_ui.guidelines import publish_guideline
 from preference_ui.models import Judgment, Lease
-from preference_ui.projects import get_guideline, get_project, publish_guideline, update_settings
+from preference_ui.projects import get_guideline, get_project, update_settings
 from preference_ui.settings import Axis, ProjectSettings
 from preference_ui.views import stored_vote
 from preference_ui.votes import Vote

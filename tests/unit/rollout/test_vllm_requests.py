@@ -98,9 +98,11 @@ def test_a_run_reserves_a_gpu_for_each_part(tmp_path: Path, monkeypatch: pytest.
     config = ppo(tmp_path, {"tensor_parallel": 2})
     session: Any = SimpleNamespace(
         config=config, resources={"GPU": 8.0}, reward_models=SimpleNamespace(separate=()), run_dir=tmp_path,
-        profiler=SimpleNamespace(watch=lambda group: group),
+        profiler=SimpleNamespace(watch=lambda group: group), restarts=SimpleNamespace(count=0),
     )  # fmt: skip
-    monkeypatch.setattr(ppo_run, "reserve", lambda placement, asks: {ask.role: ask.resources["GPU"] for ask in asks})
+    monkeypatch.setattr(
+        ppo_run, "reserve", lambda placement, asks, again: {ask.role: ask.resources["GPU"] for ask in asks}
+    )
     assert ppo_run.reserve_places(session) == {"policy": 1.0, "rollout": 2.0}
     monkeypatch.setattr(WorkerGroup, "launch", lambda *_, gpus_per_worker, **__: gpus_per_worker)
     assert ppo_run._launch_rollout(session, None, [], 1, 0) == 2.0
