@@ -120,8 +120,8 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
 
     def put_aside(person_id: str | None, asked_for: str, reason: str, request: gr.Request) -> Any:
         boss, person = chosen(person_id, request)
-        if person.id != asked_for:
-            raise Refusal(lead.say("people.nobody"))
+        if person.id != asked_for:  # the button names one person
+            raise Refusal(lead.say("people.aside.other"))
         try:
             count = set_aside(lead.site.store, lead.site.project, person.id, reason, actor=boss.id)
         except DataError as error:
@@ -139,12 +139,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
 
     page.load(refusable(load), None, [table, who], **event)
     who.input(refusable(pick), who, [new_role, active], **event)
-    # The button that does it names one person: with another choice or another reason it is gone.
-    # One after the other: a choice that is handled late must not hide what was asked after it.
-    in_turn = event | {"concurrency_id": "set-aside", "concurrency_limit": 1}
-    for box in (who, why):
-        box.input(lambda: gr.update(visible=False), None, sure, **in_turn)
-    ask.click(refusable(confirm), [who, why], [sure, asked], **in_turn)
+    ask.click(refusable(confirm), [who, why], [sure, asked], **event)
     sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
     undo.click(refusable(take_back), who, table, **event)
     add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
