@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 # Ray reads it when it is first imported, by whichever test file comes first
@@ -22,10 +23,8 @@ def pytest_configure() -> None:
         from rlhf.workers.lean import lean_imports
 
         with lean_imports():
-            import rlhf.workers.policy
-            import rlhf.workers.reward
-            import rlhf.workers.rollout
-            import rlhf.workers.sft  # noqa: F401
+            for worker in ("policy", "reward", "rollout", "sft"):
+                importlib.import_module(f"rlhf.workers.{worker}")
 
 
 def _part_of(nodeid: str) -> str:

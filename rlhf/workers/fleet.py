@@ -21,7 +21,7 @@ from rlhf.workers.answers import result_of
 from rlhf.workers.ending import end_process
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.health import Health, HealthRecord
-from rlhf.workers.ray_metrics import report_restart
+from rlhf.workers.replacing import replacement
 from rlhf.workers.shipped import Shipped
 from rlhf.workers.stalls import abandon, silence_of
 from rlhf.workers.under_way import Batch, Piece
@@ -294,15 +294,8 @@ class RolloutFleet:
     def _start_again(self, record: HealthRecord) -> bool:
         """Starts a replacement; False when it did not start."""
         rank = record.rank
-        try:
-            fresh: WorkerGroup | None = self._launch(rank)
-        except PlaceLostError:
-            raise
-        except WorkerError as error:
-            logger.warning("a replacement for rollout worker %d did not start: %s", rank, error)
-            fresh = None
+        fresh = replacement(self._launch, "rollout", rank, self._group.run_dir)
         self.num_restarts += 1
-        report_restart("rollout", run_dir=self._group.run_dir)
         record.move(Health.RESTARTING)
         if fresh is None:
             record.move(Health.DEAD)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from rlhf.config import RecoveryConfig
-from rlhf.errors import PlaceLostError, ScorersExhausted, WorkerError
+from rlhf.errors import ScorersExhausted, WorkerError
 from rlhf.models.scorer import MICROBATCH
 from rlhf.telemetry.events import EventLog
 from rlhf.workers.ending import end_process
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.placement import SCORER
 from rlhf.workers.policy_start import SeparateModel
-from rlhf.workers.ray_metrics import report_restart
+from rlhf.workers.replacing import replacement
 from rlhf.workers.scorer import Answer
 
 logger = logging.getLogger(__name__)
@@ -119,15 +119,8 @@ class Scorers:
         logger.warning("scorer worker %d is replaced: %s", rank, cause)
         end_process(group.actors[rank], group.pids[rank], group.nodes[rank])
         while self.num_restarts < limit:
-            try:
-                fresh: WorkerGroup | None = self._launch(rank)
-            except PlaceLostError:
-                raise
-            except WorkerError as failed:
-                logger.warning("a replacement for scorer worker %d did not start: %s", rank, failed)
-                fresh = None
+            fresh = replacement(self._launch, SCORER, rank, group.run_dir)
             self.num_restarts += 1
-            report_restart(SCORER, run_dir=group.run_dir)
             if fresh is None:
                 continue
             group.actors[rank], group.pids[rank], group.nodes[rank] = fresh.actors[0], fresh.pids[0], fresh.nodes[0]

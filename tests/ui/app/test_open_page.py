@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 from sqlalchemy import select
 
 from preference_ui import queue
@@ -20,7 +20,7 @@ from preference_ui.projects import get_guideline, get_project, update_settings
 from preference_ui.settings import Axis, ProjectSettings
 from preference_ui.views import stored_vote
 from preference_ui.votes import Vote
-from tests.ui.app.ui_helpers import Server, Visit, free_port, seed, token_for
+from tests.ui.app.ui_helpers import Server, Visit, change_first_answer, free_port, log_in, seed, token_for
 
 Make = Callable[..., Visit]
 Site = tuple[Server, Store]
@@ -45,11 +45,6 @@ def draft_of(store: Store, lease_id: str) -> dict[str, Any] | None:
     with store.read() as session:
         text = session.get_one(Lease, lease_id).draft_json
     return json.loads(text) if text else None
-
-
-def log_in(context: BrowserContext, server: Server, token: str) -> None:
-    """What a login in another tab does to all of them."""
-    context.add_cookies([{"name": server.cookie, "value": token, "url": server.url, "httpOnly": True}])
 
 
 @contextmanager
@@ -317,12 +312,6 @@ def test_a_short_hold_lasts_while_its_task_is_read(site: Site, visit: Make) -> N
         with store.read() as session:
             assert session.get_one(Lease, lease).expires > store.clock()
     assert sum(url.endswith("/api/renew") for url in someone.requests) >= 2
-
-
-def change_first_answer(page: Page) -> None:
-    page.get_by_role("tab", name="My answers").click()
-    page.get_by_role("button", name="Change", exact=True).first.click()
-    page.wait_for_selector(".ranking .notice")
 
 
 def test_words_typed_while_a_draft_is_being_saved_are_saved_too(site: Site, visit: Make) -> None:

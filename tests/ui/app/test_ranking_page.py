@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 from sqlalchemy import select
 
 from preference_ui import queue
@@ -15,7 +15,7 @@ from preference_ui.export import demonstrations, preference_rows, read_snapshot
 from preference_ui.models import Judgment, Lease
 from preference_ui.views import stored_vote
 from preference_ui.votes import Vote
-from tests.ui.app.ui_helpers import PASSWORD, Server, Visit, token_for
+from tests.ui.app.ui_helpers import PASSWORD, Server, Visit, change_first_answer, token_for
 
 Make = Callable[..., Visit]
 Site = tuple[Server, Store]
@@ -89,12 +89,6 @@ def test_login_and_a_ranking_by_keyboard_alone(site: Site, visit: Make) -> None:
         rows = session.scalars(select(Judgment).where(Judgment.lease_id == lease).order_by(Judgment.revision)).all()
     assert [(r.revision, r.retracted) for r in rows] == [(1, False), (2, True), (3, False)]
     assert someone.errors == []
-
-
-def change_first_answer(page: Page) -> None:
-    page.get_by_role("tab", name="My answers").click()
-    page.get_by_role("button", name="Change", exact=True).first.click()
-    page.wait_for_selector(".ranking .notice")
 
 
 def test_a_change_in_the_making_survives_a_closed_browser(site: Site, visit: Make) -> None:

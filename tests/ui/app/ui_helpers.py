@@ -194,6 +194,18 @@ class Visit:
 AXE = Path(str(files("axe_playwright_python"))) / "axe.min.js"
 
 
+def log_in(context: BrowserContext, server: Server, token: str) -> None:
+    """What a login in another tab does to all of them."""
+    context.add_cookies([{"name": server.cookie, "value": token, "url": server.url, "httpOnly": True}])
+
+
+def change_first_answer(page: Page) -> None:
+    """Opens an answer of one's own to change it."""
+    page.get_by_role("tab", name="My answers").click()
+    page.get_by_role("button", name="Change", exact=True).first.click()
+    page.wait_for_selector(".ranking .notice")
+
+
 def violations(page: Page) -> list[str]:
     """What axe-core finds on the page as it is now, of any severity, target sizes of WCAG 2.2 included."""
     # What is being fetched is shown faint, with its old content, until it is there.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from rlhf.rollout.protocol import PromptTask, Rollout
 from rlhf.rollout.transformers_engine import TransformersGenerator
 from rlhf.weights.snapshot import Snapshot, pack
 from rlhf.workers.context import WorkerContext
+from tests.support.naive import sample
 
 PAD, EOS = 2, 1
 STOPS = (EOS, *range(10, 299, 12))
@@ -61,39 +60,6 @@ def tasks(count: int = 24) -> list[PromptTask]:
     return [PromptTask(f"t{i}", prompt, seed=1000 + i) for i, prompt in enumerate(prompts)]
 
 
-def kept_probabilities(probs: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
-    """Truncated sets by their definitions: the k most probable; the smallest set with at least mass p."""
-    ranked = np.argsort(-probs, kind="stable")
-    keep = np.ones(len(probs), dtype=bool)
-    if sampling.top_k:
-        keep[ranked[sampling.top_k :]] = False
-    if sampling.top_p < 1:
-        masses = np.cumsum(probs[ranked] * keep[ranked]) / probs[keep].sum()
-        keep[ranked[int(np.searchsorted(masses, sampling.top_p)) + 1 :]] = False
-    return np.where(keep, probs, 0.0)
-
-
-def naive(
-    generator: TransformersGenerator, task: PromptTask, sampling: SamplingConfig
-) -> tuple[list[int], list[float]]:
-    """One token after the other, the whole sequence anew each time, in float64; only the model is the engine's."""
-    uniforms = np.random.Generator(np.random.Philox(key=task.seed)).random(sampling.max_response_tokens)
-    ids, logprobs = list(task.prompt_ids), []
-    for uniform in uniforms:
-        with torch.no_grad():
-            logits = generator._model(torch.tensor([ids])).logits[0, -1].double().numpy() / sampling.temperature
-        logits[PAD] = -np.inf
-        probs = np.exp(logits - logits.max())
-        probs /= probs.sum()
-        kept = kept_probabilities(probs, sampling)
-        token = int(np.flatnonzero(np.cumsum(kept) > uniform * kept.sum())[0])
-        ids.append(token)
-        logprobs.append(math.log(probs[token]))
-        if token in STOPS:
-            break
-    return ids[len(task.prompt_ids) :], logprobs
-
-
 @pytest.fixture(scope="module")
 def drawn(tiny_base: Path) -> list[Rollout]:
     return engine(tiny_base).generate(tasks(), SamplingConfig(max_response_tokens=20))
@@ -114,7 +80,7 @@ def test_every_token_equals_the_naive_sampler_s(sampling: SamplingConfig, tiny_b
     some = tasks(10)
     generator = engine(tiny_base)
     for task, rollout in zip(some, generator.generate(some, sampling), strict=True):
-        tokens, logprobs = naive(generator, task, sampling)
+        tokens, logprobs = sample(generator._model, task, sampling, stops=STOPS, pad=PAD)
         assert list(rollout.response_ids) == tokens
         assert np.allclose(rollout.logprobs, logprobs, atol=2e-5)
 
@@ -325,7 +291,7 @@ def test_versions(tiny_base: Path) -> None:
     after = generator.generate(tasks(3), SamplingConfig(max_response_tokens=6))
     assert {(r.version, r.adapter_sha256) for r in after} == {(5, second.sha256)}
     assert [r.logprobs for r in before] != [r.logprobs for r in after]
-    tokens, _ = naive(generator, tasks(1)[0], SamplingConfig(max_response_tokens=6))
+    tokens, _ = sample(generator._model, tasks(1)[0], SamplingConfig(max_response_tokens=6), stops=STOPS, pad=PAD)
     assert list(after[0].response_ids) == tokens
 
 
@@ -355,10 +321,10 @@ def test_a_base_without_adapter_draws_as_it_is(tiny_base: Path) -> None:
         SamplingConfig(max_response_tokens=12),
         9,
     )
-    own: Any = SimpleNamespace(_model=AutoModelForCausalLM.from_pretrained(tiny_base))  # by its own layers
+    own = AutoModelForCausalLM.from_pretrained(tiny_base)  # by its own layers
     for task, rollout in zip(tasks(some), generator.generate(tasks(some), sampling), strict=True):
         assert (rollout.version, rollout.adapter_sha256) == (0, "base")
-        ids, logprobs = naive(own, task, sampling)
+        ids, logprobs = sample(own, task, sampling, stops=STOPS, pad=PAD)
         assert list(rollout.response_ids) == ids
         assert rollout.logprobs == pytest.approx(logprobs, abs=2e-5)
 

@@ -48,7 +48,10 @@ def test_plain_lines_come_at_the_first_update_and_at_the_end() -> None:
 
 def test_plain_lines_keep_coming_while_no_update_does(clock: Clock) -> None:
     console, out = _console(terminal=False)
-    lines = lambda: len(out.getvalue().splitlines())  # noqa: E731
+
+    def lines() -> int:
+        return len(out.getvalue().splitlines())
+
     with stage_progress("Reward model", console=console, plain_seconds=0.1):
         for number in range(1, 5):
             clock.now += 0.11
