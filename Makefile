@@ -92,7 +92,8 @@ chaos: setup
 
 # the part of it that is in make test
 chaos-quick: setup
-	$(BIN)/python -m pytest -q --durations=10 tests/unit/engine tests/unit/workers/test_health.py tests/ray/test_chaos.py
+	$(BIN)/python -m pytest -q --durations=10 tests/unit/engine tests/unit/workers/test_health.py tests/ray/test_chaos.py \
+	  tests/runtime/test_fleet_faults.py
 
 # cable cut, host killed, twenty jobs in a row on two network namespaces; needs the right to make them
 two-hosts: setup

@@ -11,19 +11,23 @@ from pathlib import Path
 from benchmarks.chaos_common import Row
 
 ROOT = Path(__file__).parents[1]
-CHAOS, FAULTS, STORE = "ray/test_chaos.py::", "ray/test_ppo_faults.py::", "unit/engine/test_checkpoint_store.py::"
+FLEET, FAULTS, STORE = (
+    "runtime/test_fleet_faults.py::",
+    "ray/test_ppo_faults.py::",
+    "unit/engine/test_checkpoint_store.py::",
+)
 CATALOGUE: dict[str, tuple[str, list[str]]] = {
-    "R03": ("every replacement dies", [f"{CHAOS}test_when_every_replacement_dies_the_run_ends"]),
+    "R03": ("every replacement dies", [f"{FLEET}test_when_every_replacement_dies_the_run_ends"]),
     "R04": (
         "a replacement without the adapter",
-        [f"{CHAOS}test_a_replacement_draws_nothing_before_the_current_adapter"],
+        [f"{FLEET}test_a_replacement_draws_nothing_before_the_current_adapter"],
     ),
     "R12": ("a reward server that fails", ["processes/test_scoring_http.py"]),
     "R13": (
         "a reward function that never returns, dies, or answers nonsense",
         ["processes/test_scoring_function.py", f"{FAULTS}test_a_response_that_hangs_its_score_function_is_left_out"],
     ),
-    "R16": ("what no node can hold", [f"{CHAOS}test_what_no_node_can_hold_is_refused_by_name"]),
+    "R16": ("what no node can hold", [f"{FLEET}test_what_no_node_can_hold_is_refused_by_name"]),
     "C07": (
         "a commit of another run, or of other ranks",
         ["ray/test_ppo_resume.py::test_a_commit_of_another_run_is_refused"],

@@ -180,3 +180,16 @@ def write_config(config: PpoConfig, path: Path) -> Path:
     """A config file for the command line."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     return path
+
+
+def scored_config(base: Path, run_dir: Path, foreign: Path, num_scorers: int, **changes: Any) -> PpoConfig:
+    """Scored by a reward run on a base of its own: 32 responses a step, in two pieces."""
+    settings: dict[str, Any] = {
+        "scores": [{"kind": "reward_model", "run": str(foreign)}],
+        "batch.prompts_per_step": 8,
+        "batch.epochs": 1,
+        "num_steps": 3,
+        "placement.num_scorer_workers": num_scorers,
+        **changes,
+    }
+    return chaos_config(base, run_dir, **settings)
