@@ -345,6 +345,7 @@ def _launch(
         args=args,
         gpus_per_worker=gpus_per_worker(gpus, session.resources),
         reservation=places,
+        again=session.restarts.count > 0,
         log_level=session.config.telemetry.log_level,
         **options,
     )

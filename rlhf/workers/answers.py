@@ -59,6 +59,13 @@ def result_of(role: str, rank: int, ref: Any) -> Any:
     return value
 
 
+def of_the_host(role: str, rank: int, error: RlhfError) -> WorkerError:
+    """A failure to start what has been started before, with the same settings: other processes may fare better."""
+    if not isinstance(error, WorkerError):
+        return WorkerError(role, rank, f"{type(error).__name__}: {error}", "died")
+    return error if error.is_infrastructure else WorkerError(error.role, error.rank, error.cause, "died")
+
+
 def _fault_within(error: Exception) -> str:
     """What fault an exception inside a worker is."""
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # it waited for another process's object

@@ -21,7 +21,7 @@ from rlhf.workers.answers import result_of
 from rlhf.workers.ending import end_process
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.health import Health, HealthRecord
-from rlhf.workers.replacing import replacement
+from rlhf.workers.replacing import PLACE_SECONDS, replacement
 from rlhf.workers.shipped import Shipped
 from rlhf.workers.stalls import abandon, silence_of
 from rlhf.workers.under_way import Batch, Piece
@@ -266,7 +266,8 @@ class RolloutFleet:
         for record in self.health:
             try:
                 while self._may_start(record):
-                    started |= self._start_again(record)
+                    alone = not any(other.is_alive for other in self.health)
+                    started |= self._start_again(record, PLACE_SECONDS if alone and lost is None else 0.0)
             except PlaceLostError as error:
                 lost = error
                 self._put_off.add(record.rank)
@@ -291,10 +292,10 @@ class RolloutFleet:
         has_budget = self.num_restarts < self._recovery.max_rollout_restarts
         return record.now is Health.DEAD and has_budget and not waits
 
-    def _start_again(self, record: HealthRecord) -> bool:
+    def _start_again(self, record: HealthRecord, patience: float) -> bool:
         """Starts a replacement; False when it did not start."""
         rank = record.rank
-        fresh = replacement(self._launch, "rollout", rank, self._group.run_dir)
+        fresh = replacement(self._launch, "rollout", rank, self._group.run_dir, patience=patience)
         self.num_restarts += 1
         record.move(Health.RESTARTING)
         if fresh is None:

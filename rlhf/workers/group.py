@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from rlhf.config import PlacementConfig
 from rlhf.errors import AbandonedError, RlhfError, WorkerError
 from rlhf.telemetry.spans import Recorded, Recorder
-from rlhf.workers.answers import RemoteFailure, failure_of, result_of
+from rlhf.workers.answers import RemoteFailure, failure_of, of_the_host, result_of
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.ending import end_process
 from rlhf.workers.lean import lean_imports
@@ -220,7 +220,7 @@ class WorkerGroup:
             worker: a class, or ``"module:Class"`` so that only the actors import what it needs.
             collective: the ranks form one process group (their environment names rank 0's address and a free port).
             reservation: places taken for several roles at once; by default the group takes its own.
-            again: it had such places before, see ``reserve``.
+            again: it had such places before (``reserve``) and was built there: any failure is one of the host.
             first_rank: rank of the first worker, for one that stands in for another.
 
         Raises:
@@ -229,10 +229,8 @@ class WorkerGroup:
         """
         ranks = range(first_rank, first_rank + size)
         require_places(reservation, role, ranks)
-        use_gpu = gpus_per_worker > 0
-        environment = base_environment(
-            threads=placement.threads_per_worker, use_gpu=use_gpu, shares_gpu=0 < gpus_per_worker < 1
-        )
+        use_gpu, shares_gpu = gpus_per_worker > 0, 0 < gpus_per_worker < 1
+        environment = base_environment(threads=placement.threads_per_worker, use_gpu=use_gpu, shares_gpu=shares_gpu)
         # Ray's overloads do not know the option
         actor_class: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
         options = {
@@ -279,6 +277,8 @@ class WorkerGroup:
             group.close()
             if isinstance(error, WorkerError):
                 require_places(reservation, role, ranks)  # it may have been lost while the worker was started
+            if again and isinstance(error, RlhfError):
+                raise of_the_host(role, first_rank, error) from error
             raise
         return group
 

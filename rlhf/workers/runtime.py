@@ -164,8 +164,9 @@ def check_gpu() -> None:
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")  # by Ray, to a worker that asked for some
     if shown and torch is not None and not torch.cuda.is_available():
         raise ConfigError(
-            f"a GPU of {node_address()} was given to this worker, and torch {torch.__version__} cannot use it: install "
-            "a build of torch for the driver of that host, or ask for none (placement.gpus_per_rank=0 and the like)"
+            f"a GPU of {node_address()} was given to this worker, and torch {torch.__version__} cannot use it: see "
+            "there whether nvidia-smi works and whether this build of torch is one for its driver, or ask for none "
+            "(placement.gpus_per_rank=0 and the like)"
         )
 
 

@@ -22,7 +22,7 @@ from rlhf.workers.ending import end_process
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.placement import SCORER
 from rlhf.workers.policy_start import SeparateModel
-from rlhf.workers.replacing import replacement
+from rlhf.workers.replacing import PLACE_SECONDS, replacement
 from rlhf.workers.scorer import Answer
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Scorers:
         logger.warning("scorer worker %d is replaced: %s", rank, cause)
         end_process(group.actors[rank], group.pids[rank], group.nodes[rank])
         while self.num_restarts < limit:
-            fresh = replacement(self._launch, SCORER, rank, group.run_dir)
+            fresh = replacement(self._launch, SCORER, rank, group.run_dir, patience=PLACE_SECONDS)
             self.num_restarts += 1
             if fresh is None:
                 continue

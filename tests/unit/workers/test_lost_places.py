@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf.config import RecoveryConfig
-from rlhf.errors import PlaceLostError, RolloutFleetExhausted, WorkerError
+from rlhf.errors import ConfigError, PlaceLostError, RlhfError, RolloutFleetExhausted, WorkerError
 from rlhf.telemetry.events import EventLog, read_events
 from rlhf.workers import fleet as fleet_module
 from rlhf.workers import scorers as scorers_module
@@ -27,7 +27,7 @@ SICK = WorkerError("rollout", 1, "it died at its start", "died")
 class Workers:
     """Starts of replacements, as told beforehand, and answers of whoever lives."""
 
-    def __init__(self, run_dir: Path, size: int, monkeypatch: pytest.MonkeyPatch, *starts: WorkerError | None) -> None:
+    def __init__(self, run_dir: Path, size: int, monkeypatch: pytest.MonkeyPatch, *starts: RlhfError | None) -> None:
         self.starts, self.asked = list(starts), 0
         names = [f"worker {rank}" for rank in range(size)]
         group: Any = WorkerGroup(
@@ -59,6 +59,13 @@ class Workers:
 @pytest.fixture(autouse=True)
 def short_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "sha_of", lambda headers: headers[0].sha256)
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places that are lost stay so in these tests, but where they say otherwise."""
+    for module in (fleet_module, scorers_module):
+        monkeypatch.setattr(module, "PLACE_SECONDS", 0.0)
 
 
 def test_a_place_that_is_lost_costs_one_question_per_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +105,33 @@ def test_without_survivors_and_places_all_places_are_taken_anew(
         workers.install("b")
     assert caught.value.is_infrastructure and not isinstance(caught.value, RolloutFleetExhausted)
     assert workers.asked == 2 and workers.fleet.num_restarts == 0, "the other one's place was asked for, too"
+
+
+def test_a_place_that_turns_up_elsewhere_is_waited_for_where_nobody_else_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray tells of a death before it has moved the place; with a survivor the step goes on without it."""
+    monkeypatch.setattr(fleet_module, "PLACE_SECONDS", 5.0)
+    workers = Workers(tmp_path, 2, monkeypatch, GONE, GONE, None, GONE, None)
+    workers.install("a")
+    workers.lose(0, 1)
+    workers.install("b")
+    assert set(workers.fleet.living) == {0} and workers.fleet.num_restarts == 1 and workers.asked == 4
+    workers.install("c")
+    assert set(workers.fleet.living) == {0, 1} and workers.fleet.num_restarts == 2
+
+
+def test_whatever_keeps_a_replacement_from_starting_costs_a_restart_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker has started with the same settings, so that it is the host that fails."""
+    workers = Workers(tmp_path, 2, monkeypatch, ConfigError("a GPU of 10.0.0.2 was given to this worker"), None)
+    workers.install("a")
+    workers.lose(1)
+    workers.install("b")
+    assert set(workers.fleet.living) == {0} and workers.fleet.num_restarts == 1
+    workers.install("c")
+    assert set(workers.fleet.living) == {0, 1} and workers.fleet.num_restarts == 2
 
 
 def test_without_survivors_every_restart_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
