@@ -27,8 +27,8 @@ class ModelConfig(Section):
     quantization: Literal["none", "nf4", "int8"] = "none"
     """Frozen base weights in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
     double_quantization: bool = True
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """``eager`` for models that cap the logits of their attention (Gemma 2), which ``sdpa`` cannot."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """``auto`` is ``sdpa``, and ``eager`` for models that cap the logits of their attention (Gemma 2): sdpa cannot."""
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     """Lets a model run Python code that it brings; needs ``revision``."""

@@ -26,15 +26,18 @@ def read_base_config(source: ModelSource, config: ModelConfig) -> PretrainedConf
         raise ConfigError(f"model {source.base!r} cannot be loaded: {error}") from error
 
 
-def check_attention(source: ModelSource, config: ModelConfig) -> None:
-    """Refuses a way of attending that leaves out the cap which the model was trained with: it would be another model.
+def attention_of(source: ModelSource, config: ModelConfig) -> str:
+    """The way of attending, as transformers calls it: never one that leaves out the cap that a model was trained with.
 
     Raises:
-        ConfigError: naming the key and the way that has the cap.
+        ConfigError: such a way is asked for; it would be another model.
     """
     cap = getattr(read_base_config(source, config).get_text_config(), "attn_logit_softcapping", None)
-    if cap and config.attention != "eager":
+    if not cap:
+        return "sdpa" if config.attention == "auto" else config.attention
+    if config.attention == "sdpa":
         raise ConfigError(
-            f"model.attention={config.attention} leaves out what {source.base} does to its attention's logits "
-            f"(attn_logit_softcapping={cap:g} in its config.json): set model.attention=eager"
+            f"model.attention=sdpa leaves out what {source.base} does to its attention's logits "
+            f"(attn_logit_softcapping={cap:g} in its config.json): leave it at auto, or set model.attention=eager"
         )
+    return "eager"

@@ -18,7 +18,7 @@ from transformers import (
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
 from rlhf.models import norms, products
-from rlhf.models.base_config import read_base_config
+from rlhf.models.base_config import attention_of, read_base_config
 from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import MAX_NEW_TOKENS
 from rlhf.models.trust import check_remote_code
@@ -51,7 +51,7 @@ def load_kwargs(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
     check_remote_code((Path(source.base),), config)
     kwargs: dict[str, Any] = {
         "dtype": torch_dtype(config),
-        "attn_implementation": config.attention,
+        "attn_implementation": attention_of(source, config),
         "use_safetensors": True,
         "trust_remote_code": config.trust_remote_code,
     }

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf.config import ModelConfig
 from rlhf.data.chat import ChatFormat, chat_format
 from rlhf.errors import CheckpointError, ConfigError
-from rlhf.models.base_config import check_attention
+from rlhf.models.base_config import attention_of
 from rlhf.models.source import ModelSource
 from rlhf.models.trust import check_remote_code, read_object
 
@@ -57,7 +57,7 @@ def load_chat(source: ModelSource, config: ModelConfig) -> tuple[PreTrainedToken
         raise ConfigError(
             f"the tokenizer of {source.tokenizer} has no end-of-sequence token: responses could never end"
         )
-    check_attention(source, config)
+    attention_of(source, config)  # refused before anything is loaded
     ensure_pad_token(tokenizer)
     check_vocabulary(source, tokenizer)
     check_tokenizer(source, tokenizer)

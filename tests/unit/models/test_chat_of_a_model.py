@@ -10,9 +10,13 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
+from rlhf.models.base_config import attention_of
+from rlhf.models.export import export_run
+from rlhf.models.loading import load_causal_lm
+from rlhf.models.scorer import check_reward_run, load_reward_model
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_chat
-from tests.support.runs import write_run
+from tests.support.runs import write_reward_run, write_run
 from tests.support.tiny import build_tokenizer, copy_with
 
 TURNS = (
@@ -51,16 +55,36 @@ def test_pad_is_not_what_ends_a_turn(chatty_base: Path) -> None:
     assert tokenizer.pad_token == "<pad>"
 
 
-def test_capped_attention_goes_the_way_that_caps(tmp_path: Path) -> None:
+@pytest.fixture
+def capped_base(tmp_path: Path) -> Path:
+    """A model that caps its attention's logits, two layers of width 64."""
     tokenizer = build_tokenizer()
     config = Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32,
     )  # fmt: skip
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
     tokenizer.save_pretrained(tmp_path / "gemma")
-    model = ModelConfig(name=str(tmp_path / "gemma"))
+    return tmp_path / "gemma"
+
+
+def test_capped_attention_goes_the_way_that_caps(capped_base: Path, tiny_base: Path) -> None:
+    """Unless something else is asked for, which is refused."""
+    model = ModelConfig(name=str(capped_base))
     source = resolve_model(model.name)
-    with pytest.raises(ConfigError, match=r"attn_logit_softcapping=50 .*set model\.attention=eager"):
-        load_chat(source, model)
-    load_chat(source, model.model_copy(update={"attention": "eager"}))
+    with pytest.raises(ConfigError, match=r"attn_logit_softcapping=50 .*leave it at auto"):
+        load_chat(source, model.model_copy(update={"attention": "sdpa"}))
+    tokenizer, _ = load_chat(source, model)
+    assert load_causal_lm(source, model, tokenizer).config._attn_implementation == "eager"
+    plain = ModelConfig(name=str(tiny_base))
+    assert attention_of(resolve_model(plain.name), plain) == "sdpa"
+
+
+def test_a_reward_run_on_capped_attention_is_scored_and_exported(capped_base: Path, tmp_path: Path) -> None:
+    """By whatever reads a run without its config."""
+    run = write_reward_run(tmp_path / "reward", capped_base, 1)
+    check_reward_run(run)
+    scorer = load_reward_model(run)
+    assert scorer.model.config._attn_implementation == "eager"
+    report = export_run(resolve_model(str(run)), tmp_path / "exported", merge=True)
+    assert report.max_difference <= report.bound
