@@ -27,10 +27,11 @@ def main(words: list[str] | None = None) -> int:
     try:
         enable_token_auth()
         import ray
+        from ray.exceptions import RayError
 
         try:
             ray.init(address=args.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, RayError) as error:
             raise ConfigError(f"the head at {args.address} cannot be asked: {str(error).splitlines()[0]}") from None
         try:
             wait_until_joined(args.hosts, lambda: _alive(ray.nodes()), args.timeout_seconds)

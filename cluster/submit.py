@@ -27,6 +27,7 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 AGENT_SECONDS = 60.0
 STORE_VARIABLE = "RLHF_STORE"
+FALLBACK_VARIABLE = "RLHF_STORE_DEFAULT"
 DEFAULT_STORE = f"{RUNS}/preferences.sqlite"
 ELSEWHERE = (
     "put it into a file on the nodes (file:PATH in a config, ~/.netrc for wandb, ~/.pgpass for a database's password) "
@@ -212,10 +213,9 @@ def job_environment(
     Raises:
         ConfigError: a secret was typed on the command line or would be sent, or a named variable is not set here.
     """
-    found = {
-        GRACE_VARIABLE: str(stop_grace_seconds),
-        STORE_VARIABLE: os.environ.get(STORE_VARIABLE) or f"{cluster_root}/{DEFAULT_STORE}",
-    }
+    found = {GRACE_VARIABLE: str(stop_grace_seconds), FALLBACK_VARIABLE: f"{cluster_root}/{DEFAULT_STORE}"}
+    if store := os.environ.get(STORE_VARIABLE):
+        found[STORE_VARIABLE] = store
     for item in asked:
         name, separator, value = item.partition("=")
         if separator and holds_secret(name, value):

@@ -34,13 +34,15 @@ _WAIT_STEP_MS = 20
 MAX_ATTEMPTS = 12
 DEFAULT_STORE = "runs/preferences.sqlite"
 STORE_VARIABLE = "RLHF_STORE"
+FALLBACK_VARIABLE = "RLHF_STORE_DEFAULT"
+"""What a job is told: on a node, ``$RLHF_STORE`` may be set for all jobs, and a job's variables go before it."""
 # Serialization failure, deadlock, lock not available: the transaction did nothing and may run again.
 _RETRY_STATES = {"40001", "40P01", "55P03"}
 
 
 def default_store() -> str:
-    """Where the store is when nobody says: ``$RLHF_STORE``, else a file under ``runs/``."""
-    return os.environ.get(STORE_VARIABLE, DEFAULT_STORE)
+    """Where the store is when nobody says: ``$RLHF_STORE``, in a job else its cluster's, else a file under ``runs/``."""
+    return os.environ.get(STORE_VARIABLE) or os.environ.get(FALLBACK_VARIABLE) or DEFAULT_STORE
 
 
 class Store:

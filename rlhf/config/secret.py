@@ -15,8 +15,8 @@ from rlhf.errors import ConfigError
 
 SECRET_ERROR = "secret"
 """Type of the pydantic errors whose input must not be shown."""
-SECRET_NAME = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
-"""Names of environment variables that hold a secret, or where one lies."""
+SECRET_NAME = re.compile(r"(?:TOKEN|(?:KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?)\d*(?=_|$)", re.IGNORECASE)
+"""Names of environment variables that hold a secret, or where one lies: a word of them ends so."""
 NAMES_A_FILE = re.compile(r"_(?:PATH|FILE)$", re.IGNORECASE)
 """Those of them that say where it lies."""
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+")

@@ -33,14 +33,15 @@ class StepGraphs:
     """Graphs of one run of a decoder, whose tensors they hold.
 
     The first step of a shape runs as it is, so that libraries are ready and kernels compiled; the second is captured.
-    What cannot be captured runs as it is from then on, in later runs too, which is said once.
+    What cannot be captured runs as it is from then on, in later runs too, which is said once. Where there was no memory
+    for a graph, that holds for the run alone, and what it has captured is given back: the steps need the memory.
 
     Args:
         captures: of the model; shared by all runs over it.
     """
 
     def __init__(self, captures: Captures) -> None:
-        self._captures = captures
+        self._captures, self._has_room = captures, True
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
         self._pool: Any = None
 
@@ -52,7 +53,7 @@ class StepGraphs:
     def run(self, step: Callable[[int], None], num_slots: int, width: int) -> None:
         """Does ``step(width)`` for so many slots."""
         key = (num_slots, width)
-        if not self._captures.usable or key not in self._graphs:
+        if not (self._captures.usable and self._has_room) or key not in self._graphs:
             self._graphs.setdefault(key, None)
             step(width)
             return
@@ -72,9 +73,13 @@ class StepGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 step(width)
         except RuntimeError as error:
-            self._captures.usable = False
             _leave_capture(before, self._pool)
-            logger.warning("decoding runs without CUDA graphs: %s", error)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._has_room = False
+            else:
+                self._captures.usable = False
+            self._graphs, self._pool = dict.fromkeys(self._graphs), None
+            logger.warning("decoding %sruns without CUDA graphs: %s", "" if self._has_room else "this once ", error)
             return None
         return graph
 

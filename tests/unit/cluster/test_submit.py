@@ -49,7 +49,8 @@ def test_the_command_that_the_cluster_runs(project: Path) -> None:
 def test_a_name_sets_the_run_directory(project: Path) -> None:
     found = job(project, "--id", "july", "--root", "/shared")
     assert (found.run, found.run_dir) == ("july", "/shared/runs/july")
-    assert found.environment["RLHF_STORE"] == "/shared/runs/preferences.sqlite"
+    assert found.environment["RLHF_STORE_DEFAULT"] == "/shared/runs/preferences.sqlite"
+    assert "RLHF_STORE" not in found.environment, "it would hide the one that the nodes were started with"
     given = job(project, "--id", "july", "run_dir=/data/x", "placement.ray_address=1.2.3.4:6379")
     assert (given.run, given.run_dir) == ("july", "/data/x")
     assert "placement.ray_address=auto" not in given.entrypoint
@@ -105,7 +106,9 @@ def test_secrets_stay_here_unless_they_may_be_read(
     assert "canary" not in str(refused.value)
 
 
-@pytest.mark.parametrize("item", ["HF_TOKEN_PATH=/secrets/hub", "TOKENIZERS_PARALLELISM=false"])
+@pytest.mark.parametrize(
+    "item", ["HF_TOKEN_PATH=/secrets/hub", "TOKENIZERS_PARALLELISM=false", "MAX_NEW_TOKENS=256", "KEYBOARD=qwerty"]
+)
 def test_what_only_names_a_secret_may_be_sent(project: Path, item: str) -> None:
     name, _, value = item.partition("=")
     assert job(project, "--env-var", item).environment[name] == value

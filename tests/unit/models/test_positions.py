@@ -33,7 +33,12 @@ from tests.support.runs import write_reward_run
 from tests.support.tiny import build_model
 
 LLAMA = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 50}
-STRETCHED = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 12, "rope_theta": 1e4}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 6, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "rope_theta": 1e4,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +52,12 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         GPT2Config(n_positions=24),
         LlamaConfig(max_position_embeddings=24, **LLAMA),
-        LlamaConfig(max_position_embeddings=24, rope_parameters=STRETCHED, **LLAMA),
+        LlamaConfig(max_position_embeddings=6, rope_parameters=LINEAR, **LLAMA),
+        LlamaConfig(max_position_embeddings=12, rope_parameters=YARN, **LLAMA),
+        LlamaConfig(max_position_embeddings=24, rope_parameters=YARN, **LLAMA),
+        LlamaConfig(max_position_embeddings=24, rope_parameters=LLAMA3, **LLAMA),
     ],
-    ids=["gpt2", "llama", "stretched"],
+    ids=["gpt2", "llama", "linear", "yarn", "yarn-named", "llama3"],
 )
 def test_as_many_as_the_config_says(config: PretrainedConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ Graphs need a GPU; here a stand-in forgets what Python did from the third step o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +102,35 @@ def test_a_failed_capture_leaves_nothing_behind_and_is_not_tried_again(monkeypat
     assert told == [("capture", (0, 7)), ("stream", before), ("pool", 0, (0, 7))]
     assert not captures.usable
     assert len(steps) == 9, "the step that was being captured is done again"
+
+
+def test_without_memory_for_a_graph_the_next_run_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what this run has captured is given back."""
+    room = iter([True, False, True])
+
+    @contextmanager
+    def capture(*_: object, **__: object) -> Iterator[None]:
+        if not next(room):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    replays = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: replays.append(1)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(device_index=0))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
+    captures, steps = Captures(), list[int]()
+    made = StepGraphs(captures)
+    for width in (256, 256, 256, 512, 512, 512, 256):
+        made.run(steps.append, 4, width)
+    assert made.num_captured == 0 and captures.usable and len(replays) == 2
+    assert steps == [256, 256, 512, 512, 512, 256], "captured once, replayed twice; after the failure nothing is"
+    again = StepGraphs(captures)
+    for _ in range(3):
+        again.run(steps.append, 4, 256)
+    assert again.num_captured == 1 and len(replays) == 4
 
 
 def test_int8_is_not_captured() -> None:
