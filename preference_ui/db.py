@@ -41,7 +41,7 @@ _RETRY_STATES = {"40001", "40P01", "55P03"}
 
 
 def default_store() -> str:
-    """Where the store is when nobody says: ``$RLHF_STORE``, in a job else its cluster's, else a file under ``runs/``."""
+    """Where the store is when nobody says: ``$RLHF_STORE``, else what a job was told, else a file under ``runs/``."""
     return os.environ.get(STORE_VARIABLE) or os.environ.get(FALLBACK_VARIABLE) or DEFAULT_STORE
 
 

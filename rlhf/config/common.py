@@ -28,9 +28,17 @@ class PlacedSection(Section):
         """Roles for which it turns out later whether places are needed."""
         return ()
 
+    @property
+    def later_roles(self) -> tuple[str, ...]:
+        """Roles that start when the others have ended: they take places of their own, beside nobody."""
+        return ()
+
     @model_validator(mode="after")
     def _places_can_be_had(self) -> PlacedSection:
-        if reason := self.placement.why_refused(self.placed_roles, perhaps=self.doubtful_roles):
+        reason = self.placement.why_refused(self.placed_roles, perhaps=self.doubtful_roles)
+        if reason is None and self.later_roles:
+            reason = self.placement.why_refused(self.later_roles)
+        if reason is not None:
             raise ValueError(reason)
         return self
 

@@ -190,8 +190,13 @@ class EvaluateConfig(PlacedSection):
 
     @property
     def placed_roles(self) -> tuple[str, ...]:
+        """First it draws."""
+        return ("rollout_worker",)
+
+    @property
+    def later_roles(self) -> tuple[str, ...]:
         """A reward model that judges needs a place, too."""
-        return ("rollout_worker", *(["scorer_worker"] if isinstance(self.judge, RewardModelSource) else []))
+        return ("scorer_worker",) if isinstance(self.judge, RewardModelSource) else ()
 
 
 STAGES: dict[str, type[Section]] = {

@@ -7,12 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    LocalRayletDiedError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+)
 
 from rlhf.errors import RlhfError, WorkerError
 
 COLLECTIVE_KINDS = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"})
 COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "tcpstore")
+
+HOST_FAILS = (LocalRayletDiedError, ObjectStoreFullError, OutOfDiskError, OutOfMemoryError)
+"""A worker cannot take what is there: others may, and one in its place elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,9 @@ def of_the_host(role: str, rank: int, error: RlhfError) -> WorkerError:
 def _fault_within(error: Exception) -> str:
     """What fault an exception inside a worker is."""
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # it waited for another process's object
-        return "silent" if isinstance(error, GetTimeoutError) else "lost"
+        if isinstance(error, GetTimeoutError):
+            return "silent"
+        return "died" if isinstance(error, HOST_FAILS) else "lost"
     kind = type(error).__name__
     told = kind == "RuntimeError" and any(word in str(error).lower() for word in COLLECTIVE_WORDS)
     return "collective" if told or kind in COLLECTIVE_KINDS else "error"

@@ -17,10 +17,10 @@ from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.roles import CRITIC, RolesModel
 from rlhf.models.source import resolve_model
-from rlhf.models.tokenizer import load_chat, load_tokenizer
+from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.experience import Experience
 from rlhf.workers.context import WorkerContext
-from rlhf.workers.critic_start import critic_init, open_critic
+from rlhf.workers.critic_start import critic_init, critic_tokenizer, open_critic
 from rlhf.workers.heap import give_back
 from rlhf.workers.ppo_loss import LearnTotals, value_term
 from rlhf.workers.training_rank import TrainingRank, pad_columns, role_scales
@@ -34,7 +34,7 @@ class CriticWorker(TrainingRank):
         source = resolve_model(config.model.name, config.model.revision)
         tokenizer, self.chat = load_chat(source, config.model)
         origin = open_critic(config, tokenizer, self.chat)
-        own = load_tokenizer(origin.source, origin.model)
+        own = critic_tokenizer(origin.source, origin.model, self.chat)
         base = self.on_device(load_causal_lm(origin.source, origin.model, own))
         self.base_name = origin.source.base
         self.build(RolesModel(base, critic_init(config, origin.source)), base)

@@ -15,7 +15,7 @@ from rlhf.models.peft_methods import method_name
 from rlhf.models.roles import RewardStart, RoleInit
 from rlhf.models.scorer import HEAD, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import ensure_pad_token, load_tokenizer
 
 PLAIN = "plain"
 """The chat format that has no template: its fingerprint is the tokenizer's alone."""
@@ -59,7 +59,7 @@ def open_critic(config: PpoConfig, tokenizer: PreTrainedTokenizerBase, chat: Cha
     if record is not None and source.adapter is not None:
         held |= {"quantization": record.quantization, "chat_style": record.chat_style}
     model = ModelConfig.model_validate({**config.model.model_dump(), **held})
-    own = load_tokenizer(source, model)
+    own = critic_tokenizer(source, model, chat)
     if record is not None and source.adapter is not None:
         same = record.chat_fingerprint == chat.fingerprint()
     else:
@@ -74,6 +74,13 @@ def open_critic(config: PpoConfig, tokenizer: PreTrainedTokenizerBase, chat: Cha
     if source.adapter is not None:
         _reward_start(source.adapter)
     return CriticOrigin(source, model)
+
+
+def critic_tokenizer(source: ModelSource, model: ModelConfig, chat: ChatFormat) -> PreTrainedTokenizerBase:
+    """The critic's own; as the policy's, it pads with nothing that ends a turn in the policy's ``chat``."""
+    tokenizer = load_tokenizer(source, model)
+    ensure_pad_token(tokenizer, chat.stop_ids)
+    return tokenizer
 
 
 def critic_init(config: PpoConfig, source: ModelSource) -> RoleInit:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import PlacementConfig, build_config, load_config
+from rlhf.config import EvaluateConfig, PlacementConfig, build_config, load_config
 from rlhf.errors import ConfigError
 
 RANK, ROLLOUT = "placement.gpus_per_rank", "placement.gpus_per_rollout_worker"
@@ -123,3 +123,15 @@ def test_scorer_workers_count_once_they_are_known() -> None:
     waiting = placement.model_copy(update={"wait_for_nodes": True, "gpus_per_scorer_worker": None})
     assert waiting.why_refused(roles, perhaps=["scorer_worker"]) is None
     assert "gpus_per_scorer_worker" in str(waiting.why_refused([*roles, "scorer_worker"]))
+
+
+def test_who_judges_an_evaluation_shares_with_nobody() -> None:
+    """It starts when the rollout workers have ended; that it needs a place is known all the same."""
+    judge = {"kind": "reward_model", "run": "runs/reward"}
+    tree = {"run_dir": "r", "model": {"name": "m"}, "baseline": "b", "prompts": "p.jsonl", "judge": judge}
+    parts = {"gpus_per_rank": 0.4, "gpus_per_rollout_worker": 0.6, "gpus_per_scorer_worker": 0.6}
+    placed = {"layout": "colocated", **parts}
+    build_config(EvaluateConfig, {**tree, "placement": placed}, source="t")
+    waiting = {"wait_for_nodes": True, "gpus_per_rollout_worker": 1}
+    with pytest.raises(ConfigError, match="gpus_per_scorer_worker"):
+        build_config(EvaluateConfig, {**tree, "placement": waiting}, source="t")

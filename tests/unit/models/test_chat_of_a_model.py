@@ -16,6 +16,8 @@ from rlhf.models.loading import load_causal_lm
 from rlhf.models.scorer import check_reward_run, load_reward_model
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_chat
+from rlhf.stages.critic_ranks import critic_origin
+from tests.support.ppo import tiny_config
 from tests.support.runs import write_reward_run, write_run
 from tests.support.tiny import build_tokenizer, copy_with
 
@@ -88,3 +90,10 @@ def test_a_reward_run_on_capped_attention_is_scored_and_exported(capped_base: Pa
     assert scorer.model.config._attn_implementation == "eager"
     report = export_run(resolve_model(str(run)), tmp_path / "exported", merge=True)
     assert report.max_difference <= report.bound
+
+
+def test_a_critic_on_the_policy_s_own_base_reads_its_tokens(chatty_base: Path, tmp_path: Path) -> None:
+    """Although the policy's pad token is another one than the tokenizer's."""
+    config = tiny_config(chatty_base, tmp_path / "run", **{"roles.critic": str(chatty_base)})
+    origin = critic_origin(config, resolve_model(str(chatty_base)))
+    assert origin is not None and origin.source.base == str(chatty_base)

@@ -13,6 +13,8 @@ from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OutOfMemoryError,
     OwnerDiedError,
     RayError,
@@ -77,6 +79,8 @@ def test_whatever_ray_raises_is_a_typed_error(error: RayError, fault: str, ray_r
     [
         (LOST, "lost"),
         (OWNER, "lost"),
+        (OutOfDiskError("no space left"), "died"),
+        (ObjectStoreFullError("full"), "died"),
         (GetTimeoutError("not here in time"), "silent"),
         (FAILED.as_instanceof_cause(), "error"),
         (RuntimeError("[gloo] Connection closed by peer"), "collective"),
