@@ -22,6 +22,7 @@ from cluster.submit import follow_job, prepare, send
 from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
 from rlhf.config.base import Section
 from rlhf.config.claim import claim, release_run_dir
+from rlhf.config.same import asks_for_the_same, holds_the_same
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.telemetry.console import get_console, print_table
 
@@ -122,17 +123,27 @@ class Pipeline:
         record = self.state.get(step.name)
         if record is None:
             return False
-        if record["digest"] != self.digest(step):
+        if record["digest"] != self.digest(step) and not self._same(step, record):
             raise ConfigError(
                 f"step {step.name!r} was done with other settings; undo the change, or start over in another run_dir "
                 f"(state: {self.state_path})"
             )
         return True
 
+    def _same(self, step: Step, record: dict[str, Any]) -> bool:
+        """Whether a stage was done as it would be now: an earlier release has written another digest."""
+        if step.stage is None:
+            return False
+        config = self.stage_config(step)
+        if "config" in record:
+            return asks_for_the_same(record["config"], config)
+        return holds_the_same(Path(config.run_dir) / "config.json", config)
+
     def keep(self, step: Step, digest: str, seconds: float) -> None:
         """Remembers that a step is over, and what it was when it began."""
         self.state[step.name] = {
             "digest": digest,
+            **({} if step.stage is None else {"config": self.stage_config(step).model_dump(mode="json")}),
             "seconds": round(seconds, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

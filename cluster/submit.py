@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cluster.auth import enable_token_auth
 from cluster.package import MAX_PACKAGE_MIB, RUNS, Package, collect, format_size, write_zip
 from rlhf.config import STAGES, config_hash, load_config
+from rlhf.config.base import Section
+from rlhf.config.same import holds_the_same
 from rlhf.config.secret import holds_secret
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_next_commands
@@ -70,6 +72,8 @@ class Job:
     package: Package
     environment: dict[str, str]
     metadata: dict[str, str]
+    config: Section
+    """What the job will run with, as its nodes resolve it."""
     pip: tuple[str, ...] = ()
 
 
@@ -174,7 +178,8 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
     moved = [*(item for item in overrides if item.partition("=")[0] not in replaced), *package.overrides]
     if config.placement.ray_address is None:
         moved.append("placement.ray_address=auto")
-    run_dir = load_config(args.stage, args.config, moved).run_dir
+    moved_config = load_config(args.stage, args.config, moved)
+    run_dir = moved_config.run_dir
     if not Path(run_dir).is_absolute():
         raise ConfigError(
             f"run_dir={run_dir} is relative: a job's working directory goes with the job. Use {RUNS}/NAME, which is "
@@ -192,6 +197,7 @@ def prepare(args: argparse.Namespace, *, root: Path | None = None) -> Job:
             args.env_var, args.stop_grace_seconds, cluster_root, in_clear=args.secrets_in_clear
         ),
         metadata={"run": run, "stage": args.stage, "run_dir": run_dir, "config_hash": config_hash(config)},
+        config=moved_config,
         pip=tuple(args.pip),
     )
 
@@ -310,7 +316,7 @@ def _already(last: Attempt, job: Job) -> str | None:
     """What to say about a run that needs no new job."""
     state = "is running" if last.live else "has succeeded"
     same = last.metadata.get("config_hash") == job.metadata["config_hash"]
-    if not same:
+    if not same and not holds_the_same(Path(job.run_dir) / "config.json", job.config):
         raise ConfigError(
             f"run {job.run} {state} (job {last.submission_id}) with another config: choose another --id"
             + (", or stop it first: rlhf jobs stop " + last.submission_id if last.live else "")

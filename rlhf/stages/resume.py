@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.claim import fencing_token
+from rlhf.config.same import FREE_SECTIONS, flat, read_now, what_counts
 from rlhf.config.stages import StageConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.engine.checkpoint.manifest import Manifest
@@ -27,9 +28,8 @@ from rlhf.workers.group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 
-FREE_SECTIONS = ("run_dir", "telemetry", "checkpoint", "recovery", "placement", "sample_every_steps", "sync_tolerance",
-                 "mismatch_limit", "ratio_tolerance")  # fmt: skip
-"""Keys that do not change what is computed; ``placement.num_ranks`` is compared on its own."""
+SEEN_OTHERWISE = ("model.chat_style",)
+"""Keys whose effect the identity holds itself."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def identity_of(config: StageConfig, *, source: ModelSource, chat: ChatFormat, d
     """
     tree = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
     return {
-        "config": _flat(tree),
+        "config": flat(tree),
         "num_ranks": config.placement.num_ranks,
         "base_sha256": base_fingerprint(source.base),
         "adapter_sha256": adapter_fingerprint(source),
@@ -97,7 +97,7 @@ def find_commit(
             f"checkpoint.resume=never, and {store.directory} holds {path.name}: set another run_dir, or set this one "
             "aside with --fresh"
         )
-    _compare(path, manifest.identity, identity)
+    _compare(path, manifest.identity, identity, config)
     for reason in wrong:
         events.write("checkpoint_refused", reason=reason)
     events.write("resumed", step=manifest.step, checkpoint=path.name, refused=len(wrong))
@@ -127,7 +127,7 @@ def require_shared(group: WorkerGroup, run_dir: Path) -> None:
         )
 
 
-def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:
+def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any], config: StageConfig) -> None:
     """Refuses a commit of another config, base, tokenizer, data set or number of ranks, naming what differs."""
     saved = present | saved  # commits of earlier releases lack what was not compared then
     if saved == present:
@@ -142,8 +142,10 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None
             f"{path} was written by {saved['num_critic_ranks']} critic ranks, this run has {critics}: set "
             f"placement.num_critic_ranks={saved['num_critic_ranks']}"
         )
-    before, now = saved.get("config", {}), present["config"]
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    now = what_counts(present["config"])
+    before = read_now(saved.get("config", {}), config) or what_counts(saved.get("config", {}))
+    keys = (before.keys() | now.keys()) - set(SEEN_OTHERWISE)
+    changed = sorted(key for key in keys if before.get(key) != now.get(key))
     if changed:
         key = changed[0]
         others = f" (and {', '.join(changed[1:6])})" if changed[1:] else ""
@@ -159,10 +161,14 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None
         "chat_fingerprint": "the tokenizer or chat template has",
         "data_sha256": "the data has",
     }
-    what = next((text for key, text in names.items() if saved.get(key) != present.get(key)), "its description has")
+    differ = [key for key in saved.keys() | present.keys() if key != "config" and saved.get(key) != present.get(key)]
+    if not differ:
+        return
+    what = next((text for key, text in names.items() if key in differ), "its description has")
     raise CheckpointError(
         f"{path}: {what} changed since the checkpoint was written: put the old files back to go on, set another "
-        "run_dir, or set this one aside with --fresh"
+        "run_dir, or set this one aside with --fresh. Where the files are the old ones, another release has read them "
+        "otherwise (CHANGELOG.md; model.chat_style says in which chat format)"
     )
 
 
@@ -206,13 +212,3 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found

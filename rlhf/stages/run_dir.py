@@ -10,6 +10,7 @@ from typing import Any
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
 from rlhf.config.claim import claim, release_run_dir
+from rlhf.config.same import holds_the_same
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import RUN_FILE
@@ -74,13 +75,7 @@ def finished_before(config: Section) -> bool:
     A run that ended while nobody was left to note its end is told so from one that has to go on.
     """
     path = Path(config.model_dump(mode="json")["run_dir"])
-    if not (path / RUN_FILE).is_file():
-        return False
-    try:
-        recorded = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))
-        return bool(recorded["config_hash"] == config_hash(config))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return (path / RUN_FILE).is_file() and holds_the_same(path / CONFIG_JSON, config)
 
 
 def describe_run(config: Section, *, git_cwd: str | Path = ".") -> dict[str, Any]:

@@ -84,3 +84,17 @@ def test_a_run_that_resumes_nothing_still_recovers_from_its_own_commits(
     with pytest.raises(CheckpointError, match=r"checkpoint\.resume=never"):
         find(present, present, tiny_base, tmp_path, **never)
     assert find(present, present, tiny_base, tmp_path, 1, **never).manifest.step == 2
+
+
+def test_commits_of_an_earlier_release_are_gone_on_from(
+    runs: tuple[Path, Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    """It had fewer keys, other defaults where they have no effect, and another word for the way of attending."""
+    present = identity(tiny_base, *runs)
+    keys = {**present["config"], "score.missing_eos_value": 1.0, "model.attention": "sdpa", "model.chat_style": "model"}
+    del keys["loss.old_logprobs"]
+    assert find({**present, "config": keys}, present, tiny_base, tmp_path).manifest.step == 2
+    with pytest.raises(CheckpointError, match=r"written with seed=7, this run has 0"):
+        find({**present, "config": {**keys, "seed": 7}}, present, tiny_base, tmp_path)
+    with pytest.raises(CheckpointError, match=r"chat template has changed .*another release has read them otherwise"):
+        find({**present, "config": keys, "chat_fingerprint": "0"}, present, tiny_base, tmp_path)

@@ -1,0 +1,102 @@
+"""What an earlier release wrote down is known again: by its settings as they are read now, not by their spelling."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import PpoConfig, SftConfig, build_config
+from rlhf.config.same import asks_for_the_same, holds_the_same, read_now
+
+PPO: dict[str, Any] = {
+    "run_dir": "runs/ppo",
+    "model": {"name": "runs/sft"},
+    "prompts": "p.jsonl",
+    "scores": [{"kind": "reward_model", "run": "runs/reward"}],
+}
+KL = {"mode": "loss", "estimator": "k2"}
+GRPO = {**PPO, "advantage": {"method": "grpo"}, "batch": {"responses_per_prompt": 4}, "kl": KL}
+
+
+def ppo(tree: dict[str, Any] = PPO, **changes: Any) -> PpoConfig:
+    config: PpoConfig = build_config(PpoConfig, {**tree, **changes}, source="test")
+    return config
+
+
+def recorded(tree: dict[str, Any] = PPO, **changes: Any) -> dict[str, Any]:
+    """A resolved config as it stands in a file; changes by dotted key, None leaves the key out."""
+    found = copy.deepcopy(ppo(tree).model_dump(mode="json"))
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = found
+        for parent in parents:
+            node = node[parent]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tree", "changes"),
+    [
+        (PPO, {}),
+        (PPO, {"checkpoint.write_timeout_seconds": None, "loss.old_logprobs": None}),
+        (PPO, {"placement.num_rollout_workers": 4, "telemetry.log_level": "DEBUG", "run_dir": "/elsewhere"}),
+        (PPO, {"score.missing_eos_value": 1.0}),
+        (PPO, {"kl.horizon": 1.0}),
+        (PPO, {"model.attention": "sdpa"}),
+        (GRPO, {"critic_learning_rate": 5e-6, "critic_max_grad_norm": 1.0, "roles.critic": "runs/reward"}),
+        ({**PPO, "engine": {"zero_stage": 3}}, {"roles.recompute_feed_forward": True}),
+    ],
+    ids=["itself", "keys have come", "free", "eos kept", "no target", "attention", "no critic", "zero-3"],
+)
+def test_the_same(tree: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
+    """Keys that were not there yet, that compute nothing, and that had no effect and would be refused by now."""
+    config = ppo(tree)
+    written = recorded(tree, **changes)
+    assert asks_for_the_same(written, config)
+    (tmp_path / "config.json").write_text(json.dumps({"config_hash": "of another release", "config": written}))
+    assert holds_the_same(tmp_path / "config.json", config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"optim.learning_rate": 1e-3},
+        {"score.missing_eos_value": 1.0, "score.missing_eos": "replace"},
+        {"kl.horizon": 20_000.0, "kl.target": 5.0},
+        {"model.attention": "eager"},
+        {"scores": [{"kind": "reward_model", "run": "runs/other"}]},
+        {"no_such_key": 1},
+    ],
+)
+def test_another(changes: dict[str, Any]) -> None:
+    assert not asks_for_the_same(recorded(**changes), ppo())
+
+
+def test_a_key_that_has_come_counts_where_it_is_not_at_its_default() -> None:
+    written = recorded(**{"batch.epochs": None})
+    assert asks_for_the_same(written, ppo()) and not asks_for_the_same(written, ppo(batch={"epochs": 2}))
+
+
+def test_what_would_be_refused_is_nothing() -> None:
+    assert read_now(recorded(**{"seed": -1}), ppo()) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 3}', '{"config": {"stage": "sft"}}'])
+def test_files_that_hold_no_config(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert not holds_the_same(tmp_path / "config.json", ppo())
+    assert not holds_the_same(tmp_path / "none.json", ppo())
+
+
+def test_another_stage_is_another() -> None:
+    tree = {"run_dir": "runs/sft", "model": {"name": "m"}, "data": {"train": "t.jsonl"}}
+    assert not asks_for_the_same(recorded(), build_config(SftConfig, tree, source="test"))
