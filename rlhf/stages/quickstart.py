@@ -197,12 +197,18 @@ def _write_data(quick: Quickstart) -> None:
 def _stage(quick: Quickstart, stage: str, title: str, run: Callable[..., dict[str, Any]]) -> None:
     config = quick.config(stage)
     directory = Path(config.run_dir)
-    if (directory / SUMMARY_FILE).is_file():
+    if (directory / (SUMMARY_FILE if stage == "sample" else RUN_FILE)).is_file():  # its last one
+        if stage not in quick.state["stages"]:  # the process ended before it was noted
+            _note(quick, stage, json.loads((directory / SUMMARY_FILE).read_text(encoding="utf-8")))
         return
-    if directory.exists() and not (directory / RUN_FILE).is_file():
+    if directory.exists():
         shutil.rmtree(directory)  # an interrupted stage of this very quickstart starts over
     with _timed(quick, stage), stage_progress(title) as progress:
         summary = run(config, progress=lambda step, total, **f: progress.update(step, total, **_headline(stage, f)))
+    _note(quick, stage, summary)
+
+
+def _note(quick: Quickstart, stage: str, summary: dict[str, Any]) -> None:
     quick.state["stages"][stage] = {k: v for k, v in summary.items() if not isinstance(v, list)}
     quick.save()
 

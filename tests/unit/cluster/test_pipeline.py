@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -82,6 +83,30 @@ def test_a_done_step_may_not_change_behind_ones_back(here: Path) -> None:
     good_config(here / "other.yaml")
     with pytest.raises(ConfigError, match="step 'a' was done with other settings"):
         main([str(write(here, check("a", "other.yaml")))])
+
+
+@pytest.mark.parametrize("recorded", ["in the state", "in the run"])
+def test_a_step_that_an_earlier_release_has_done_is_done(recorded: str, here: Path) -> None:
+    """It had fewer keys and so another digest; with another setting it is refused as ever."""
+    path = write(here, STAGE)
+    pipeline = open_pipeline(path, build_parser().parse_args([str(path)]))
+    (step,) = pipeline.config.steps
+    tree = pipeline.stage_config(step).model_dump(mode="json")
+    del tree["checkpoint"]["write_timeout_seconds"], tree["lora"]["alpha"]
+
+    def record(config: dict[str, Any]) -> None:
+        pipeline.state[step.name] = {"digest": "of another release"}
+        if recorded == "in the state":
+            pipeline.state[step.name]["config"] = config
+        else:
+            (here / "runs/p/s").mkdir(parents=True, exist_ok=True)
+            (here / "runs/p/s/config.json").write_text(json.dumps({"config_hash": "as well", "config": config}))
+
+    record(tree)
+    assert pipeline.done(step)
+    record({**tree, "seed": 5})
+    with pytest.raises(ConfigError, match="done with other settings"):
+        pipeline.done(step)
 
 
 def test_a_stage_that_finished_unrecorded_counts_as_done(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

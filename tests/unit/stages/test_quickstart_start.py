@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from preference_ui.projects import create_project, list_projects
+from rlhf.config import SftConfig
 from rlhf.errors import CheckpointError, RunLockedError
-from rlhf.stages.quickstart import STATE_FILE, Quickstart, _open
+from rlhf.stages.quickstart import STATE_FILE, Quickstart, _open, _stage
 from rlhf.stages.run_dir import release_run_dir
 
 
@@ -70,3 +71,31 @@ def test_a_directory_that_cannot_be_written_is_told(place: str, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"--run-dir .* cannot be written: .*choose another"):
         opened(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("killed", ["before its last file", "before it was noted"])
+def test_a_kill_at_the_end_of_a_stage_is_gone_on_from(killed: str, tmp_path: Path) -> None:
+    """A stage is over with its last file, whether or not the quickstart came to note it."""
+    quick, runs = opened(tmp_path / "quickstart"), []
+    folder = quick.root / "sft"
+
+    def run(config: SftConfig, **_: object) -> dict[str, object]:
+        folder.mkdir()
+        (folder / "summary.json").write_text('{"engine": "zero", "curve": [1]}')
+        runs.append(config.run_dir)
+        if killed == "before its last file" and len(runs) == 1:
+            raise KeyboardInterrupt
+        (folder / "run.json").write_text("{}")
+        if killed == "before it was noted":
+            raise KeyboardInterrupt
+        return {"engine": "zero", "curve": [1]}
+
+    with pytest.raises(KeyboardInterrupt):
+        _stage(quick, "sft", "SFT", run)
+    release_run_dir(quick.root)
+    again = opened(quick.root)
+    _stage(again, "sft", "SFT", run)
+    assert again.state["stages"] == {"sft": {"engine": "zero"}}
+    assert len(runs) == (2 if killed == "before its last file" else 1)
+    assert json.loads((quick.root / STATE_FILE).read_text())["stages"] == again.state["stages"]
+    release_run_dir(quick.root)
