@@ -24,8 +24,7 @@ def check_positions(source: ModelSource, config: ModelConfig, lengths: Mapping[s
     Raises:
         ConfigError: naming keys, values and the model's limit.
     """
-    check_remote_code((Path(source.base),), config)
-    limit = getattr(read_base_config(source, config).get_text_config(), "max_position_embeddings", None)
+    limit = num_positions(source, config)
     total = sum(lengths.values())
     if limit is None or total <= limit:
         return
@@ -35,6 +34,28 @@ def check_positions(source: ModelSource, config: ModelConfig, lengths: Mapping[s
         f"{told} must be at most {limit}, the positions of {source.base} (max_position_embeddings in its config.json): "
         "set less, or take a base that reads longer sequences"
     )
+
+
+def num_positions(source: ModelSource, config: ModelConfig) -> int | None:
+    """Tokens of the longest sequence that the model was made for; None where its config does not say.
+
+    Raises:
+        ConfigError: it has no readable config, or brings unread code.
+    """
+    check_remote_code((Path(source.base),), config)
+    found: int | None = getattr(read_base_config(source, config).get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def prompt_room(source: ModelSource, config: ModelConfig, max_response_tokens: int) -> int | None:
+    """Tokens that a prompt may have beside the longest response; None: as many as one likes.
+
+    Raises:
+        ConfigError: there is no room for a prompt.
+    """
+    check_positions(source, config, {"--max-response-tokens": max_response_tokens, "a prompt": 1})
+    limit = num_positions(source, config)
+    return None if limit is None else limit - max_response_tokens
 
 
 def sampling_lengths(sampling: SamplingConfig, section: str) -> dict[str, int]:
