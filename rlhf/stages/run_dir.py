@@ -13,12 +13,15 @@ from rlhf.config.claim import claim, release_run_dir
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import RUN_FILE
+from rlhf.stages.starting_model import as_recorded
 from rlhf.telemetry.environment import git_sha, machine, versions
 from rlhf.telemetry.logging import setup_logging
 
 CONFIG_YAML = "config.yaml"
 CONFIG_JSON = "config.json"
 SUMMARY_FILE = "summary.json"
+UNTRAINED = ("sample", "evaluate")
+"""Stages that leave no model."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -51,9 +54,10 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
             f"run_dir={named} is relative, and this job runs in a copy of the working directory that Ray removes "
             "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"
         )
-    if (path / RUN_FILE).is_file():
+    if is_finished(path):
         raise CheckpointError(
-            f"{path} holds a finished run: set run_dir to a new directory, or set this one aside with --fresh"
+            f"{path} holds a finished run: set run_dir to a new directory, or set this one aside with --fresh "
+            "(with --unless-finished the command that made it ends well and leaves it as it is)"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -74,12 +78,23 @@ def finished_before(config: Section) -> bool:
     A run that ended while nobody was left to note its end is told so from one that has to go on.
     """
     path = Path(config.model_dump(mode="json")["run_dir"])
-    if not (path / RUN_FILE).is_file():
+    if not is_finished(path):
         return False
     try:
         recorded = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))
-        return bool(recorded["config_hash"] == config_hash(config))
+        return bool(recorded["config_hash"] == config_hash(as_recorded(config, recorded["config"])))
     except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run ended well there: trainings write ``run.json`` last of all, the other stages their summary."""
+    if (path / RUN_FILE).is_file():
+        return True
+    try:
+        summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return isinstance(summary, dict) and summary.get("stage") in UNTRAINED
+    except (OSError, ValueError, RecursionError):
         return False
 
 
