@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
-from rlhf.errors import ConfigError, RlhfError
+from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
 from rlhf.workers.lean import lean_imports
@@ -290,8 +290,17 @@ def _run_chat(args: argparse.Namespace) -> int:
             continue
         if args.prompt:
             session.reset()
+        try:
+            answer = session.answer(line)
+        except DataError as error:
+            if args.prompt:
+                raise
+            console.print(f"not answered: {error}", markup=False, soft_wrap=True)
+            continue
+        if session.num_forgotten:
+            console.print(f"(the oldest {session.num_forgotten} turns had no room any more: forgotten)", style="dim")
         console.print("[bold green]policy[/] ", end="")
-        console.print(session.answer(line), markup=False, soft_wrap=True)
+        console.print(answer if answer.strip() else "(a blank answer)", markup=False, soft_wrap=True)
     return 0
 
 

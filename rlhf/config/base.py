@@ -11,6 +11,9 @@ Name = Annotated[str, Field(min_length=1)]
 Files = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
 """One file or several."""
 
+NAMED, SECTION = "<name>", "<section>"
+"""Tags of a union's members: which of the two was written; no key is called so."""
+
 
 class Section(BaseModel):
     """A frozen config section that refuses unknown keys and never coerces silently."""

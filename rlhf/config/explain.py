@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rlhf.config.base import NAMED, SECTION
 from rlhf.config.secret import SECRET_ERROR, describe_literal
 
 _SHOWN = 80
@@ -83,6 +84,8 @@ def _where(cls: type[BaseModel], loc: Sequence[str | int]) -> str:
     sections: list[type[BaseModel]] = [cls]
     inside_union = False
     for part in loc:
+        if part in (NAMED, SECTION):
+            continue
         if isinstance(part, int):
             parts.append(str(part))
             inside_union = len(sections) > 1

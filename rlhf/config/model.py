@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from rlhf.config.base import Name, Section
+from rlhf.config.base import NAMED, SECTION, Name, Section
 from rlhf.config.methods import METHODS, PLAIN_LORA, why_not
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -44,6 +44,13 @@ class ModelConfig(Section):
                 "(40 hex digits) of the code that was read; a branch or tag can change"
             )
         return self
+
+
+NameOrModel = Annotated[
+    Annotated[Name, Tag(NAMED)] | Annotated[ModelConfig, Tag(SECTION)],
+    Discriminator(lambda given: NAMED if isinstance(given, str) else SECTION),
+]
+"""A model by its name alone, or with settings of its own."""
 
 
 class LoraConfig(Section):

@@ -24,6 +24,7 @@ _IDLE: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...]], ...] =
     (lambda keys: keys.get("kl.target") is None, ("kl.horizon",)),
     (lambda keys: keys.get("engine.zero_stage") == 3, ("roles.recompute_feed_forward",)),
     (lambda keys: keys.get("rollout.engine") == "vllm", ("rollout.cuda_graphs",)),
+    (lambda keys: True, ("num_bootstrap",)),  # intervals of win rates are not drawn any more
     # sdpa was the default before there was auto, and is what auto means wherever it is not refused
     (lambda keys: keys.get("model.attention") in ("auto", "sdpa"), ("model.attention",)),
 )

@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from rlhf.config.base import Files, Name, Section
 from rlhf.config.common import PlacedSection, StageConfig, exact_division
-from rlhf.config.model import LoraConfig, ModelConfig, OptimConfig, PlacementConfig, TelemetryConfig
+from rlhf.config.model import LoraConfig, ModelConfig, NameOrModel, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
     AdvantageConfig,
     KlConfig,
@@ -16,6 +16,7 @@ from rlhf.config.ppo import (
     PpoConfig,
     PpoLossConfig,
 )
+from rlhf.config.recovery import RecoveryConfig
 from rlhf.config.rollout import RolloutConfig, SamplingConfig
 from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
 
@@ -159,6 +160,7 @@ class SampleConfig(PlacedSection):
     responses_per_prompt: int = Field(4, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     microbatch_sequences: int = Field(64, ge=1)
+    recovery: RecoveryConfig = RecoveryConfig()
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
@@ -175,16 +177,17 @@ class EvaluateConfig(PlacedSection):
     run_dir: Name
     seed: int = Field(0, ge=0)
     model: ModelConfig
-    baseline: str
-    """The policy to beat: a run directory or a model."""
+    baseline: NameOrModel
+    """The policy to beat: a run directory or a model, or a section like ``model`` of its own. A name alone is held in
+    the policy's precision, and takes nothing else from ``model``."""
     prompts: Files
     prompt_format: str = "auto"
     judge: ScoreSource
     """Scores both answers; the higher wins, ties count half."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7)
     microbatch_sequences: int = Field(64, ge=1)
-    num_bootstrap: int = Field(2000, ge=100)
     limit: int | None = Field(None, ge=1)
+    recovery: RecoveryConfig = RecoveryConfig()
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
@@ -197,6 +200,28 @@ class EvaluateConfig(PlacedSection):
     def later_roles(self) -> tuple[str, ...]:
         """A reward model that judges needs a place, too."""
         return ("scorer_worker",) if isinstance(self.judge, RewardModelSource) else ()
+
+    @property
+    def baseline_model(self) -> ModelConfig:
+        """The baseline as a section: a name has a section of defaults, in the policy's precision."""
+        if isinstance(self.baseline, ModelConfig):
+            return self.baseline
+        held = {key: getattr(self.model, key) for key in ("dtype", "attention", "double_quantization")}
+        return ModelConfig(name=self.baseline, **held)
+
+    @model_validator(mode="after")
+    def _judge_decides(self) -> EvaluateConfig:
+        if self.judge.on_error == "drop":
+            raise ValueError(
+                "judge.on_error=drop would leave answers out, and a win rate over fewer prompts is another one: set it "
+                "to fail, or leave it out"
+            )
+        if self.judge.weight == 0:
+            raise ValueError(
+                "judge.weight=0 makes every answer a tie: set another weight (below 0 the lower score wins), or leave "
+                "it out"
+            )
+        return self
 
 
 STAGES: dict[str, type[Section]] = {

@@ -29,8 +29,7 @@ def check_positions(source: ModelSource, config: ModelConfig, lengths: Mapping[s
     Raises:
         ConfigError: naming keys, values and the model's limit.
     """
-    check_remote_code((Path(source.base),), config)
-    limit = _positions(read_base_config(source, config).get_text_config())
+    limit = num_positions(source, config)
     total = sum(lengths.values())
     if limit is None or total <= limit:
         return
@@ -42,6 +41,32 @@ def check_positions(source: ModelSource, config: ModelConfig, lengths: Mapping[s
     )
 
 
+def num_positions(source: ModelSource, config: ModelConfig) -> int | None:
+    """Tokens of the longest sequence that the model was made for; None where its config does not say.
+
+    Raises:
+        ConfigError: it has no readable config, or brings unread code.
+    """
+    check_remote_code((Path(source.base),), config)
+    return _positions(read_base_config(source, config).get_text_config())
+
+
+def prompt_room(source: ModelSource, config: ModelConfig, max_response_tokens: int) -> int | None:
+    """Tokens that a prompt may have beside the longest response; None: as many as one likes.
+
+    Raises:
+        ConfigError: there is no room for a prompt.
+    """
+    check_positions(source, config, {"--max-response-tokens": max_response_tokens, "a prompt": 1})
+    limit = num_positions(source, config)
+    return None if limit is None else limit - max_response_tokens
+
+
+def sampling_lengths(sampling: SamplingConfig, section: str) -> dict[str, int]:
+    """What a sequence of a section's draws may hold, by key."""
+    return {f"{section}.{key}": getattr(sampling, key) for key in ("max_prompt_tokens", "max_response_tokens")}
+
+
 def _positions(config: PretrainedConfig) -> int | None:
     """Some models that are stretched by a factor name the positions before it, others those after it."""
     limit: int | None = getattr(config, "max_position_embeddings", None)
@@ -49,8 +74,3 @@ def _positions(config: PretrainedConfig) -> int | None:
     if limit is None or rope.get("rope_type") not in STRETCHED:
         return limit
     return max(limit, int(rope.get("factor", 1.0) * (rope.get("original_max_position_embeddings") or limit)))
-
-
-def sampling_lengths(sampling: SamplingConfig, section: str) -> dict[str, int]:
-    """What a sequence of a section's draws may hold, by key."""
-    return {f"{section}.{key}": getattr(sampling, key) for key in ("max_prompt_tokens", "max_response_tokens")}

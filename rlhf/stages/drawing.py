@@ -6,19 +6,40 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 
-from rlhf.config import LoraConfig, ModelConfig, PlacementConfig, SamplingConfig, derive_seed
+from rlhf.config import LoraConfig, ModelConfig, PlacementConfig, RecoveryConfig, SamplingConfig, derive_seed
 from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import PromptRow
 from rlhf.errors import DataError
 from rlhf.models import adapters
+from rlhf.models.policy_source import as_trained, resolve_policy
 from rlhf.models.positions import check_positions, sampling_lengths
-from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.telemetry.events import EventLog
+from rlhf.workers.fleet import RolloutFleet
 from rlhf.workers.group import WorkerGroup
+from rlhf.workers.placement import ROLLOUT, Ask, Reservation, reserve
 from rlhf.workers.runtime import gpus_per_worker, ray_runtime
+
+WORKER = "rlhf.workers.rollout:RolloutWorker"
+
+
+@dataclass(frozen=True)
+class OpenPolicy:
+    """A policy that can be drawn from, and the prompts as it reads them.
+
+    Attributes:
+        model: its settings, held as its run held it.
+        prompt_ids: token ids per prompt.
+    """
+
+    model: ModelConfig
+    source: ModelSource
+    chat: ChatFormat
+    prompt_ids: list[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,44 +52,68 @@ class Drawn:
     seeds: list[list[int]]
 
 
+def open_policy(
+    model: ModelConfig, prompts: Sequence[PromptRow], sampling: SamplingConfig, *, key: str = "model.name"
+) -> OpenPolicy:
+    """Everything about a policy and its prompts that can be refused without starting a worker.
+
+    Args:
+        key: what names the policy, for messages.
+
+    Raises:
+        ConfigError: it is no policy, is to be held otherwise than it was trained, or has too few positions.
+        CheckpointError: its run is damaged.
+        DataError: a prompt does not fit.
+    """
+    source = resolve_policy(model.name, model.revision, key=key)
+    model = as_trained(model, source, key=key.removesuffix(".name"))
+    chat = load_chat(source, model)[1]
+    check_positions(source, model, sampling_lengths(sampling, "sampling"))
+    return OpenPolicy(model, source, chat, encode_prompts(prompts, chat, sampling.max_prompt_tokens))
+
+
 def draw(
-    models: Sequence[ModelConfig],
+    policies: Sequence[OpenPolicy],
     prompts: Sequence[PromptRow],
     *,
     responses_per_prompt: int,
     sampling: SamplingConfig,
     placement: PlacementConfig,
+    recovery: RecoveryConfig,
     microbatch: int,
     seed: int,
     run_dir: str,
     progress: Callable[..., None] | None = None,
 ) -> list[Drawn]:
-    """Draws K responses per prompt from every model, with seeds that depend on (seed, prompt, sample) only.
+    """Draws K responses per prompt from every policy, with seeds that depend on (seed, prompt, sample) only.
 
-    Models that share a base share its workers, where one can take the other's adapter: only adapters are exchanged.
+    Policies that share a base share its workers, where one can take the other's adapter: only adapters are exchanged.
+    A worker that dies or falls silent is replaced, and what it had to draw is drawn again, token for token.
+
+    Raises:
+        RolloutFleetExhausted: ``recovery.max_rollout_restarts`` are used up, and no worker is left.
+        RlhfError: a worker's own error.
     """
-    resolved = [resolve_model(m.name, m.revision) for m in models]
-    chats = [load_chat(source, model)[1] for model, source in zip(models, resolved, strict=True)]
-    for model, source in zip(models, resolved, strict=True):
-        check_positions(source, model, sampling_lengths(sampling, "sampling"))
     drawn: dict[int, Drawn] = {}
-    total, done = len(models) * len(prompts) * responses_per_prompt, 0
+    total, done = len(policies) * len(prompts) * responses_per_prompt, 0
+    models, sources = [policy.model for policy in policies], [policy.source for policy in policies]
+    events = EventLog(Path(run_dir))
     with ray_runtime(placement, num_workers=placement.num_rollout_workers) as resources:
-        for indices in _groups(models, resolved, chats):
+        gpus = gpus_per_worker(placement.gpus_per_rollout_worker, resources)
+        for indices in _groups(models, sources, [policy.chat for policy in policies]):
             with ExitStack() as stack:
-                shape = next((i for i in indices if resolved[i].adapter), indices[0])
-                group = _launch(models[shape], placement, microbatch, run_dir, resources)
-                stack.callback(group.close)
+                places = reserve(placement, [Ask.of(ROLLOUT, placement.num_rollout_workers, placement, gpus)])
+                stack.callback(places.close)
+                shape = models[next((i for i in indices if sources[i].adapter), indices[0])]
+                fleet = _start(_Workers(shape, placement, microbatch, run_dir, gpus, places), recovery, events)
+                stack.callback(fleet.close)
                 for index in indices:
-                    adapter = resolved[index].adapter
-                    group.call("load", str(adapter) if adapter else None)
-                    drawn[index] = _draw_one(
-                        group, models[index].name, chats[index], prompts, responses_per_prompt, sampling, seed
-                    )
+                    fleet.load(sources[index].adapter)
+                    drawn[index] = _draw_one(fleet, policies[index], prompts, responses_per_prompt, sampling, seed)
                     done += len(prompts) * responses_per_prompt
                     if progress is not None:
                         progress(done, total, model=models[index].name)
-    return [drawn[i] for i in range(len(models))]
+    return [drawn[i] for i in range(len(policies))]
 
 
 def encode_prompts(prompts: Sequence[PromptRow], chat: ChatFormat, max_prompt_tokens: int) -> list[tuple[int, ...]]:
@@ -81,13 +126,6 @@ def encode_prompts(prompts: Sequence[PromptRow], chat: ChatFormat, max_prompt_to
                 "raise the limit or remove the prompt"
             )
     return encoded
-
-
-def split_evenly(items: Sequence, num_parts: int) -> list[list]:
-    """Contiguous parts whose sizes differ by at most one."""
-    size, extra = divmod(len(items), num_parts)
-    cuts = [i * size + min(i, extra) for i in range(num_parts + 1)]
-    return [list(items[a:b]) for a, b in pairwise(cuts)]
 
 
 def _groups(
@@ -114,40 +152,54 @@ def _keys(model: ModelConfig, source: ModelSource, chat: ChatFormat) -> tuple[st
     return base, json.dumps(shape, sort_keys=True, default=sorted)  # of sets, whose order says nothing
 
 
-def _launch(
-    model: ModelConfig, placement: PlacementConfig, microbatch: int, run_dir: str, resources: dict[str, float]
-) -> WorkerGroup:
-    lora: LoraConfig | None = None
-    return WorkerGroup.launch(
-        "rlhf.workers.rollout:RolloutWorker",
-        "rollout",
-        size=placement.num_rollout_workers,
-        placement=placement,
-        run_dir=run_dir,
-        args=(model, lora),
-        kwargs={"microbatch": microbatch, "threads": placement.threads_per_worker, "follows_trainer": False},
-        gpus_per_worker=gpus_per_worker(placement.gpus_per_rollout_worker, resources),
-    )
+@dataclass(frozen=True)
+class _Workers:
+    """What every worker of a fleet is started with, the first ones and those that replace them."""
+
+    model: ModelConfig
+    placement: PlacementConfig
+    microbatch: int
+    run_dir: str
+    gpus: float
+    places: Reservation
+
+    def launch(self, size: int, first_rank: int) -> WorkerGroup:
+        lora: LoraConfig | None = None
+        threads = self.placement.threads_per_worker
+        return WorkerGroup.launch(
+            WORKER,
+            ROLLOUT,
+            size=size,
+            placement=self.placement,
+            run_dir=self.run_dir,
+            args=(self.model, lora),
+            kwargs={"microbatch": self.microbatch, "threads": threads, "follows_trainer": False},
+            gpus_per_worker=self.gpus,
+            first_rank=first_rank,
+            reservation=self.places,
+        )
+
+
+def _start(workers: _Workers, recovery: RecoveryConfig, events: EventLog) -> RolloutFleet:
+    group = workers.launch(workers.placement.num_rollout_workers, 0)
+    return RolloutFleet(group, lambda rank: workers.launch(1, rank), recovery, events)
 
 
 def _draw_one(
-    group: WorkerGroup,
-    name: str,
-    chat: ChatFormat,
+    fleet: RolloutFleet,
+    policy: OpenPolicy,
     prompts: Sequence[PromptRow],
     responses_per_prompt: int,
     sampling: SamplingConfig,
     seed: int,
 ) -> Drawn:
-    prompt_ids = encode_prompts(prompts, chat, sampling.max_prompt_tokens)
     seeds = [[derive_seed(seed, "draw", row.id, k) for k in range(responses_per_prompt)] for row in prompts]
     tasks = [
         PromptTask(f"{row.id}/{k}", ids, seeds[i][k])
-        for i, (row, ids) in enumerate(zip(prompts, prompt_ids, strict=True))
+        for i, (row, ids) in enumerate(zip(prompts, policy.prompt_ids, strict=True))
         for k in range(responses_per_prompt)
     ]
-    parts = split_evenly(tasks, len(group.actors))
-    found = [r for part in group.scatter("generate", [(part, sampling, 0) for part in parts]) for r in part]
+    found = fleet.collect(fleet.submit(tasks, sampling, version=0))
     rows = [found[i : i + responses_per_prompt] for i in range(0, len(found), responses_per_prompt)]
-    texts = [[chat.decode_response(list(r.response_ids)) for r in row] for row in rows]
-    return Drawn(name, texts, rows, seeds)
+    texts = [[policy.chat.decode_response(list(r.response_ids)) for r in row] for row in rows]
+    return Drawn(policy.model.name, texts, rows, seeds)

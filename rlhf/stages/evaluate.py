@@ -1,55 +1,57 @@
-"""Is the policy better than its baseline? Win rate on held-out prompts with a bootstrap interval."""
+"""Is the policy better than its baseline? Win rate on held-out prompts with its interval."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource, derive_seed
+from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource
 from rlhf.data.loading import load_prompts
-from rlhf.data.schema import PromptRow
-from rlhf.models.source import resolve_model
-from rlhf.stages.drawing import draw
-from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
+from rlhf.data.schema import PromptRow, prompt_hash
+from rlhf.stages.drawing import OpenPolicy, draw, open_policy
+from rlhf.stages.kept_answers import identity_of_answers, keep_answers, kept_answers
+from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
+from rlhf.stages.starting_model import with_starting_models
+from rlhf.stages.win_rate import win_rate
 from rlhf.workers.group import WorkerGroup
 from rlhf.workers.runtime import gpus_here, ray_runtime
 
 JudgeFunction = Callable[[Sequence[PromptRow], Sequence[str]], list[float]]
 
 
-@dataclass(frozen=True)
-class WinRate:
-    """Share of prompts won against the baseline, ties half, with a 95% bootstrap interval over prompts."""
-
-    mean: float
-    ci_low: float
-    ci_high: float
-    num_prompts: int
-
-
 def run_evaluate(config: EvaluateConfig, *, progress: Callable[..., None] | None = None) -> dict[str, Any]:
-    """Draws one answer per prompt from both policies, judges them, and writes summary and samples."""
+    """Draws one answer per prompt from both policies, judges them, and writes summary and samples.
+
+    The judge is opened before anything is drawn, and answers are kept before they are judged: where judging fails, the
+    same command judges the kept answers.
+    """
     started = time.perf_counter()
+    config = with_starting_models(config)
     run_dir = prepare_run_dir(config)
     try:
-        prompts = load_prompts(config.prompts, format=config.prompt_format)[: config.limit]
-        resolve_model(config.model.name, config.model.revision)
-        resolve_model(config.baseline, config.model.revision, key="baseline")
+        policies, prompts = open_inputs(config)
         check_sources({"judge": config.judge})
-        baseline = config.model.model_copy(update={"name": config.baseline})
-        with ray_runtime(config.placement, num_workers=config.placement.num_rollout_workers + 1):
-            texts = draw_answers([config.model, baseline], prompts, config, str(run_dir), progress)
-            judge = make_judge(config, str(run_dir))
+        judge = make_judge(config, str(run_dir))
+        identity = identity_of_answers(policies, prompts, config.sampling, config.seed)
+        texts = kept_answers(run_dir, identity)
+        with ExitStack() as stack:
+            if texts is None or isinstance(config.judge, RewardModelSource):
+                num_workers = config.placement.num_rollout_workers + 1
+                stack.enter_context(ray_runtime(config.placement, num_workers=num_workers))
+            if texts is None:
+                texts = draw_answers(policies, prompts, config, str(run_dir), progress)
+                keep_answers(run_dir, identity, texts)
             scores = judged_in_both_orders(judge, prompts, texts[0], texts[1])
-        win = win_rate(*scores, num_bootstrap=config.num_bootstrap, seed=derive_seed(config.seed, "bootstrap"))
-        named = {"policy": config.model.name, "baseline": config.baseline}
+        win = win_rate(*scores, [prompt_hash(row.messages) for row in prompts])
+        named = {"policy": config.model.name, "baseline": config.baseline_model.name}
         write_samples(
             run_dir / "samples.jsonl",
             prompts,
@@ -63,26 +65,35 @@ def run_evaluate(config: EvaluateConfig, *, progress: Callable[..., None] | None
             "mean_score": {name: float(np.mean(s)) for name, s in zip(named, scores, strict=True)},
             "seconds": time.perf_counter() - started,
         }
-        write_json(run_dir / "summary.json", summary)
+        write_json(run_dir / SUMMARY_FILE, summary)  # last of all: its presence means that the run is whole
         return summary
     finally:
         release_run_dir(run_dir)
 
 
+def open_inputs(config: EvaluateConfig) -> tuple[list[OpenPolicy], list[PromptRow]]:
+    """Both policies and the prompts, refused here or drawn from."""
+    prompts = load_prompts(config.prompts, format=config.prompt_format, limit=config.limit)
+    key = "baseline.name" if isinstance(config.baseline, ModelConfig) else "baseline"
+    named = {"model.name": config.model, key: config.baseline_model}
+    return [open_policy(model, prompts, config.sampling, key=key) for key, model in named.items()], prompts
+
+
 def draw_answers(
-    models: Sequence[ModelConfig],
+    policies: Sequence[OpenPolicy],
     prompts: Sequence[PromptRow],
     config: EvaluateConfig,
     run_dir: str,
     progress: Callable[..., None] | None = None,
 ) -> list[list[str]]:
-    """One answer per prompt and model, with equal seeds for all models."""
+    """One answer per prompt and policy, with equal seeds for all of them."""
     drawn = draw(
-        models,
+        policies,
         prompts,
         responses_per_prompt=1,
         sampling=config.sampling,
         placement=config.placement,
+        recovery=config.recovery,
         microbatch=config.microbatch_sequences,
         seed=config.seed,
         run_dir=run_dir,
@@ -92,10 +103,19 @@ def draw_answers(
 
 
 def make_judge(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
-    """The configured judge as a function of prompts and answers."""
+    """The configured judge as a function of prompts and answers; functions and servers are opened here.
+
+    Raises:
+        ConfigError: the function cannot be imported, or the token or the certificates cannot be read.
+    """
+    judge, weight = _opened(config, run_dir), config.judge.weight
+    return lambda prompts, answers: [weight * score for score in judge(prompts, answers)]
+
+
+def _opened(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
     source = config.judge
     if not isinstance(source, RewardModelSource):
-        rows = open_source(source.model_copy(update={"on_error": "fail"}))  # a win rate over fewer prompts is another
+        rows = open_source(source)
         return lambda prompts, answers: rows.score([prompt_text(p.messages) for p in prompts], answers)
 
     def by_reward_model(prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
@@ -127,15 +147,6 @@ def judged_in_both_orders(
     return both[0], both[1]
 
 
-def win_rate(ours: np.ndarray, theirs: np.ndarray, *, num_bootstrap: int, seed: int) -> WinRate:
-    """Win rate of paired scores, ties half; percentile bootstrap by prompt."""
-    wins = np.where(ours > theirs, 1.0, np.where(ours == theirs, 0.5, 0.0))
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(wins), size=(num_bootstrap, len(wins)))
-    low, high = np.quantile(wins[picks].mean(axis=1), [0.025, 0.975])
-    return WinRate(float(wins.mean()), float(low), float(high), len(wins))
-
-
 def write_samples(
     path: Path,
     prompts: Sequence[PromptRow],
@@ -143,11 +154,12 @@ def write_samples(
     scores: Mapping[str, Sequence[float] | np.ndarray],
 ) -> None:
     """Side-by-side answers, one JSON line per prompt."""
-    with path.open("w", encoding="utf-8") as handle:
-        for index, row in enumerate(prompts):
-            line = {
-                "prompt": prompt_text(row.messages),
-                "answers": {name: texts[index] for name, texts in answers.items()},
-                "scores": {name: float(values[index]) for name, values in scores.items()},
-            }
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = []
+    for index, row in enumerate(prompts):
+        line = {
+            "prompt": prompt_text(row.messages),
+            "answers": {name: texts[index] for name, texts in answers.items()},
+            "scores": {name: float(values[index]) for name, values in scores.items()},
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines))

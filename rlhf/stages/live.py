@@ -20,7 +20,8 @@ from typing import Any, TextIO
 from rlhf.config import ModelConfig, SamplingConfig, derive_seed
 from rlhf.data.schema import Message
 from rlhf.errors import DataError, RlhfError
-from rlhf.models.source import resolve_model
+from rlhf.models.policy_source import as_trained, resolve_policy
+from rlhf.models.positions import prompt_room
 from rlhf.rollout.protocol import PromptTask
 from rlhf.stages.candidates import Origin
 from rlhf.workers.context import WorkerContext
@@ -32,10 +33,10 @@ class CandidateSource:
 
     def __init__(self, run: str, sampling: SamplingConfig, *, threads: int = 1) -> None:
         model = ModelConfig(name=run)
-        source = resolve_model(model.name, key="RUN")
-        if source.record is not None:
-            record = source.record
-            model = model.model_copy(update={"quantization": record.quantization})
+        source = resolve_policy(model.name, key="RUN")
+        model = as_trained(model, source)
+        room = prompt_room(source, model, sampling.max_response_tokens)
+        self._room = sampling.max_prompt_tokens if room is None else min(room, sampling.max_prompt_tokens)
         # Late: a run that is not there should be told at once.
         with lean_imports():
             from rlhf.workers.rollout import RolloutWorker
@@ -48,13 +49,13 @@ class CandidateSource:
         """Draws ``count`` responses; equal and unreadable ones are left out.
 
         Raises:
-            DataError: the prompt is longer than the sampling allows.
+            DataError: the prompt is longer than the sampling allows, or than the model has positions for.
         """
         chat = self._worker.chat
         prompt = Message("text" if chat.style == "plain" else "user", text)
         ids = tuple(chat.encode_prompt((prompt,)))
-        if len(ids) > self._sampling.max_prompt_tokens:
-            raise DataError(f"the prompt has {len(ids)} tokens, the limit is {self._sampling.max_prompt_tokens}")
+        if len(ids) > self._room:
+            raise DataError(f"the prompt has {len(ids)} tokens, the limit is {self._room}")
         seeds = [derive_seed(seed, "live", text, k) for k in range(count)]
         rollouts = self._worker.generate([PromptTask(f"live/{s}", ids, s) for s in seeds], self._sampling, 0)
         texts = [chat.decode_response(list(drawn.response_ids)) for drawn in rollouts]

@@ -27,24 +27,33 @@ from rlhf.data.loading import load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.peft_methods import method_name, method_of
-from rlhf.models.source import ModelSource, is_path, resolve_model
+from rlhf.models.policy_source import resolve_policy
+from rlhf.models.source import ModelSource, is_path
 from rlhf.models.tokenizer import load_chat
+from rlhf.stages import evaluate as evaluate_stage
 from rlhf.stages import reward as reward_stage
+from rlhf.stages import sample as sample_stage
 from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
 from rlhf.stages.critic_ranks import critic_origin
+from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.lengths import check_lengths
 from rlhf.stages.reward_models import placement_rows, reward_models_of
+from rlhf.stages.scoring import check_sources
+from rlhf.stages.starting_model import with_starting_models
 
 Plan = list[tuple[str, str]]
 
 
 def plan_stage(config: Section) -> Plan:
-    """Rows of (key, value) that ``--dry-run`` prints; reads data and the model's shape, and starts no process.
+    """Rows of (key, value) that ``--dry-run`` prints; reads data and the model's shape.
+
+    Nothing of the run is started; only a score function is imported, in the process of its own that calls it.
 
     Raises:
         RlhfError: whatever would stop the run before its workers start.
     """
+    config = with_starting_models(config)
     makers: dict[type, Callable[[Any], Plan]] = {
         SftConfig: _plan_sft,
         RewardConfig: _plan_reward,
@@ -134,10 +143,12 @@ def _plan_reward(config: RewardConfig) -> Plan:
 
 
 def _plan_ppo(config: PpoConfig) -> Plan:
-    source = resolve_model(config.model.name, config.model.revision)
-    style = load_chat(source, config.model)[1].style
+    source = resolve_policy(config.model.name, config.model.revision)
+    chat = load_chat(source, config.model)[1]
     check_lengths(config, source)
     prompts = load_prompts(config.prompts, format=config.prompt_format)
+    encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
+    _check_there({f"scores[{index}]": score for index, score in enumerate(config.scores)}, config)
     batch, placement = config.batch, config.placement
     updates, whole = config.minibatches * batch.epochs, config.policy_weights == "full"
     rollouts = (
@@ -156,7 +167,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
         )
     sources = ", ".join(f"{s.weight:g} x {_score_name(s)}" for s in config.scores)
     return [
-        *_model_rows(source, config.model, None if whole else config.lora, style, head=False),
+        *_model_rows(source, config.model, None if whole else config.lora, chat.style, head=False),
         ("critic", _critic_text(config, source)),
         ("prompts", str(len(prompts))),
         ("rollouts per step", rollouts),
@@ -204,11 +215,11 @@ def _ptx_rows(config: PpoConfig, source: ModelSource) -> Plan:
 
 
 def _plan_sample(config: SampleConfig) -> Plan:
-    prompts = load_prompts(config.prompts, format=config.prompt_format)
-    source = resolve_model(config.model.name, config.model.revision)
+    policy, prompts = sample_stage.open_inputs(config)
     total = len(prompts) * config.responses_per_prompt
     return [
-        ("model", _source_text(source)),
+        ("model", _source_text(policy.source)),
+        ("precision", _precision_text(policy.model)),
         ("responses", f"{total} = {len(prompts)} prompts x {config.responses_per_prompt}"),
         ("sampling", f"temperature {config.sampling.temperature:g}, top_p {config.sampling.top_p:g}, "
                      f"at most {config.sampling.max_response_tokens} tokens"),
@@ -218,15 +229,15 @@ def _plan_sample(config: SampleConfig) -> Plan:
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:
-    prompts = load_prompts(config.prompts, format=config.prompt_format, limit=config.limit)
-    judge = _score_name(config.judge)
+    (policy, baseline), prompts = evaluate_stage.open_inputs(config)
+    _check_there({"judge": config.judge}, config)
     return [
-        ("policy", _source_text(resolve_model(config.model.name, config.model.revision))),
-        ("baseline", _source_text(resolve_model(config.baseline, config.model.revision, key="baseline"))),
+        ("policy", _source_text(policy.source)),
+        ("baseline", _source_text(baseline.source)),
+        ("precision", " and ".join(dict.fromkeys(_precision_text(each.model) for each in (policy, baseline)))),
         ("prompts", str(len(prompts))),
-        ("judge", str(judge)),
-        ("interval", f"{config.num_bootstrap} bootstrap draws by prompt"),
-        ("files", f"{config.run_dir}/: config.yaml, samples.jsonl, summary.json, logs/"),
+        ("judge", _score_name(config.judge)),
+        ("files", f"{config.run_dir}/: config.yaml, answers.json, samples.jsonl, summary.json, logs/"),
     ]
 
 
@@ -240,11 +251,21 @@ def _model_rows(source: ModelSource, model: ModelConfig, lora: LoraConfig | None
         method = f"new {_adapter_text(lora)} on {lora.target_modules}"
     return [
         ("model", _source_text(source)),
-        ("precision", f"{str(torch_dtype(model)).removeprefix('torch.')} here, base {model.quantization}"),
+        ("precision", _precision_text(model)),
         ("chat style", style),
         ("adapter", method),
         ("trained parameters", f"{trained:,} of {total:,} ({100 * trained / total:.3g}%)"),
     ]
+
+
+def _check_there(sources: dict[str, ScoreSource], config: Section) -> None:
+    """Refuses what the run would refuse of its sources, those left out that are yet to be trained."""
+    missing = missing_inputs(config)
+    check_sources({key: source for key, source in sources.items() if f"{key}.run" not in missing}, opening=True)
+
+
+def _precision_text(model: ModelConfig) -> str:
+    return f"{str(torch_dtype(model)).removeprefix('torch.')} here, base {model.quantization}"
 
 
 def _adapter_text(lora: LoraConfig) -> str:

@@ -18,7 +18,7 @@ from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
-from rlhf.models.source import resolve_model
+from rlhf.models.policy_source import resolve_policy
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.critic_ranks import CriticRanks, critic_identity, critic_origin
@@ -40,6 +40,7 @@ from rlhf.stages.reward_models import reward_identity, reward_models_of
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, rewind_samples
 from rlhf.stages.scoring import Scorer, check_sources
 from rlhf.stages.share import AdapterChannel, store_bytes
+from rlhf.stages.starting_model import with_starting_models
 from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter
 from rlhf.telemetry.profile import STEP
@@ -140,9 +141,10 @@ class PpoRun:
 
 def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     """Claims the run directory, reads all input, starts or joins Ray."""
+    config = with_starting_models(config)
     run_dir = prepare_run_dir(config)
     stack.callback(release_run_dir, run_dir)
-    source = resolve_model(config.model.name, config.model.revision)
+    source = resolve_policy(config.model.name, config.model.revision)
     tokenizer, chat = load_chat(source, config.model)
     check_lengths(config, source)
     prompts = load_prompts(config.prompts, format=config.prompt_format)

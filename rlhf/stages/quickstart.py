@@ -17,17 +17,20 @@ from preference_ui.db import STORE_VARIABLE, Store, open_store
 from rlhf.config import EvaluateConfig, PlacementConfig, derive_seed, load_config
 from rlhf.data.helpline.rows import demonstrations, prompts
 from rlhf.data.loading import load_prompts
+from rlhf.data.schema import prompt_hash
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import BUILTIN_PREFIX, RUN_FILE
 from rlhf.stages import quickstart_people as people
-from rlhf.stages.evaluate import draw_answers, judged_in_both_orders, make_judge, win_rate, write_samples
+from rlhf.stages.drawing import open_policy
+from rlhf.stages.evaluate import draw_answers, judged_in_both_orders, make_judge, write_samples
 from rlhf.stages.ppo import run_ppo
 from rlhf.stages.preferences import read_preferences
 from rlhf.stages.reward import run_reward
 from rlhf.stages.run_dir import SUMMARY_FILE, claim, release_run_dir, set_aside, write_json
 from rlhf.stages.sample import CANDIDATES_FILE, run_sample
 from rlhf.stages.sft import run_sft
+from rlhf.stages.win_rate import win_rate
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.environment import git_sha, versions
 from rlhf.telemetry.memory import PeakMemory
@@ -253,12 +256,11 @@ def _evaluate(quick: Quickstart) -> dict[str, Any]:
     directory.mkdir(exist_ok=True)
     rows = load_prompts(config.prompts)
     base = config.model.model_copy(update={"name": f"{BUILTIN_PREFIX}helpline_base"})
-    sft = config.model.model_copy(update={"name": config.baseline})
+    models = [config.model, config.baseline_model, base]
     with _timed(quick, "evaluate"), stage_progress("Evaluation") as progress:
-        texts = draw_answers(
-            [config.model, sft, base], rows, config, str(directory), lambda s, t, **f: progress.update(s, t)
-        )
+        policies = [open_policy(model, rows, config.sampling) for model in models]
         judge = make_judge(config, str(directory))
+        texts = draw_answers(policies, rows, config, str(directory), lambda s, t, **f: progress.update(s, t))
         ppo_scores, sft_scores = judged_in_both_orders(judge, rows, texts[0], texts[1])
         base_scores = judge(rows, texts[2])
     answers = {"base": texts[2], "sft": texts[1], "ppo": texts[0]}
@@ -270,7 +272,7 @@ def _evaluate(quick: Quickstart) -> dict[str, Any]:
         quick.state["compare"] = people.queue_comparison(
             quick.store, quick.root / "samples.jsonl", like=quick.state["project"], runs=runs, folder=directory
         )
-    win = win_rate(ppo_scores, sft_scores, num_bootstrap=config.num_bootstrap, seed=derive_seed(quick.seed, "boot"))
+    win = win_rate(ppo_scores, sft_scores, [prompt_hash(row.messages) for row in rows])
     means = {"base": sum(base_scores) / len(rows), "sft": float(sft_scores.mean()), "ppo": float(ppo_scores.mean())}
     return {"win_rate": asdict(win), "mean_score": means}
 
@@ -346,7 +348,7 @@ def _show(quick: Quickstart, summary: dict[str, Any]) -> None:
         "Quickstart",
         {
             "win rate of PPO against SFT": f"{win['mean']:.2f}  (95% {win['ci_low']:.2f} to {win['ci_high']:.2f}, "
-            f"{win['num_prompts']} held-out prompts)",
+            f"{win['num_prompts']} held-out prompts{', too few to say' if win['too_few'] else ''})",
             "mean gold score": f"base {means['base']:.2f}, SFT {means['sft']:.2f}, PPO {means['ppo']:.2f}",
             "reward model accuracy": f"{reward['accuracy']:.2f}  (the votes allow {reward['ceiling']:.2f})",
             "KL to SFT": f"{summary['kl']:.1f} nats per response (limit {summary['kl_limit']:g})",

@@ -20,6 +20,7 @@ from rlhf.stages.accuracy import length_baseline, pair_accuracy
 from rlhf.stages.encode import encode_demonstrations, encode_preferences
 from rlhf.stages.preferences import STORE_PREFIX, read_preferences
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from rlhf.stages.starting_model import with_starting_models
 from rlhf.stages.training import (
     Progress,
     TokenRow,
@@ -56,6 +57,7 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
         RlhfError: see ``rlhf.errors``; no pair is left out silently.
     """
     started = time.perf_counter()
+    config = with_starting_models(config)
     source, chat = open_model(config)
     run_dir = prepare_run_dir(config)
     try:

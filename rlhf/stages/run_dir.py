@@ -14,12 +14,15 @@ from rlhf.config.same import holds_the_same
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import RUN_FILE
+from rlhf.stages.starting_model import as_recorded
 from rlhf.telemetry.environment import git_sha, machine, versions
 from rlhf.telemetry.logging import setup_logging
 
 CONFIG_YAML = "config.yaml"
 CONFIG_JSON = "config.json"
 SUMMARY_FILE = "summary.json"
+UNTRAINED = ("sample", "evaluate")
+"""Stages that leave no model."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -52,9 +55,10 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
             f"run_dir={named} is relative, and this job runs in a copy of the working directory that Ray removes "
             "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"
         )
-    if (path / RUN_FILE).is_file():
+    if is_finished(path):
         raise CheckpointError(
-            f"{path} holds a finished run: set run_dir to a new directory, or set this one aside with --fresh"
+            f"{path} holds a finished run: set run_dir to a new directory, or set this one aside with --fresh "
+            "(with --unless-finished the command that made it ends well and leaves it as it is)"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -75,7 +79,25 @@ def finished_before(config: Section) -> bool:
     A run that ended while nobody was left to note its end is told so from one that has to go on.
     """
     path = Path(config.model_dump(mode="json")["run_dir"])
-    return (path / RUN_FILE).is_file() and holds_the_same(path / CONFIG_JSON, config)
+    if not is_finished(path):
+        return False
+    try:
+        recorded = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))["config"]
+        lent = as_recorded(config, recorded)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return holds_the_same(path / CONFIG_JSON, lent)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run ended well there: trainings write ``run.json`` last of all, the other stages their summary."""
+    if (path / RUN_FILE).is_file():
+        return True
+    try:
+        summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return isinstance(summary, dict) and summary.get("stage") in UNTRAINED
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def describe_run(config: Section, *, git_cwd: str | Path = ".") -> dict[str, Any]:

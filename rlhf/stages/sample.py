@@ -12,8 +12,9 @@ from rlhf.config import SampleConfig
 from rlhf.data.loading import load_prompts
 from rlhf.data.schema import PromptRow
 from rlhf.stages.candidates import Origin
-from rlhf.stages.drawing import Drawn, draw
-from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
+from rlhf.stages.drawing import Drawn, OpenPolicy, draw, open_policy
+from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
+from rlhf.stages.starting_model import with_starting_models
 
 CANDIDATES_FILE = "candidates.jsonl"
 
@@ -24,15 +25,17 @@ def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = N
     Equal and unreadable responses are left out, and with them prompts that keep fewer than two.
     """
     started = time.perf_counter()
+    config = with_starting_models(config)
     run_dir = prepare_run_dir(config)
     try:
-        prompts = load_prompts(config.prompts, format=config.prompt_format)
+        policy, prompts = open_inputs(config)
         drawn = draw(
-            [config.model],
+            [policy],
             prompts,
             responses_per_prompt=config.responses_per_prompt,
             sampling=config.sampling,
             placement=config.placement,
+            recovery=config.recovery,
             microbatch=config.microbatch_sequences,
             seed=config.seed,
             run_dir=str(run_dir),
@@ -46,22 +49,27 @@ def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = N
             "num_responses": len(prompts) * config.responses_per_prompt,
             "seconds": time.perf_counter() - started,
         }
-        write_json(run_dir / "summary.json", summary)
+        write_json(run_dir / SUMMARY_FILE, summary)  # last of all: its presence means that the run is whole
         return summary
     finally:
         release_run_dir(run_dir)
 
 
+def open_inputs(config: SampleConfig) -> tuple[OpenPolicy, list[PromptRow]]:
+    """The policy and the prompts, refused here or drawn from."""
+    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    return open_policy(config.model, prompts, config.sampling), prompts
+
+
 def _write(path: Path, config: SampleConfig, prompts: list[PromptRow], drawn: Drawn) -> int:
     """One line per prompt in the store's import format; returns how many prompts have something to compare."""
-    origin, written = Origin.of(config.model.name, config.model.revision), 0
-    with path.open("w", encoding="utf-8") as handle:
-        for row, texts, rollouts, seeds in zip(prompts, drawn.texts, drawn.rollouts, drawn.seeds, strict=True):
-            responses = origin.candidates(texts, rollouts, seeds, config.sampling)
-            if len(responses) < 2:
-                continue
-            prompt = [message.as_dict() for message in row.messages]
-            line = {"id": row.id, "prompt": prompt, "responses": responses, "source": origin.run}
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-            written += 1
-    return written
+    origin, lines = Origin.of(config.model.name, config.model.revision), []
+    for row, texts, rollouts, seeds in zip(prompts, drawn.texts, drawn.rollouts, drawn.seeds, strict=True):
+        responses = origin.candidates(texts, rollouts, seeds, config.sampling)
+        if len(responses) < 2:
+            continue
+        prompt = [message.as_dict() for message in row.messages]
+        line = {"id": row.id, "prompt": prompt, "responses": responses, "source": origin.run}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines))
+    return len(lines)

@@ -47,11 +47,12 @@ def open_source(source: FunctionSource | HttpSource, index: int = 0) -> ScoreRow
     return FunctionScores(source, index) if isinstance(source, FunctionSource) else HttpScores(source, index)
 
 
-def check_sources(sources: Mapping[str, ScoreSource]) -> None:
+def check_sources(sources: Mapping[str, ScoreSource], *, opening: bool = False) -> None:
     """Refuses reward models that could not score, before any worker starts.
 
     Args:
         sources: by the key that names each.
+        opening: open functions and servers, too, and close them again: for who does not go on to use them.
 
     Raises:
         RlhfError: not a finished reward run, or its base, tokenizer, head or files are not what they were.
@@ -59,6 +60,8 @@ def check_sources(sources: Mapping[str, ScoreSource]) -> None:
     for key, source in sources.items():
         if isinstance(source, RewardModelSource):
             check_reward_run(source.run, f"{key}.run")
+        elif opening:
+            open_source(source).close()
 
 
 class Scorer:

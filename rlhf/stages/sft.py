@@ -12,12 +12,14 @@ from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_demonstrations
 from rlhf.data.packing import pack_rows
 from rlhf.data.schema import DemonstrationRow
+from rlhf.models.policy_source import resolve_policy
 from rlhf.models.positions import check_positions
-from rlhf.models.source import ModelSource, resolve_model
+from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.encode import IGNORED, encode_demonstrations
 from rlhf.stages.quality import report_quality
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from rlhf.stages.starting_model import with_starting_models
 from rlhf.stages.training import (
     Progress,
     TokenRow,
@@ -50,6 +52,7 @@ def run_sft(config: SftConfig, *, progress: Progress | None = None) -> dict[str,
         RlhfError: see ``rlhf.errors``; no row is left out silently.
     """
     started = time.perf_counter()
+    config = with_starting_models(config)
     source, chat = open_model(config)
     run_dir = prepare_run_dir(config)
     try:
@@ -73,7 +76,7 @@ def run_sft(config: SftConfig, *, progress: Progress | None = None) -> dict[str,
 
 def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
     """Where the model comes from and how it reads conversations."""
-    source = resolve_model(config.model.name, config.model.revision)
+    source = resolve_policy(config.model.name, config.model.revision)
     refuse_full_training_on_adapter(config, source)
     chat = load_chat(source, config.model)[1]
     check_positions(source, config.model, {"data.max_sequence_tokens": config.data.max_sequence_tokens})

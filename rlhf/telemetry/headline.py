@@ -52,7 +52,7 @@ def summary_sentence(summary: Summary) -> str:
         text = f"The judge prefers PPO's answer to SFT's {_percent(win)} of the time{on}"
         if low is not None and high is not None:
             text += f" (95% interval {_percent(low)} to {_percent(high)})"
-        parts.append(text + ".")
+        parts.append(text + (", which are too few to say." if _too_few(summary) else "."))
     kl, limit = _number(summary, "kl"), _number(summary, "kl_limit")
     if kl is not None and limit is not None:
         where = "under" if kl <= limit else "over"
@@ -81,6 +81,12 @@ def _percent(share: float) -> str:
     return f"{100 * float(f'{share:.2f}'):.0f}%"
 
 
+def _too_few(summary: Summary) -> bool:
+    """Whether the evaluation had too few prompts to say anything."""
+    win = summary.get("win_rate")
+    return isinstance(win, Mapping) and win.get("too_few") is True
+
+
 def _win_rate(summary: Summary) -> Card | None:
     mean, low, high = (_number(summary, "win_rate", key) for key in ("mean", "ci_low", "ci_high"))
     if mean is None:
@@ -91,6 +97,8 @@ def _win_rate(summary: Summary) -> Card | None:
     if interval:
         detail = f"95% interval {_percent(interval[0])} to {_percent(interval[1])}. {detail}"
         tone = "good" if interval[0] > 0.5 else "bad" if interval[1] < 0.5 else ""
+    if _too_few(summary):
+        detail, tone = f"too few prompts to say. {detail}", ""
     return Card("Win rate", _percent(mean), "", detail, Gauge(0, 1, mean, interval, 0.5, "coin toss"), tone)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -48,6 +49,8 @@ class RolloutFleet:
         self.health = [HealthRecord(rank) for rank in range(len(group.actors))]
         self._published: tuple[Sequence[Shipped], Mapping[str, Sequence[Shipped]], str] | None = None
         """Parts, the same by node id, and their hash."""
+        self._loaded: tuple[str | None] | None = None
+        """In their place: the directory of an adapter, or None for the bare base."""
         self._put_off: set[int] = set()
         """Ranks whose replacement did not start for this version, while others can do their work."""
         self.num_restarts = 0
@@ -79,15 +82,22 @@ class RolloutFleet:
             RolloutFleetExhausted: none is left.
             PlaceLostError: none is left, and the nodes are gone: all roles have to take places anew.
         """
-        for record in self.health:
-            if record.now is Health.HEALTHY:
-                record.move(Health.STALE)
-        self._put_off.clear()
-        self._published = (tuple(parts), dict(nearer or {}), sha_of([part.header for part in parts]))
+        self._begin_version()
+        self._published, self._loaded = (tuple(parts), dict(nearer or {}), sha_of([p.header for p in parts])), None
         with self._group.spans.span(WAIT):
-            self._restart_dead()
-            self._give([r.rank for r in self.health if r.now is Health.STALE])
-            self.heal()
+            self._hand_out()
+
+    def load(self, adapter: Path | None) -> None:
+        """Lets every worker read a saved adapter, or none, as version 0; dead workers are replaced first.
+
+        Raises:
+            RolloutFleetExhausted: none is left.
+            PlaceLostError: none is left, and the nodes are gone.
+        """
+        self._begin_version()
+        self._published, self._loaded = None, (None if adapter is None else str(adapter),)
+        with self._group.spans.span(WAIT):
+            self._hand_out()
 
     def heal(self) -> None:
         """Replaces dead workers and gives them the current adapter, as far as the budget goes."""
@@ -158,6 +168,17 @@ class RolloutFleet:
     def close(self) -> None:
         """Ends all workers."""
         self._group.close()
+
+    def _begin_version(self) -> None:
+        for record in self.health:
+            if record.now is Health.HEALTHY:
+                record.move(Health.STALE)
+        self._put_off.clear()
+
+    def _hand_out(self) -> None:
+        self._restart_dead()
+        self._give([r.rank for r in self.health if r.now is Health.STALE])
+        self.heal()
 
     def _start(self, batch: Batch, index: int, *, preferred: int | None = None) -> None:
         live = [r.rank for r in self.health if r.now is Health.HEALTHY]
@@ -282,7 +303,7 @@ class RolloutFleet:
                 0,
                 f"RolloutFleetExhausted: no rollout worker is left after {self.num_restarts} restarts "
                 f"(recovery.max_rollout_restarts={self._recovery.max_rollout_restarts}); look into logs/rollout-*.log, "
-                "then run the same command again: it goes on from the last checkpoint",
+                "then run the same command again: a training goes on from its last checkpoint",
                 "died",
             )
         return started
@@ -308,15 +329,24 @@ class RolloutFleet:
         return True
 
     def _give(self, ranks: Sequence[int]) -> None:
-        if self._published is None:
-            return
-        parts, nearer, wanted = self._published
-        given = {rank: tuple(nearer.get(self._group.nodes[rank], parts)) for rank in ranks}
-        for rank, (sha, _) in self._ask("install", given).items():
-            if sha != wanted:
-                raise WeightSyncError(f"rollout worker {rank} holds {sha[:12]}, published was {wanted[:12]}")
+        taken: Iterable[int] = []
+        if self._published is not None:
+            taken = self._install(ranks, *self._published)
+        elif self._loaded is not None:
+            taken = self._ask("load", dict.fromkeys(ranks, self._loaded))
+        for rank in taken:
             self.health[rank].move(Health.HEALTHY)
             self._events.fault_resolved(f"rollout-{rank}", restarts=self.health[rank].restarts)
+
+    def _install(
+        self, ranks: Sequence[int], parts: Sequence[Shipped], nearer: Mapping[str, Sequence[Shipped]], wanted: str
+    ) -> list[int]:
+        """Ranks that have taken a version; those that died of it are missing."""
+        found = self._ask("install", {rank: tuple(nearer.get(self._group.nodes[rank], parts)) for rank in ranks})
+        for rank, (sha, _) in found.items():
+            if sha != wanted:
+                raise WeightSyncError(f"rollout worker {rank} holds {sha[:12]}, published was {wanted[:12]}")
+        return list(found)
 
     def _ask(self, method: str, args: Mapping[int, tuple]) -> dict[int, Any]:
         """Answers of the workers that have arguments; those that die or stay silent are marked dead and missing.

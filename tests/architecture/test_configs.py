@@ -56,9 +56,13 @@ def test_config_plans(path: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
             "annotator_weights=false",
             "normalize_on=null",
         ],
-        "ppo": [f"prompts={rows}", "scores=[{kind: function, path: 'a:b'}]"],
+        "ppo": [f"prompts={rows}", "scores=[{kind: function, path: 'tests.support.scores:count_e'}]"],
         "sample": [f"prompts={rows}"],
-        "evaluate": [f"prompts={rows}", f"baseline={tiny_model_dir}", "judge={kind: function, path: 'a:b'}"],
+        "evaluate": [
+            f"prompts={rows}",
+            f"baseline={tiny_model_dir}",
+            "judge={kind: function, path: 'tests.support.scores:count_e'}",
+        ],
     }
     config = load_config(stage, path, [f"model.name={tiny_model_dir}", *own[stage], f"run_dir={tmp_path / 'run'}"])
     plan = dict(plan_stage(config))

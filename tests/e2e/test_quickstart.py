@@ -49,8 +49,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_summary_holds_what_was_promised(quickstart: tuple[Path, str]) -> None:
     root, _ = quickstart
     summary = json.loads((root / "summary.json").read_text())
-    assert set(summary["win_rate"]) == {"mean", "ci_low", "ci_high", "num_prompts"}
-    assert summary["win_rate"]["num_prompts"] == 16
+    assert set(summary["win_rate"]) == {"mean", "ci_low", "ci_high", "num_prompts", "too_few"}
+    assert summary["win_rate"]["num_prompts"] == 16 and summary["win_rate"]["too_few"] is True
     assert 0 <= summary["win_rate"]["ci_low"] <= summary["win_rate"]["mean"] <= summary["win_rate"]["ci_high"] <= 1
     assert {"accuracy", "ceiling"} <= set(summary["reward_model"])
     assert summary["kl"] < summary["kl_limit"]

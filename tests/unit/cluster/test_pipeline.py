@@ -115,7 +115,9 @@ def test_a_stage_that_finished_unrecorded_counts_as_done(here: Path, capfd: pyte
     pipeline = open_pipeline(path, build_parser().parse_args([str(path)]))
     run_dir = here / "runs/p/s"
     run_dir.mkdir(parents=True)
-    (run_dir / "config.json").write_text(json.dumps({"config_hash": pipeline.digest(pipeline.config.steps[0])}))
+    (step,) = pipeline.config.steps
+    described = {"config_hash": pipeline.digest(step), "config": pipeline.stage_config(step).model_dump(mode="json")}
+    (run_dir / "config.json").write_text(json.dumps(described))
     (run_dir / "run.json").write_text("{}")
     assert main([str(path), "--local"]) == 0
     assert "holds this run, finished before" in capfd.readouterr().out

@@ -11,11 +11,11 @@ import pytest
 from transformers import BloomConfig, GPT2Config, LlamaConfig, PretrainedConfig
 
 from rlhf.config import (
+    EvaluateConfig,
     ModelConfig,
-    PlacementConfig,
     PpoConfig,
     RewardConfig,
-    SamplingConfig,
+    SampleConfig,
     SftConfig,
     build_config,
 )
@@ -25,9 +25,10 @@ from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages import reward, sft
 from rlhf.stages.critic_ranks import critic_origin
-from rlhf.stages.drawing import draw
+from rlhf.stages.evaluate import run_evaluate
 from rlhf.stages.lengths import check_lengths
 from rlhf.stages.reward_models import reward_models_of
+from rlhf.stages.sample import run_sample
 from tests.support.ppo import tiny_config
 from tests.support.runs import write_reward_run
 from tests.support.tiny import build_model
@@ -91,20 +92,28 @@ def test_training_rows(opens: Callable[[Path, int], None], short: Path) -> None:
         opens(short, 25)
 
 
-def test_sampling_and_evaluation(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Ray is asked for: ``draw`` serves both stages, with both models of an evaluation."""
-    monkeypatch.setattr("rlhf.stages.drawing.ray_runtime", lambda *_, **__: pytest.fail("workers were to start"))
-    with pytest.raises(ConfigError, match=r"sampling\.max_prompt_tokens=20 \+ sampling\.max_response_tokens=5 = 25"):
-        draw(
-            [ModelConfig(name=str(short))],
-            [],
-            responses_per_prompt=1,
-            sampling=SamplingConfig(max_prompt_tokens=20, max_response_tokens=5),
-            placement=PlacementConfig(),
-            microbatch=1,
-            seed=0,
-            run_dir=str(tmp_path),
-        )
+def test_sampling_and_evaluation(short: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Ray is asked for: ``open_policy`` serves both stages, with both models of an evaluation."""
+    for module in ("drawing", "evaluate"):
+        monkeypatch.setattr(f"rlhf.stages.{module}.ray_runtime", lambda *_, **__: pytest.fail("workers were to start"))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"name": str(short)},
+        "prompts": str(tmp_path / "p.jsonl"),
+        "sampling": {"max_prompt_tokens": 20, "max_response_tokens": 5},
+    }
+    judged = {"baseline": str(tiny_base), "judge": {"kind": "function", "path": "tests.support.scores:count_e"}}
+    swapped = {**judged, "baseline": str(short), "model": {"name": str(tiny_base)}}
+    runs = (
+        (run_sample, SampleConfig, {}),
+        (run_evaluate, EvaluateConfig, judged),
+        (run_evaluate, EvaluateConfig, swapped),
+    )
+    for run, section, more in runs:
+        config = build_config(section, {**tree, **more}, source="test")
+        with pytest.raises(ConfigError, match=r"max_prompt_tokens=20 \+ sampling\.max_response_tokens=5 = 25"):
+            run(config)
 
 
 def ppo_of(base: Path, folder: Path, response: int, **changes: Any) -> PpoConfig:

@@ -31,17 +31,27 @@ def test_functions_and_servers_judge_alike() -> None:
             assert ours.tolist() == [1, 2, 0] and theirs.tolist() == [0, 1, 3]
 
 
-def test_a_missing_score_ends_an_evaluation_even_where_drops_are_allowed() -> None:
-    judge = make_judge(config({"kind": "function", "path": "tests.support.scores:wise", "on_error": "drop"}), "x")
+def test_a_missing_score_ends_an_evaluation_and_drops_are_refused() -> None:
+    wise = {"kind": "function", "path": "tests.support.scores:wise"}
     with pytest.raises(DataError, match="for response 1"):
-        judge(PROMPTS[:2], ["e", "nan"])
+        make_judge(config(wise), "x")(PROMPTS[:2], ["e", "nan"])
+    with pytest.raises(ConfigError, match=r"judge\.on_error=drop would leave answers out"):
+        config({**wise, "on_error": "drop"})
+
+
+def test_weights_count() -> None:
+    """The lower score wins below 0; nothing would win at 0."""
+    count = {"kind": "function", "path": "tests.support.scores:count_e"}
+    assert list(make_judge(config({**count, "weight": -0.5}), "x")(PROMPTS[:2], ["ee", "e"])) == [-1.0, -0.5]
+    with pytest.raises(ConfigError, match=r"judge\.weight=0 makes every answer a tie"):
+        config({**count, "weight": 0.0})
 
 
 def test_plans_name_their_sources(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     for judge, name in (
         ({"kind": "http", "url": "https://rewards.example.org/s"}, "https://rewards.example.org/s"),
-        ({"kind": "function", "path": "a.b:c"}, "a.b:c"),
+        ({"kind": "function", "path": "tests.support.scores:wise"}, "tests.support.scores:wise"),
     ):
         planned = config(judge).model_copy(update={"prompts": str(tmp_path / "p.jsonl")})
         assert ("judge", name) in plan_stage(planned)

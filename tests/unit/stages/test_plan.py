@@ -36,7 +36,7 @@ def test_plans_of_all_stages(tiny_model_dir: Path, tmp_path: Path, monkeypatch: 
     assert sft["trained parameters"].startswith(f"{lora:,} of ")
     reward = _plan("reward", model=model, data={"train": pairs}, lora={"r": 4})
     assert reward["trained parameters"].startswith(f"{lora + 64:,} of ") and "reward.json" in reward["files"]
-    function = {"kind": "function", "path": "a:b"}
+    function = {"kind": "function", "path": "tests.support.scores:count_e"}
     ppo = _plan("ppo", model=model, prompts=rows, scores=[function], placement={"num_rollout_workers": 2})
     assert ppo["rollouts per step"] == "32 = 32 prompts x 1 responses, by 2 rollout workers"
     assert ppo["optimizer steps"] == "400 = 100 steps x 4 epochs x 1 minibatches"
@@ -75,7 +75,7 @@ def test_a_plan_tells_of_token_budgets_and_anchors(tiny_model_dir: Path, tmp_pat
         "ppo",
         model={"name": str(tiny_model_dir)},
         prompts=rows,
-        scores=[{"kind": "function", "path": "a:b"}],
+        scores=[{"kind": "function", "path": "tests.support.scores:count_e"}],
         batch={"microbatch_tokens_per_gpu": 1024},
         ptx={"train": rows, "coef": 0.5},
     )
@@ -85,7 +85,10 @@ def test_a_plan_tells_of_token_budgets_and_anchors(tiny_model_dir: Path, tmp_pat
 
 def test_a_plan_names_the_runs_that_are_not_there_yet(tiny_model_dir: Path, tmp_path: Path) -> None:
     model, rows = {"name": str(tiny_model_dir)}, write_rows(tmp_path / "d.jsonl", demonstrations(40))
-    function, reward = {"kind": "function", "path": "a:b"}, {"kind": "reward_model", "run": "runs/none"}
+    function, reward = (
+        {"kind": "function", "path": "tests.support.scores:count_e"},
+        {"kind": "reward_model", "run": "runs/none"},
+    )
     ppo = {"model": model, "prompts": rows, "roles": {"critic": "./no_critic"}, "placement": {"num_critic_ranks": 1}}
     found = _plan("ppo", scores=[function, reward], **ppo)["not there yet"]
     assert found == "scores[1].run=runs/none, roles.critic=./no_critic: train it first, or check the path"
@@ -104,7 +107,7 @@ def test_an_evaluation_names_the_key_of_what_is_missing(
 ) -> None:
     tree = {"stage": "evaluate", "run_dir": str(tmp_path / "run"), "model": {"name": str(tiny_model_dir)},
             "prompts": write_rows(tmp_path / "d.jsonl", demonstrations(4)), "baseline": str(tiny_model_dir),
-            "judge": {"kind": "function", "path": "a:b"}, **changes}  # fmt: skip
+            "judge": {"kind": "function", "path": "tests.support.scores:count_e"}, **changes}  # fmt: skip
     with pytest.raises(ConfigError, match=rf"^{key}='runs/none' does not exist, .*: train it first"):
         run_evaluate(build_config(STAGES["evaluate"], tree, source="test"))
 

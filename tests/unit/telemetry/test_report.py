@@ -238,6 +238,9 @@ def test_headline_says_whether_it_is_good() -> None:
     assert tones()["Win rate"] == "good" and tones()["Distance from SFT"] == ""
     assert tones(win_rate={"mean": 0.6, "ci_low": 0.45, "ci_high": 0.7})["Win rate"] == ""
     assert tones(win_rate={"mean": 0.3, "ci_low": 0.2, "ci_high": 0.4})["Win rate"] == "bad"
+    few = {"mean": 1.0, "ci_low": 0.72, "ci_high": 1.0, "num_prompts": 10, "too_few": True}
+    assert tones(win_rate=few)["Win rate"] == "" and "too few to say." in summary_sentence({"win_rate": few})
+    assert "too few" not in summary_sentence({"win_rate": {**few, "num_prompts": 20, "too_few": False}})
     assert tones(kl=10.5)["Distance from SFT"] == "bad"
     assert headline_cards({}) == [] and summary_sentence({}) == ""
     assert "over its limit of 10" in summary_sentence({**SUMMARY, "kl": 10.5})
