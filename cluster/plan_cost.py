@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class Estimate:
         tokens: tokens that pass through the model in training and decoding.
         seconds: by act (PPO: act, judge, learn; otherwise learn or act).
         gpus: GPUs held for the whole time.
+        upper_bound: steps are counted with one row per sequence, and packing will lay several into one.
     """
 
     steps: int
@@ -61,6 +63,7 @@ class Estimate:
     tokens: float
     seconds: dict[str, float]
     gpus: float
+    upper_bound: bool = False
 
     @property
     def hours(self) -> float:
@@ -169,7 +172,7 @@ def _training(
     minibatch = config.batch.minibatch_pairs if isinstance(config, RewardConfig) else config.batch.minibatch_sequences
     steps = config.max_steps
     if num_rows is not None:
-        by_rows = max(1, -(-int(num_rows * config.num_epochs) // minibatch))
+        by_rows = max(1, math.ceil(num_rows * config.num_epochs / minibatch))
         steps = by_rows if steps is None else min(steps, by_rows)
     if steps is None:
         return None
@@ -177,7 +180,9 @@ def _training(
     tokens = float(steps * minibatch * length * (2 if pairs else 1))
     factor = backward_factor(full=config.lora is None, checkpointing=config.model.gradient_checkpointing)
     rate = speed.tflops * 1e12 * speed.utilization * config.placement.num_ranks
-    return Estimate(steps, steps, tokens, {"learn": factor * pass_flops(shape, tokens, length) / rate}, gpus)
+    packed = isinstance(config, SftConfig) and config.packing
+    seconds = {"learn": factor * pass_flops(shape, tokens, length) / rate}
+    return Estimate(steps, steps, tokens, seconds, gpus, packed)
 
 
 def _sampling(

@@ -157,7 +157,7 @@ def _run_stage(args: argparse.Namespace) -> int:
             config, progress=lambda step, total, **figures: progress.update(step, total, **figures)
         )
     print_table(f"{TITLES[args.stage]} finished", _flat(summary))
-    if args.stage in ("sft", "reward", "ppo"):
+    if args.stage != "sample":
         from rlhf.telemetry.report import write_run_report
 
         get_console().print(f"report: {write_run_report(config.run_dir)}", markup=False)

@@ -76,6 +76,8 @@ def train_on_ranks(
         StoppedError: a signal asked for an end; the checkpoint is written.
     """
     telemetry, placement = config.telemetry, config.placement
+    # whoever watches the run learns here how long it is
+    write_json(run_dir / CONFIG_JSON, {**read_description(run_dir), "num_steps": num_steps})
     identity = identity_of(
         config,
         source=source,

@@ -95,14 +95,17 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, chosen: Tensor, rejected: Tensor, probability: Tensor) -> None:
+        correct = correct_against_majority(chosen - rejected, probability)
         sums = {
             "pairs": float(len(chosen)),
-            "correct": float(correct_against_majority(chosen - rejected, probability).sum()),
+            "decided": float(len(correct)),
+            "correct": float(correct.sum()),
             "difference": float((chosen - rejected).sum()),
         }
         total = sum_over_ranks(sums, chosen.device)
-        for key, name in (("correct", "accuracy"), ("difference", "score_difference")):
-            self._metrics["train"][name].append(total[key] / total["pairs"])
+        self._metrics["train"]["score_difference"].append(total["difference"] / total["pairs"])
+        if decided := int(total["decided"]):  # as often as there are pairs: the log takes the mean over a step
+            self._metrics["train"]["accuracy"] += [total["correct"] / decided] * decided
 
     @torch.no_grad()
     def score_all(self, sequences: list[list[int]]) -> list[float]:
@@ -124,20 +127,33 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return [scores[index] for index in range(len(sequences))]
 
     def held_out(self) -> dict[str, float]:
-        """Weighted loss and accuracy over all held-out pairs."""
+        """Weighted loss over all held-out pairs, accuracy over those with a majority, and over single votes."""
         rows = self.eval_rows
         scores = self.score_all([row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows])
         chosen, rejected = torch.tensor(scores, dtype=torch.float64).chunk(2)
         self.last_scores = list(zip(chosen.tolist(), rejected.tolist(), strict=True))
         numbers = {key: torch.tensor([float(row[key]) for row in rows]) for key in ("probability", "margin", "weight")}
         found = pairwise_reward_loss(chosen, rejected, denominator=numbers["weight"].sum(), **numbers)
-        correct = correct_against_majority(chosen - rejected, numbers["probability"])
-        return {"loss": float(found.loss), "accuracy": float(correct.mean())}
+        return {"loss": float(found.loss), **held_out_shares(chosen - rejected, numbers["probability"])}
+
+
+def held_out_shares(difference: Tensor, probability: Tensor) -> dict[str, float]:
+    """``accuracy`` where a pair has a majority, ``vote_accuracy`` where votes differ: what can be told."""
+    found = {}
+    if len(correct := correct_against_majority(difference, probability)):
+        found["accuracy"] = float(correct.mean())
+    if bool(((probability > 0) & (probability < 1)).any()):
+        found["vote_accuracy"] = float((0.5 + difference.sign() * (probability - 0.5)).mean())
+    return found
 
 
 def correct_against_majority(difference: Tensor, probability: Tensor) -> Tensor:
-    """1 where the sign agrees with the majority of the votes, 0.5 for ties on either side, (n,) float32."""
-    return 0.5 + 0.5 * difference.sign().float() * (probability - 0.5).sign().float()
+    """1 where the sign agrees with the majority of the votes, 0.5 for a difference of 0; (decided pairs,) float32.
+
+    Pairs without a majority (probability 0.5) say nothing here and are left out.
+    """
+    decided = probability != 0.5
+    return 0.5 + 0.5 * difference[decided].sign().float() * (probability[decided] - 0.5).sign().float()
 
 
 class RewardWorker:

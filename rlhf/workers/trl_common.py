@@ -105,6 +105,11 @@ class ExactTrainer:
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
         self.checkpoints.after_step(self)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch of steps; none where training was over at the commit that it goes on from."""
+        if not self.control.should_training_stop:  # type: ignore[attr-defined]
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The schedule; DeepSpeed's own files hold the optimizer, and have been loaded by then."""
         if checkpoint is not None:
@@ -188,6 +193,7 @@ class Watch(TrainerCallback):
             self._evaluate(0)
         else:
             self.trainer.checkpoints.restore_watch(self)
+            self._stop_without_patience(state.global_step, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step = state.global_step
@@ -197,7 +203,11 @@ class Watch(TrainerCallback):
         if self.best is None:
             return
         self.misses = 0 if improved else self.misses + 1
-        if self.misses >= (self._config.early_stopping_patience or 0):
+        self._stop_without_patience(step, control)
+
+    def _stop_without_patience(self, step: int, control: TrainerControl) -> None:
+        """Ends training where patience has run out: after a step, and at once where a commit of that step is read."""
+        if self.best is not None and self.misses >= (self._config.early_stopping_patience or 0):
             self.stopped_early = step < self._num_steps
             control.should_training_stop = True
 

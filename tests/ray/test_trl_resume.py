@@ -129,6 +129,29 @@ def test_a_resumed_run_is_the_same_run(
         assert [e["step"] for e in read_events(run_dir) if e["event"] == "resumed"] == [cut]
 
 
+def test_a_run_cut_after_its_patience_ran_out_is_over(
+    lent: None, tiny_model_dir: Path, files: dict[str, str], tmp_path: Path
+) -> None:
+    """The commit of that step is there, the adapter is not: what is left is to put the best weights back."""
+    optim = {"learning_rate": 0.15, "schedule": "constant", "max_grad_norm": 100.0}
+    changes = {"optim": optim, "early_stopping_patience": 1, "eval_every_steps": 1, "max_steps": 30}
+    whole = train("sft", tiny_model_dir, files, tmp_path / "whole", 2, **changes)
+    last = whole["num_steps"]
+    assert whole["stopped_early"] and last < 30
+    commit = tmp_path / "whole" / "checkpoints" / f"step-{last:08d}"
+    shutil.copytree(commit, tmp_path / "cut" / "checkpoints" / commit.name)
+    shutil.copy(tmp_path / "whole" / "metrics.jsonl", tmp_path / "cut" / "metrics.jsonl")
+    again = train("sft", tiny_model_dir, files, tmp_path / "cut", 2, **changes)
+    assert [e["step"] for e in read_events(tmp_path / "cut") if e["event"] == "resumed"] == [last]
+    for key in ("losses", "num_steps", "stopped_early", "best_step", "eval_loss", "evaluations"):
+        assert again[key] == whole[key], key
+    adapters = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut")]
+    assert file_sha256(adapters[0]) == file_sha256(adapters[1])
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    described = json.loads((tmp_path / "cut" / "config.json").read_text(encoding="utf-8"))
+    assert described["num_steps"] == 30, "what it set out to do"
+
+
 def test_a_killed_rank_is_replaced_from_the_last_commit(
     whole_runs: dict[str, tuple[dict[str, Any], Path]],
     tiny_model_dir: Path,
