@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.memory_model import base_tensors, dtype_bytes
 from cluster.shapes import ModelShape
-from rlhf.config import EvaluateConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig
+from rlhf.config import DpoConfig, EvaluateConfig, PpoConfig, SampleConfig, SftConfig, TrainerConfig
 from rlhf.config.base import Section
 
 
@@ -93,7 +93,7 @@ def estimate(
     """
     if isinstance(config, PpoConfig):
         return _ppo(config, shape, speed, gpus, separate, critic or shape)
-    if isinstance(config, SftConfig | RewardConfig):
+    if isinstance(config, TrainerConfig):
         return _training(config, shape, speed, gpus, num_rows)
     if isinstance(config, SampleConfig | EvaluateConfig) and num_rows:
         return _sampling(config, shape, speed, gpus, num_rows)
@@ -166,10 +166,10 @@ def _ppo(
 
 
 def _training(
-    config: SftConfig | RewardConfig, shape: ModelShape, speed: Speed, gpus: float, num_rows: int | None
+    config: TrainerConfig, shape: ModelShape, speed: Speed, gpus: float, num_rows: int | None
 ) -> Estimate | None:
-    pairs = isinstance(config, RewardConfig)
-    minibatch = config.batch.minibatch_pairs if isinstance(config, RewardConfig) else config.batch.minibatch_sequences
+    pairs = not isinstance(config, SftConfig)
+    minibatch = config.batch.minibatch_sequences if isinstance(config, SftConfig) else config.batch.minibatch_pairs
     steps = config.max_steps
     if num_rows is not None:
         by_rows = max(1, math.ceil(num_rows * config.num_epochs / minibatch))
@@ -179,6 +179,7 @@ def _training(
     length = config.data.max_sequence_tokens
     tokens = float(steps * minibatch * length * (2 if pairs else 1))
     factor = backward_factor(full=config.lora is None, checkpointing=config.model.gradient_checkpointing)
+    factor += isinstance(config, DpoConfig)  # the reference reads every batch, too
     rate = speed.tflops * 1e12 * speed.utilization * config.placement.num_ranks
     packed = isinstance(config, SftConfig) and config.packing
     seconds = {"learn": factor * pass_flops(shape, tokens, length) / rate}

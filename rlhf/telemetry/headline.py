@@ -38,7 +38,7 @@ Summary = Mapping[str, Any]
 
 def headline_cards(summary: Summary) -> list[Card]:
     """The cards for which the summary holds the numbers."""
-    makers = (_win_rate, _scores, _reward_model, _kl, _sync, _time)
+    makers = (_win_rate, _scores, _rewards, _kl, _sync, _time)
     return [card for card in (make(summary) for make in makers) if card is not None]
 
 
@@ -75,19 +75,26 @@ def compared(summary: Summary) -> tuple[str, str]:
     return ours, theirs
 
 
+REWARDS = {"reward_model": "Reward model accuracy", "implicit_reward": "Accuracy of implicit rewards"}
+"""Sections of a summary that tell how well pairs are ordered, and the name of the figure."""
+
+
+def _section(summary: Summary) -> str:
+    return next((name for name in REWARDS if name in summary), "reward_model")
+
+
 def _reward_sentence(summary: Summary) -> str:
     accuracy, ceiling = vote_figures(summary)
     if accuracy is None or ceiling is None:
         return ""
-    what = (
-        "held-out pairs as the annotators did" if _is_quickstart(summary) else "single held-out votes as they were cast"
-    )
-    return f"The reward model orders {_percent(accuracy)} of {what}; their own disagreement allows {_percent(ceiling)}."
+    who = "The reward model orders" if _section(summary) == "reward_model" else "The policy's implicit rewards order"
+    what = "held-out pairs as the annotators did" if _of_votes(summary) else "single held-out votes as they were cast"
+    return f"{who} {_percent(accuracy)} of {what}; their own disagreement allows {_percent(ceiling)}."
 
 
-def _is_quickstart(summary: Summary) -> bool:
-    """Whose accuracy of the reward model is one over single votes."""
-    return _number(summary, "reward_model", "ceiling") is not None
+def _of_votes(summary: Summary) -> bool:
+    """Whether the accuracy itself is one over single votes, as a quickstart's is."""
+    return _number(summary, _section(summary), "ceiling") is not None
 
 
 def vote_figures(summary: Summary) -> tuple[float | None, float | None]:
@@ -95,16 +102,18 @@ def vote_figures(summary: Summary) -> tuple[float | None, float | None]:
 
     The ceiling is None where nothing is known of the votes' disagreement: every pair came with one answer.
     """
-    if _is_quickstart(summary):
-        return _number(summary, "reward_model", "accuracy"), _number(summary, "reward_model", "ceiling")
-    ceiling = _number(summary, "reward_model", "vote_ceiling")
-    return _number(summary, "reward_model", "vote_accuracy"), ceiling if ceiling is not None and ceiling < 1 else None
+    section = _section(summary)
+    if _of_votes(summary):
+        return _number(summary, section, "accuracy"), _number(summary, section, "ceiling")
+    ceiling = _number(summary, section, "vote_ceiling")
+    return _number(summary, section, "vote_accuracy"), ceiling if ceiling is not None and ceiling < 1 else None
 
 
 def length_rule(summary: Summary) -> tuple[str, float] | None:
     """(``"longer"`` or ``"shorter"``, accuracy of choosing by length alone), where the summary has it."""
-    found = _number(summary, "reward_model", "length_baseline", "accuracy")
-    return None if found is None else (str(summary["reward_model"]["length_baseline"].get("rule", "longer")), found)
+    section = _section(summary)
+    found = _number(summary, section, "length_baseline", "accuracy")
+    return None if found is None else (str(summary[section]["length_baseline"].get("rule", "longer")), found)
 
 
 def _number(summary: Summary, *path: str) -> float | None:
@@ -149,8 +158,9 @@ def _first(summary: Summary, *names: str) -> float | None:
     return next((found for name in names if (found := _number(summary, "mean_score", name)) is not None), None)
 
 
-def _reward_model(summary: Summary) -> Card | None:
-    accuracy, low, high = (_number(summary, "reward_model", key) for key in ("accuracy", "ci_low", "ci_high"))
+def _rewards(summary: Summary) -> Card | None:
+    section = _section(summary)
+    accuracy, low, high = (_number(summary, section, key) for key in ("accuracy", "ci_low", "ci_high"))
     if accuracy is None:
         return None
     interval = (low, high) if low is not None and high is not None else None
@@ -159,7 +169,7 @@ def _reward_model(summary: Summary) -> Card | None:
         detail += f", 95% interval {_percent(interval[0])} to {_percent(interval[1])}"
     votes, ceiling = vote_figures(summary)
     mark, label = None, ""
-    if _is_quickstart(summary) and ceiling is not None:
+    if _of_votes(summary) and ceiling is not None:
         detail += f"; agreement allows {_percent(ceiling)}"
         mark, label = ceiling, f"ceiling {_percent(ceiling)}"
     elif votes is not None and ceiling is not None:
@@ -170,9 +180,7 @@ def _reward_model(summary: Summary) -> Card | None:
         if mark is None:
             mark, label = share, f"{name} {_percent(share)}"
     lowest = min(0.5, accuracy, *(interval or ()), *(() if mark is None else (mark,)))
-    return Card(
-        "Reward model accuracy", _percent(accuracy), "", detail, Gauge(lowest, 1, accuracy, interval, mark, label)
-    )
+    return Card(REWARDS[section], _percent(accuracy), "", detail, Gauge(lowest, 1, accuracy, interval, mark, label))
 
 
 def _kl(summary: Summary) -> Card | None:

@@ -27,6 +27,7 @@ from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.large_files import large_files
+from rlhf.workers.pair_figures import held_out_shares, step_figures
 from rlhf.workers.schedule import row_order
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
 from rlhf.workers.trl_common import (
@@ -39,7 +40,6 @@ from rlhf.workers.trl_common import (
     pad_right,
     put_back,
     rank_batches,
-    sum_over_ranks,
     training_arguments,
 )
 
@@ -95,17 +95,9 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, chosen: Tensor, rejected: Tensor, probability: Tensor) -> None:
-        correct = correct_against_majority(chosen - rejected, probability)
-        sums = {
-            "pairs": float(len(chosen)),
-            "decided": float(len(correct)),
-            "correct": float(correct.sum()),
-            "difference": float((chosen - rejected).sum()),
-        }
-        total = sum_over_ranks(sums, chosen.device)
-        self._metrics["train"]["score_difference"].append(total["difference"] / total["pairs"])
-        if decided := int(total["decided"]):  # as often as there are pairs: the log takes the mean over a step
-            self._metrics["train"]["accuracy"] += [total["correct"] / decided] * decided
+        means = step_figures(chosen - rejected, probability)
+        self._metrics["train"]["score_difference"] += means["difference"]
+        self._metrics["train"]["accuracy"] += means["accuracy"]
 
     @torch.no_grad()
     def score_all(self, sequences: list[list[int]]) -> list[float]:
@@ -135,25 +127,6 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         numbers = {key: torch.tensor([float(row[key]) for row in rows]) for key in ("probability", "margin", "weight")}
         found = pairwise_reward_loss(chosen, rejected, denominator=numbers["weight"].sum(), **numbers)
         return {"loss": float(found.loss), **held_out_shares(chosen - rejected, numbers["probability"])}
-
-
-def held_out_shares(difference: Tensor, probability: Tensor) -> dict[str, float]:
-    """``accuracy`` where a pair has a majority, ``vote_accuracy`` where votes differ: what can be told."""
-    found = {}
-    if len(correct := correct_against_majority(difference, probability)):
-        found["accuracy"] = float(correct.mean())
-    if bool(((probability > 0) & (probability < 1)).any()):
-        found["vote_accuracy"] = float((0.5 + difference.sign() * (probability - 0.5)).mean())
-    return found
-
-
-def correct_against_majority(difference: Tensor, probability: Tensor) -> Tensor:
-    """1 where the sign agrees with the majority of the votes, 0.5 for a difference of 0; (decided pairs,) float32.
-
-    Pairs without a majority (probability 0.5) say nothing here and are left out.
-    """
-    decided = probability != 0.5
-    return 0.5 + 0.5 * difference[decided].sign().float() * (probability[decided] - 0.5).sign().float()
 
 
 class RewardWorker:

@@ -56,6 +56,7 @@ def test_config_plans(path: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
             "annotator_weights=false",
             "normalize_on=null",
         ],
+        "dpo": [f"data.train={pairs}", "data.evaluation=null", "data.eval_fraction=0.2", "annotator_weights=false"],
         "ppo": [f"prompts={rows}", "scores=[{kind: function, path: 'a:b'}]"],
         "sample": [f"prompts={rows}"],
         "evaluate": [f"prompts={rows}", f"baseline={tiny_model_dir}", "judge={kind: function, path: 'a:b'}"],

@@ -1,4 +1,4 @@
-"""SFT and reward training go on from any commit as if nothing had happened, and survive the death of a rank."""
+"""SFT, reward and DPO training go on from any commit as if nothing had happened, and survive the death of a rank."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import RewardConfig, SftConfig, build_config
+from rlhf.config import DpoConfig, RewardConfig, SftConfig, build_config
 from rlhf.engine.checkpoint.manifest import file_sha256
 from rlhf.stages import training
+from rlhf.stages.dpo import run_dpo
 from rlhf.stages.reward import run_reward
 from rlhf.stages.sft import run_sft
 from rlhf.telemetry.events import read_events
@@ -41,17 +42,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "sft_eval": write_rows(folder / "held_out.jsonl", demonstrations(5, seed=9)),
         "reward": write_rows(folder / "preferences.jsonl", preferences(24)),
         "reward_eval": write_rows(folder / "held_out_pairs.jsonl", preferences(9, seed=9)),
+        "dpo": str(folder / "preferences.jsonl"),
+        "dpo_eval": str(folder / "held_out_pairs.jsonl"),
     }
 
 
 def train(stage: str, base: Path, files: dict[str, str], run_dir: Path, zero: int, **changes: Any) -> dict[str, Any]:
-    """Dropout, a schedule, early stopping with its best weights: everything that has state is in use."""
+    """Dropout (none in DPO), a schedule, early stopping with its best weights: everything that has state is in use."""
     unit = "sequences" if stage == "sft" else "pairs"
     tree: dict[str, Any] = {
         "run_dir": str(run_dir),
         "model": {"name": str(base)},
         "data": {"train": files[stage], "evaluation": files[f"{stage}_eval"], "max_sequence_tokens": 256},
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.0 if stage == "dpo" else 0.1},
         "optim": {"learning_rate": 1e-3, "schedule": "linear"},
         "batch": {f"minibatch_{unit}": 4, f"microbatch_{unit}_per_gpu": 1},
         "max_steps": STEPS,
@@ -65,6 +68,8 @@ def train(stage: str, base: Path, files: dict[str, str], run_dir: Path, zero: in
     } | changes
     if stage == "sft":
         return run_sft(build_config(SftConfig, tree, source="test"))
+    if stage == "dpo":
+        return run_dpo(build_config(DpoConfig, tree, source="test"))
     return run_reward(build_config(RewardConfig, tree, source="test"))
 
 
@@ -90,14 +95,14 @@ def only_commit(whole: Path, step: int, target: Path) -> None:
     (target / "metrics.jsonl").write_text(text, encoding="utf-8")
 
 
-ZERO = {"sft": 2, "reward": 3}
+ZERO = {"sft": 2, "reward": 3, "dpo": 2}
 
 
 @pytest.fixture(scope="module")
 def whole_runs(
     actor_pool: ActorPool, tiny_model_dir: Path, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[dict[str, Any], Path]]:
-    """Both stages without a fault: figures and run directory."""
+    """All three stages without a fault: figures and run directory."""
     place = tmp_path_factory.mktemp("whole")
     with actor_pool.lent_to(training):
         return {
@@ -106,7 +111,7 @@ def whole_runs(
         }
 
 
-@pytest.mark.parametrize(("stage", "cuts"), [("sft", (1, 4)), ("reward", (3,))])
+@pytest.mark.parametrize(("stage", "cuts"), [("sft", (1, 4)), ("reward", (3,)), ("dpo", (3,))])
 def test_a_resumed_run_is_the_same_run(
     stage: str,
     cuts: tuple[int, ...],

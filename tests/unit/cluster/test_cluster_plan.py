@@ -306,6 +306,22 @@ def test_the_rows_counted_are_those_that_a_stage_uses(tmp_path: Path, capsys: py
     assert steps(*evaluate, "limit=30")["estimate"]["steps"] == 60
 
 
+def test_dpo_holds_and_reads_a_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    def found(stage: str, *words: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        more = ["--shape", "llama-3.2-1b", "--rows", "640", "data.max_sequence_tokens=1024", "engine.zero_stage=2"]
+        path = str(ROOT / f"configs/{stage}/qlora_7b_1gpu.yaml")
+        report = plan(capsys, "--config", path, *more, "model.quantization=none", *words)[1]
+        return report["roles"][0], report["estimate"]
+
+    (reward, cheap), (dpo, dear) = found("reward"), found("dpo")
+    assert dpo["adapters"] == pytest.approx(2 * reward["adapters"], rel=0.001), "the reference is an adapter more"
+    assert dear["steps"] == cheap["steps"] and dear["tokens"] == cheap["tokens"]
+    # of forward passes: 2 for the policy and 1 for recomputing; the reference costs one more
+    assert dear["seconds"]["learn"] == pytest.approx(4 / 3 * cheap["seconds"]["learn"], rel=0.001)
+    whole, _ = found("dpo", "lora=null")
+    assert whole["weights"] + whole["adapters"] == pytest.approx(2 * dpo["weights"], rel=0.001), "two whole models"
+
+
 def test_packed_rows_are_an_upper_bound(capsys: pytest.CaptureFixture[str]) -> None:
     def found(packing: str) -> dict[str, Any]:
         return plan(capsys, "--config", SFT, "--shape", "qwen2.5-0.5b", "--rows", "100", f"packing={packing}")[1]

@@ -36,6 +36,9 @@ def test_plans_of_all_stages(tiny_model_dir: Path, tmp_path: Path, monkeypatch: 
     assert sft["trained parameters"].startswith(f"{lora:,} of ")
     reward = _plan("reward", model=model, data={"train": pairs}, lora={"r": 4})
     assert reward["trained parameters"].startswith(f"{lora + 64:,} of ") and "reward.json" in reward["files"]
+    dpo = _plan("dpo", model=model, data={"train": pairs}, lora={"r": 4}, beta=0.2)
+    assert dpo["trained parameters"].startswith(f"{lora:,} of ") and dpo["loss"] == "sigmoid, beta 0.2"
+    assert dpo["reference"] == f"{tiny_model_dir}, as a frozen adapter" and "reward.json" not in dpo["files"]
     function = {"kind": "function", "path": "a:b"}
     ppo = _plan("ppo", model=model, prompts=rows, scores=[function], placement={"num_rollout_workers": 2})
     assert ppo["rollouts per step"] == "32 = 32 prompts x 1 responses, by 2 rollout workers"

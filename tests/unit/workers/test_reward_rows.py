@@ -22,7 +22,7 @@ from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, ScoreHead, build_r
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accuracy, wilson_interval
 from rlhf.stages.encode import encode_preferences, shortened_prompt
-from rlhf.workers.reward import correct_against_majority, held_out_shares
+from rlhf.workers.pair_figures import correct_against_majority, held_out_shares
 
 
 def _pair(name: str, prompt: str, chosen: str = "yes", rejected: str = "no", **more: float) -> PreferenceRow:
