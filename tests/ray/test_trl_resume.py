@@ -139,7 +139,14 @@ def test_a_run_cut_after_its_patience_ran_out_is_over(
 ) -> None:
     """The commit of that step is there, the adapter is not: what is left is to put the best weights back."""
     optim = {"learning_rate": 0.15, "schedule": "constant", "max_grad_norm": 100.0}
-    changes = {"optim": optim, "early_stopping_patience": 1, "eval_every_steps": 1, "max_steps": 30}
+    whole_step = {"minibatch_sequences": 4, "microbatch_sequences_per_gpu": 2}  # in one pass: nothing ends it half-way
+    changes = {
+        "optim": optim,
+        "early_stopping_patience": 1,
+        "eval_every_steps": 1,
+        "max_steps": 30,
+        "batch": whole_step,
+    }
     whole = train("sft", tiny_model_dir, files, tmp_path / "whole", 2, **changes)
     last = whole["num_steps"]
     assert whole["stopped_early"] and last < 30
