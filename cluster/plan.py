@@ -143,6 +143,11 @@ def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
         )
     if isinstance(config, PpoConfig) and borrows_base(config, setting):
         found.append("Rollout workers use the base of the rank on their GPU: theirs is counted there.")
+    if getattr(config, "packing", False):
+        found.append(
+            "Steps, tokens and hours are upper bounds: packing=true lays several rows into one of "
+            "data.max_sequence_tokens, and how many is known when they are encoded (rlhf sft --dry-run counts them)."
+        )
     engine = getattr(getattr(config, "rollout", None), "engine", "transformers")
     if engine != "transformers":
         found.append(
@@ -229,7 +234,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "changes": report.changes,
         "notes": list(report.notes),
         "estimate": None if cost is None else {
-            "steps": cost.steps, "updates": cost.updates, "tokens": cost.tokens, "seconds": cost.seconds,
+            "steps": cost.steps, "upper_bound": cost.upper_bound,
+            "updates": cost.updates, "tokens": cost.tokens, "seconds": cost.seconds,
             "hours": cost.hours, "gpu_hours": cost.gpu_hours,
             "cost": None if report.price is None else cost.gpu_hours * report.price,
         },
@@ -238,7 +244,9 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def _cost_rows(cost: Estimate, price: float | None) -> dict[str, object]:
     rows: dict[str, object] = {
-        "steps": f"{cost.steps:,}" + (f" ({cost.updates:,} optimizer steps)" if cost.updates else ""),
+        "steps": ("at most " if cost.upper_bound else "")
+        + f"{cost.steps:,}"
+        + (f" ({cost.updates:,} optimizer steps)" if cost.updates else ""),
         "tokens through the model": f"{cost.tokens:,.0f}",
         "hours": f"{cost.hours:.2f} ({', '.join(f'{k} {v / 3600:.2f}' for k, v in cost.seconds.items())})",
         "GPU-hours": f"{cost.gpu_hours:.1f} on {cost.gpus:g} GPUs",
@@ -300,7 +308,10 @@ def parse_memory(text: str) -> float:
 
 
 def _count_rows(config: Any) -> int | None:
-    """Rows of local JSON lines files; None for anything else."""
+    """Rows that the stage will use of local JSON lines files; None for anything else.
+
+    A held-out share is taken as it is named: which prompts it holds is known once the rows are read.
+    """
     data = getattr(config, "data", None)
     named = data.train if data is not None else config.prompts
     files = [Path(name) for name in ([named] if isinstance(named, str) else named)]
@@ -310,7 +321,11 @@ def _count_rows(config: Any) -> int | None:
     for file in files:
         with file.open("rb") as handle:
             count += sum(1 for line in handle if line.strip())
-    return count
+    limit = data.limit if data is not None else getattr(config, "limit", None)
+    count = count if limit is None else min(count, limit)
+    if data is None or data.evaluation is not None:
+        return count
+    return max(1, round(count * (1 - data.eval_fraction)))
 
 
 def _parser() -> argparse.ArgumentParser:

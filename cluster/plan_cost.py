@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.memory_model import base_tensors, dtype_bytes
 from cluster.shapes import ModelShape
-from rlhf.config import EvaluateConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig
+from rlhf.config import DpoConfig, EvaluateConfig, PpoConfig, SampleConfig, SftConfig, TrainerConfig
 from rlhf.config.base import Section
 
 
@@ -54,6 +55,7 @@ class Estimate:
         tokens: tokens that pass through the model in training and decoding.
         seconds: by act (PPO: act, judge, learn; otherwise learn or act).
         gpus: GPUs held for the whole time.
+        upper_bound: steps are counted with one row per sequence, and packing will lay several into one.
     """
 
     steps: int
@@ -61,6 +63,7 @@ class Estimate:
     tokens: float
     seconds: dict[str, float]
     gpus: float
+    upper_bound: bool = False
 
     @property
     def hours(self) -> float:
@@ -90,7 +93,7 @@ def estimate(
     """
     if isinstance(config, PpoConfig):
         return _ppo(config, shape, speed, gpus, separate, critic or shape)
-    if isinstance(config, SftConfig | RewardConfig):
+    if isinstance(config, TrainerConfig):
         return _training(config, shape, speed, gpus, num_rows)
     if isinstance(config, SampleConfig | EvaluateConfig) and num_rows:
         return _sampling(config, shape, speed, gpus, num_rows)
@@ -163,21 +166,24 @@ def _ppo(
 
 
 def _training(
-    config: SftConfig | RewardConfig, shape: ModelShape, speed: Speed, gpus: float, num_rows: int | None
+    config: TrainerConfig, shape: ModelShape, speed: Speed, gpus: float, num_rows: int | None
 ) -> Estimate | None:
-    pairs = isinstance(config, RewardConfig)
-    minibatch = config.batch.minibatch_pairs if isinstance(config, RewardConfig) else config.batch.minibatch_sequences
+    pairs = not isinstance(config, SftConfig)
+    minibatch = config.batch.minibatch_sequences if isinstance(config, SftConfig) else config.batch.minibatch_pairs
     steps = config.max_steps
     if num_rows is not None:
-        by_rows = max(1, -(-int(num_rows * config.num_epochs) // minibatch))
+        by_rows = max(1, math.ceil(num_rows * config.num_epochs / minibatch))
         steps = by_rows if steps is None else min(steps, by_rows)
     if steps is None:
         return None
     length = config.data.max_sequence_tokens
     tokens = float(steps * minibatch * length * (2 if pairs else 1))
     factor = backward_factor(full=config.lora is None, checkpointing=config.model.gradient_checkpointing)
+    factor += isinstance(config, DpoConfig)  # the reference reads every batch, too
     rate = speed.tflops * 1e12 * speed.utilization * config.placement.num_ranks
-    return Estimate(steps, steps, tokens, {"learn": factor * pass_flops(shape, tokens, length) / rate}, gpus)
+    packed = isinstance(config, SftConfig) and config.packing
+    seconds = {"learn": factor * pass_flops(shape, tokens, length) / rate}
+    return Estimate(steps, steps, tokens, seconds, gpus, packed)
 
 
 def _sampling(

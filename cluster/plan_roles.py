@@ -25,7 +25,17 @@ from cluster.memory_model import (
     training_state,
 )
 from cluster.shapes import ModelShape
-from rlhf.config import EvaluateConfig, LoraConfig, ModelConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig
+from rlhf.config import (
+    DpoConfig,
+    EvaluateConfig,
+    LoraConfig,
+    ModelConfig,
+    PpoConfig,
+    RewardConfig,
+    SampleConfig,
+    SftConfig,
+    TrainerConfig,
+)
 from rlhf.config.base import Section
 from rlhf.errors import ConfigError
 
@@ -74,6 +84,7 @@ def plan_roles(config: Section, shape: ModelShape, setting: Setting) -> list[Rol
     makers: dict[type, Callable[[Any, ModelShape, Setting], list[RolePlan]]] = {
         SftConfig: _sft,
         RewardConfig: _reward,
+        DpoConfig: _dpo,
         PpoConfig: _ppo,
         SampleConfig: _sampling,
         EvaluateConfig: _sampling,
@@ -84,7 +95,7 @@ def plan_roles(config: Section, shape: ModelShape, setting: Setting) -> list[Rol
 
 
 def _trainer(
-    config: SftConfig | RewardConfig | PpoConfig, base: list[Tensors], trained: list[Tensors], frozen: list[Tensors],
+    config: TrainerConfig | PpoConfig, base: list[Tensors], trained: list[Tensors], frozen: list[Tensors],
     width: int, copied: list[Tensors] | None = None, ranks: int | None = None,
 ) -> Memory:  # fmt: skip
     """Weights, adapters and training state of one rank; ``copied`` is a whole model trained beside the frozen base."""
@@ -126,6 +137,19 @@ def _reward(config: RewardConfig, shape: ModelShape, setting: Setting) -> list[R
     rows, tokens = 2 * config.batch.microbatch_pairs_per_gpu, config.data.max_sequence_tokens
     kept, recomputed = _passes(config.model, shape, config.lora, rows, tokens, width)
     memory += Memory(activations=kept + recomputed)
+    return [RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)]
+
+
+def _dpo(config: DpoConfig, shape: ModelShape, setting: Setting) -> list[RolePlan]:
+    """The reference is another adapter, frozen, or a second copy of a model that is trained whole."""
+    width = dtype_bytes(config.model, on_gpu=setting.on_gpu)
+    base = base_tensors(shape, config.model, width)
+    trained = adapter_tensors(shape, config.lora, width) if config.lora else []
+    memory = _trainer(config, base, trained, trained if config.lora else base, width)
+    rows, tokens = 2 * config.batch.microbatch_pairs_per_gpu, config.data.max_sequence_tokens
+    kept, recomputed = _passes(config.model, shape, config.lora, rows, tokens, width)
+    chunk = LOSS_CHUNK_ROWS * shape.vocab * (width + 2 * 4)
+    memory += Memory(activations=kept + max(recomputed, chunk))
     return [RolePlan("trainer", config.placement.num_ranks, _gpus(config.placement.gpus_per_rank, setting), memory)]
 
 

@@ -23,13 +23,21 @@ from rlhf.workers.lean import lean_imports
 STAGE_HELP = {
     "sft": "supervised fine-tuning on demonstrations",
     "reward": "train a reward model on preferences (files, or store:PROJECT@vN)",
+    "dpo": "train a policy on preferences alone, without a reward model or sampling",
     "ppo": "train the policy with PPO (or GRPO, RLOO, REINFORCE++) against scores",
     "sample": "draw K responses per prompt from a policy, for annotators",
     "evaluate": "win rate of a policy against a baseline on held-out prompts",
 }
-TITLES = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO", "sample": "Sample", "evaluate": "Evaluate"}
+TITLES = {
+    "sft": "SFT",
+    "reward": "Reward model",
+    "dpo": "DPO",
+    "ppo": "PPO",
+    "sample": "Sample",
+    "evaluate": "Evaluate",
+}
 
-RESUMABLE = ("sft", "reward", "ppo")
+RESUMABLE = ("sft", "reward", "dpo", "ppo")
 DELEGATES = {
     "prefs": ("preference_ui.cli", "the preference store: import, sample, export, stats, freeze, backup, verify"),
     "annotate": ("preference_ui.app.serve", "serve the page on which people rank responses"),
@@ -157,7 +165,7 @@ def _run_stage(args: argparse.Namespace) -> int:
             config, progress=lambda step, total, **figures: progress.update(step, total, **figures)
         )
     print_table(f"{TITLES[args.stage]} finished", _flat(summary))
-    if args.stage in ("sft", "reward", "ppo"):
+    if args.stage != "sample":
         from rlhf.telemetry.report import write_run_report
 
         get_console().print(f"report: {write_run_report(config.run_dir)}", markup=False)
@@ -202,7 +210,7 @@ def _next_commands(stage: str, config: Any) -> list[tuple[str, str]]:
         source = f'scores="[{{kind: reward_model, run: {run_dir}}}]"'
         ppo = f"rlhf ppo --config configs/ppo/tiny_cpu.yaml {source}{learning}{drawing}"
         return [(ppo, "train the policy against it")]
-    if stage == "ppo":
+    if stage in ("ppo", "dpo"):
         evaluate = f"rlhf evaluate --config configs/evaluate/tiny_cpu.yaml model.name={run_dir}{drawing}"
         return [chat, (evaluate, "compare with the SFT policy")]
     if stage == "sample":

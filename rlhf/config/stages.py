@@ -24,8 +24,10 @@ __all__ = [
     "STAGES",
     "AdvantageConfig",
     "DataConfig",
+    "DpoConfig",
     "EvaluateConfig",
     "KlConfig",
+    "PairConfig",
     "PpoBatch",
     "PpoConfig",
     "PpoLossConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "ScoreConfig",
     "SftConfig",
     "StageConfig",
+    "TrainerConfig",
 ]
 
 
@@ -148,6 +151,65 @@ class RewardConfig(StageConfig):
         )
 
 
+class DpoConfig(StageConfig):
+    """A policy straight from pairwise preferences, without a reward model or sampling (arXiv:2305.18290)."""
+
+    stage: Literal["dpo"] = "dpo"
+    data: PreferenceDataConfig
+    lora: LoraConfig | None = LoraConfig()
+    """null: full fine-tuning, beside a second copy of the model as the reference."""
+    optim: OptimConfig = OptimConfig(learning_rate=5e-6)
+    batch: RewardBatch = RewardBatch()
+    num_epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    eval_every_steps: int = Field(50, ge=1)
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Evaluations without a lower held-out loss before stopping; the best weights are restored."""
+    beta: float = Field(0.1, gt=0)
+    """How much staying close to the start is worth: the KL coefficient of the PPO run that this one stands for."""
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """``sigmoid``: DPO's own; ``ipo`` aims at a difference per token; ``hinge``: SLiC's; ``robust`` counts on flips."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of pairs believed to be the wrong way round (``loss_type=robust`` only)."""
+    weight_by_prompt: bool = True
+    """All pairs of one prompt weigh together 1."""
+    annotator_weights: bool = False
+    """Weight votes by the estimated reliability of their annotators (``store:`` data only)."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> DpoConfig:
+        _ = self.gradient_accumulation  # refuses uneven batches before any worker starts
+        if self.model.quantization != "none" and self.lora is None:
+            raise ValueError("model.quantization needs an adapter: set lora.r")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout={self.lora.dropout:g} would make the policy differ from its own start by chance, "
+                "and dpo learns from that difference alone: set it to 0"
+            )
+        if (self.loss_type == "robust") != (self.label_smoothing > 0):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing:g} does not fit loss_type={self.loss_type}: robust needs one "
+                "above 0, such as 0.1, and the other losses have none (votes that differ make soft labels anyway)"
+            )
+        return self
+
+    @property
+    def gradient_accumulation(self) -> int:
+        """Micro-batches per optimizer step and rank."""
+        return exact_division(
+            self.batch.minibatch_pairs,
+            self.batch.microbatch_pairs_per_gpu,
+            self.placement.num_ranks,
+            "minibatch_pairs",
+        )
+
+
+TrainerConfig = SftConfig | RewardConfig | DpoConfig
+"""Stages that train with TRL's trainers."""
+PairConfig = RewardConfig | DpoConfig
+"""Stages that train on pairs."""
+
+
 class SampleConfig(PlacedSection):
     """Draw K responses per prompt from a policy."""
 
@@ -227,6 +289,7 @@ class EvaluateConfig(PlacedSection):
 STAGES: dict[str, type[Section]] = {
     "sft": SftConfig,
     "reward": RewardConfig,
+    "dpo": DpoConfig,
     "ppo": PpoConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,

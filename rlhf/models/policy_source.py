@@ -19,8 +19,8 @@ def resolve_policy(name: str, revision: str | None = None, *, key: str = "model.
     source = resolve_model(name, revision, key=key)
     if source.record is not None and source.record.stage == "reward":
         raise ConfigError(
-            f"{key}={name!r} is a reward run; a policy is wanted, which draws text: name a finished sft or ppo run, or "
-            "a base model"
+            f"{key}={name!r} is a reward run; a policy is wanted, which draws text: name a finished sft, dpo or ppo "
+            "run, or a base model"
         )
     return source
 

@@ -92,11 +92,15 @@ def encode_preferences(
     *,
     use_margins: bool,
     weight_by_prompt: bool,
+    prompt_length: bool = False,
     dropped_path: Path | None = None,
 ) -> tuple[list[TokenRow], dict[str, int]]:
     """Token ids of both responses of every pair, each ending with the stop token.
 
     ``truncate`` shortens the prompt (``shortened_prompt``), equally for both, and never a response.
+
+    Args:
+        prompt_length: rows tell ``num_prompt_tokens``, too.
 
     Returns:
         Rows with ``chosen_ids``, ``rejected_ids``, ``probability``, ``margin``, ``weight`` and ``group``; and how many
@@ -125,6 +129,7 @@ def encode_preferences(
                 "margin": row.margin if use_margins else 0.0,
                 "weight": row.weight,
                 "group": row.group,
+                **({"num_prompt_tokens": len(prompt)} if prompt_length else {}),
             }
         )
     counts = long_rows.settle(len(encoded))

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 
 from rlhf.config import (
+    DpoConfig,
     EvaluateConfig,
     ModelConfig,
+    PairConfig,
     PpoConfig,
     RewardConfig,
     RewardModelSource,
     SampleConfig,
     SftConfig,
+    TrainerConfig,
     config_hash,
 )
 from rlhf.config.base import Section
@@ -31,13 +34,14 @@ from rlhf.models.policy_source import resolve_policy
 from rlhf.models.source import ModelSource, is_path
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages import evaluate as evaluate_stage
-from rlhf.stages import reward as reward_stage
+from rlhf.stages import pairs
 from rlhf.stages import sample as sample_stage
 from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
 from rlhf.stages.critic_ranks import critic_origin
 from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.lengths import check_lengths
+from rlhf.stages.reward import sequences_to_normalize_on
 from rlhf.stages.reward_models import placement_rows, reward_models_of
 from rlhf.stages.scoring import check_sources
 from rlhf.stages.starting_model import with_starting_models
@@ -56,7 +60,8 @@ def plan_stage(config: Section) -> Plan:
     config = with_starting_models(config)
     makers: dict[type, Callable[[Any], Plan]] = {
         SftConfig: _plan_sft,
-        RewardConfig: _plan_reward,
+        RewardConfig: _plan_pairs,
+        DpoConfig: _plan_pairs,
         PpoConfig: _plan_ppo,
         SampleConfig: _plan_sample,
         EvaluateConfig: _plan_evaluate,
@@ -122,24 +127,37 @@ def _plan_sft(config: SftConfig) -> Plan:
     ]
 
 
-def _plan_reward(config: RewardConfig) -> Plan:
-    source, chat = reward_stage.open_model(config)
+def _plan_pairs(config: PairConfig) -> Plan:
+    source, chat = pairs.open_model(config)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = reward_stage.read_rows(config, chat, Path(scratch))
+        rows = pairs.read_pairs(config, chat, Path(scratch))
     minibatch = (
         f"{config.batch.minibatch_pairs} pairs = {config.batch.microbatch_pairs_per_gpu} per pass x "
         f"{config.gradient_accumulation} accumulated x {config.placement.num_ranks} ranks"
     )
     folder = "adapter/" if config.lora else "model/"
+    own: Plan
+    saved: tuple[str, ...]
+    if isinstance(config, RewardConfig):
+        count, saved = len(sequences_to_normalize_on(config, rows.train, chat)), (folder, f"{folder}reward.json")
+        own = [("normalized on", f"{count} sequences")]
+    else:
+        smoothed = f", label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
+        own, saved = [("loss", f"{config.loss_type}, beta {config.beta:g}{smoothed}")], (folder,)
+        own.append(("reference", f"{_source_text(source)}, {_reference_text(config)}"))
     return [
-        *_model_rows(source, config.model, config.lora, chat.style, head=True),
+        *_model_rows(source, config.model, config.lora, chat.style, head=isinstance(config, RewardConfig)),
         ("pairs", _rows_text(rows.counts)),
-        ("normalized on", f"{len(rows.samples)} sequences"),
+        *own,
         ("minibatch", minibatch),
         ("optimizer steps", f"{rows.num_steps} (the last one is filled up from the next shuffle)"),
         *_engine_rows(config),
-        *_files(config.run_dir, folder, f"{folder}reward.json", "tokenizer/"),
+        *_files(config.run_dir, *saved, "tokenizer/"),
     ]
+
+
+def _reference_text(config: DpoConfig) -> str:
+    return "as a frozen adapter" if config.lora is not None else "as a second copy of the model"
 
 
 def _plan_ppo(config: PpoConfig) -> Plan:
@@ -283,7 +301,7 @@ def _saved_adapter_text(directory: Path) -> str:
     return ", ".join([method_of(config), *(f"{key}={value:g}" for key, value in found.items() if value is not None)])
 
 
-def _engine_rows(config: SftConfig | RewardConfig | PpoConfig) -> Plan:
+def _engine_rows(config: TrainerConfig | PpoConfig) -> Plan:
     engine, placement = config.engine, config.placement
     offloaded = [name for name in ("optimizer", "parameters") if getattr(engine, f"offload_{name}")]
     where = placement.ray_address or "a private Ray runtime"

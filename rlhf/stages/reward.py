@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.config import RewardConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.loading import load_demonstrations
-from rlhf.data.schema import PreferenceRow
-from rlhf.errors import ConfigError
-from rlhf.models.positions import check_positions
 from rlhf.models.scorer import RewardSettings, read_reward_settings
-from rlhf.models.source import ModelSource, resolve_model
-from rlhf.models.tokenizer import load_chat
-from rlhf.stages.accuracy import length_baseline, pair_accuracy
-from rlhf.stages.encode import encode_demonstrations, encode_preferences
-from rlhf.stages.preferences import STORE_PREFIX, read_preferences
+from rlhf.stages.encode import encode_demonstrations
+from rlhf.stages.pairs import held_out_figures, open_model, read_pairs
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
 from rlhf.stages.starting_model import with_starting_models
 from rlhf.stages.training import (
@@ -26,25 +19,11 @@ from rlhf.stages.training import (
     TokenRow,
     finish,
     read_description,
-    refuse_full_training_on_adapter,
-    split,
     train_on_ranks,
 )
-from rlhf.workers.schedule import optimizer_steps
 
 MAX_SAMPLES = 2048
 """Most sequences on which scores are normalized; more would not move the mean noticeably."""
-
-
-@dataclass(frozen=True)
-class RewardRows:
-    """Encoded pairs, the sequences to normalize on, and how they came to be."""
-
-    train: list[TokenRow]
-    evaluation: list[TokenRow]
-    samples: list[list[int]]
-    num_steps: int
-    counts: dict[str, Any]
 
 
 def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -61,8 +40,8 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
     source, chat = open_model(config)
     run_dir = prepare_run_dir(config)
     try:
-        rows = read_rows(config, chat, run_dir)
-        parts = (rows.train, rows.evaluation, rows.samples)
+        rows = read_pairs(config, chat, run_dir)
+        parts = (rows.train, rows.evaluation, sequences_to_normalize_on(config, rows.train, chat))
         figures = train_on_ranks(
             "rlhf.workers.reward:RewardWorker",
             config,
@@ -82,69 +61,8 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
         release_run_dir(run_dir)
 
 
-def open_model(config: RewardConfig) -> tuple[ModelSource, ChatFormat]:
-    """Where the model comes from and how it reads conversations."""
-    source = resolve_model(config.model.name, config.model.revision)
-    refuse_full_training_on_adapter(config, source)
-    if config.annotator_weights and not str(config.data.train).startswith(STORE_PREFIX):
-        raise ConfigError("annotator_weights needs rankings from the preference store: set data.train=store:PROJECT")
-    chat = load_chat(source, config.model)[1]
-    check_positions(source, config.model, {"data.max_sequence_tokens": config.data.max_sequence_tokens})
-    return source, chat
-
-
-def read_rows(config: RewardConfig, chat: ChatFormat, run_dir: Path) -> RewardRows:
-    """Loads, splits by prompt and encodes the pairs."""
-    data = config.data
-    found = read_preferences(data, data.train, run_dir, limit=data.limit, annotator_weights=config.annotator_weights)
-    held_out = None
-    if data.evaluation is not None:
-        held_out = read_preferences(data, data.evaluation, run_dir, dropped="dropped_evaluation.jsonl")
-    train, evaluation = split(found, held_out, data, config.seed)
-    encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl")
-    encoded_evaluation: list[TokenRow] = []
-    long_evaluation: dict[str, int] = {}
-    if evaluation:
-        encoded_evaluation, long_evaluation = _encode(config, evaluation, chat, run_dir / "long_rows_evaluation.jsonl")
-    steps = optimizer_steps(len(encoded), config.batch.minibatch_pairs, config.num_epochs, config.max_steps)
-    counts = {
-        "train": len(encoded),
-        "train_prompts": len({row["group"] for row in encoded}),
-        "evaluation": len(encoded_evaluation),
-        "evaluation_prompts": len({row["group"] for row in encoded_evaluation}),
-        "soft_labels": sum(0 < row["probability"] < 1 for row in encoded),
-        "long": long_rows,
-        "long_evaluation": long_evaluation,
-    }
-    return RewardRows(encoded, encoded_evaluation, _samples(config, encoded, chat), steps, counts)
-
-
-def held_out_figures(config: RewardConfig, rows: RewardRows, scores: list[tuple[float, float]]) -> dict[str, Any]:
-    """Held-out accuracy with intervals, beside chance and the length rule."""
-    if not rows.evaluation:
-        return {"accuracy": None}
-    pairs = rows.evaluation
-    differences = [chosen - rejected for chosen, rejected in scores]
-    groups = [row["group"] for row in pairs]
-    found = pair_accuracy(differences, [row["probability"] for row in pairs], groups, seed=config.seed)
-    baseline = length_baseline(rows.train, pairs, seed=config.seed)
-    return {**found, "chance": 0.5, "length_baseline": baseline}
-
-
-def _encode(
-    config: RewardConfig, rows: list[PreferenceRow], chat: ChatFormat, long_path: Path
-) -> tuple[list[TokenRow], dict[str, int]]:
-    return encode_preferences(
-        rows,
-        chat,
-        config.data,
-        use_margins=config.use_margins,
-        weight_by_prompt=config.weight_by_prompt,
-        dropped_path=long_path,
-    )
-
-
-def _samples(config: RewardConfig, train: list[TokenRow], chat: ChatFormat) -> list[list[int]]:
+def sequences_to_normalize_on(config: RewardConfig, train: list[TokenRow], chat: ChatFormat) -> list[list[int]]:
+    """Token ids of the rows of ``normalize_on``, or of both responses of every training pair; a part where many."""
     if config.normalize_on is not None:
         demonstrations, _ = encode_demonstrations(load_demonstrations(config.normalize_on), chat, config.data)
         sequences = [row["input_ids"] for row in demonstrations]

@@ -1,4 +1,4 @@
-"""What the SFT and reward recipes share: ranks that train, figures on their way to the metrics, the final records."""
+"""What the SFT, reward and DPO recipes share: ranks that train, figures on their way out, the final records."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import SftConfig
-from rlhf.config.stages import DataConfig, RewardConfig
+from rlhf.config import DataConfig, TrainerConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.splits import split_by_prompt
 from rlhf.engine.checkpoint.store import CheckpointStore
@@ -40,7 +39,7 @@ Progress = Callable[..., None]
 TokenRow = dict[str, Any]
 
 
-def refuse_full_training_on_adapter(config: SftConfig | RewardConfig, source: ModelSource) -> None:
+def refuse_full_training_on_adapter(config: TrainerConfig, source: ModelSource) -> None:
     """Full fine-tuning cannot start from a run that left an adapter, unless that is merged first."""
     if config.lora is None and source.adapter is not None:
         raise ConfigError(
@@ -58,7 +57,7 @@ def split(rows: list[Any], held_out: list[Any] | None, data: DataConfig, seed: i
 
 def train_on_ranks(
     worker: str,
-    config: SftConfig | RewardConfig,
+    config: TrainerConfig,
     run_dir: Path,
     rows: tuple[list[Any], ...],
     num_steps: int,
@@ -76,6 +75,8 @@ def train_on_ranks(
         StoppedError: a signal asked for an end; the checkpoint is written.
     """
     telemetry, placement = config.telemetry, config.placement
+    # whoever watches the run learns here how long it is
+    write_json(run_dir / CONFIG_JSON, {**read_description(run_dir), "num_steps": num_steps})
     identity = identity_of(
         config,
         source=source,
@@ -146,7 +147,7 @@ def digest_rows(rows: list[Any]) -> str:
 
 
 def _plan(
-    config: SftConfig | RewardConfig, store: CheckpointStore, identity: dict[str, Any], resumed: Resumed | None
+    config: TrainerConfig, store: CheckpointStore, identity: dict[str, Any], resumed: Resumed | None
 ) -> CheckpointPlan:
     return CheckpointPlan(
         directory=str(store.directory),
@@ -163,7 +164,7 @@ def _plan(
 
 
 def finish(
-    config: SftConfig | RewardConfig,
+    config: TrainerConfig,
     run_dir: Path,
     source: ModelSource,
     chat: ChatFormat,

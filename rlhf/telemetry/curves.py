@@ -72,9 +72,41 @@ _REWARD = (
     Curve(
         "Reward model accuracy",
         "share of pairs",
-        (("accuracy", "training"), ("eval_accuracy", "held out")),
-        "Pairs ordered as people ordered them. People disagree, so no model can pass the ceiling for long.",
-        limits=(("ceiling", "ceiling"),),
+        (("accuracy", "training"), ("eval_accuracy", "held out"), ("eval_vote_accuracy", "held out, single votes")),
+        "Pairs ordered as most people ordered them. People disagree: no model can pass the ceiling of single votes for "
+        "long. What choosing by length alone reaches is no merit of the model.",
+        limits=(("ceiling", "ceiling"), ("length_baseline", "by length")),
+    ),
+)
+_DPO = (
+    Curve(
+        "DPO loss",
+        "nats per pair",
+        (("loss", "training"), ("eval_loss", "held out")),
+        "Starts at 0.69 with the sigmoid loss: policy and reference are equal. Held-out loss that rises again is "
+        "overfitting.",
+    ),
+    Curve(
+        "Accuracy of implicit rewards",
+        "share of pairs",
+        (("accuracy", "training"), ("eval_accuracy", "held out"), ("eval_vote_accuracy", "held out, single votes")),
+        "Pairs whose chosen answer has gained more, against the start, than the rejected one. 0.5 is a coin toss; what "
+        "choosing by length alone reaches is no merit.",
+        limits=(("ceiling", "ceiling"), ("length_baseline", "by length")),
+    ),
+    Curve(
+        "Reward margin",
+        "implicit reward, chosen minus rejected",
+        (("reward_margin", "training"), ("eval_reward_margin", "held out")),
+        "Starts at exactly 0 and grows; training far above held out is overfitting.",
+        from_zero=True,
+    ),
+    Curve(
+        "Implicit rewards",
+        "beta x log-ratio to the start",
+        (("eval_reward_chosen", "chosen"), ("eval_reward_rejected", "rejected")),
+        "Held-out answers. Both may fall; where the chosen ones fall as fast, the policy learns what not to say only.",
+        folded=True,
     ),
 )
 _PPO = (
@@ -206,7 +238,7 @@ _OTHER = (
         "Pairs ordered as people ordered them.",
     ),
 )
-CURVES: dict[str, tuple[Curve, ...]] = {"sft": (_LOSS,), "reward": _REWARD, "ppo": _PPO}
+CURVES: dict[str, tuple[Curve, ...]] = {"sft": (_LOSS,), "reward": _REWARD, "dpo": _DPO, "ppo": _PPO}
 
 Record = Mapping[str, Any]
 

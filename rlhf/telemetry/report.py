@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf.errors import DataError
 from rlhf.telemetry.curves import CURVES, Plot, stage_plots
-from rlhf.telemetry.headline import Card, headline_cards, summary_sentence
+from rlhf.telemetry.headline import Card, headline_cards, length_rule, summary_sentence, vote_figures
 from rlhf.telemetry.metrics import METRICS_FILE, read_metrics
 from rlhf.telemetry.runs import RunView, check_run
 
@@ -114,7 +114,7 @@ def report_from_run(run_dir: str | Path, next_commands: Sequence[tuple[str, str]
         plots=_plots(records, summary),
         samples=_read_samples(run_dir / SAMPLES_FILE),
         annotators=[row for row in summary.get("annotators") or () if isinstance(row, Mapping)],
-        seconds=_numbers(summary.get("seconds")),
+        seconds=_seconds(summary),
         next_commands=[(str(c[0]), str(c[1])) for c in commands if len(c) == 2],
         config=next((p.read_text("utf-8") for name in _CONFIG_FILES if (p := run_dir / name).is_file()), ""),
         versions={str(k): str(v) for k, v in (summary.get("versions") or {}).items()},
@@ -160,11 +160,17 @@ def _plots(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
     seen = dict.fromkeys(str(record.get("stage")) for record in records)
     # The known stages in the order in which they are run, then others as they came.
     order = [stage for stage in CURVES if stage in seen] + [stage for stage in seen if stage not in CURVES]
-    reward_model = summary.get("reward_model")
-    ceiling = reward_model.get("ceiling") if isinstance(reward_model, Mapping) else None
-    limits = _numbers({"ceiling": ceiling, "kl_limit": summary.get("kl_limit")})
+    limits = _numbers({"ceiling": vote_figures(summary)[1], "kl_limit": summary.get("kl_limit")})
+    if (rule := length_rule(summary)) is not None:
+        limits["length_baseline"] = rule[1]
     plots = {stage: stage_plots(stage, [r for r in records if r.get("stage") == stage], limits) for stage in order}
     return {stage: found for stage, found in plots.items() if found}
+
+
+def _seconds(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Time by stage; a stage of its own has one figure."""
+    seconds = summary.get("seconds")
+    return _numbers(seconds if isinstance(seconds, Mapping) else {str(summary.get("stage") or "total"): seconds})
 
 
 def _read_samples(path: Path) -> list[Sample]:

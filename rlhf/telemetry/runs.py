@@ -89,6 +89,7 @@ class RunView:
     Attributes:
         config: the resolved config, empty when the run wrote none.
         summary: what a finished run wrote.
+        planned_steps: what the run means to take, once it has counted its rows; None before.
     """
 
     path: Path
@@ -98,6 +99,7 @@ class RunView:
     state: State = "stopped"
     records: list[Record] = field(default_factory=list)
     started: str = ""
+    planned_steps: int | None = None
 
     def __post_init__(self) -> None:
         self._tail = MetricsTail(self.path / METRICS_FILE)
@@ -108,6 +110,7 @@ class RunView:
         described = _json(self.path / "config.json")
         self.config = described.get("config", {})
         self.started = str(described.get("started", ""))
+        self.planned_steps = described.get("num_steps")
         self.summary = _json(self.path / "summary.json")
         self.records = self._tail.read()
         last = self.records[-1] if self.records else {}
@@ -187,8 +190,8 @@ class RunView:
         return []
 
     def _total(self) -> int | None:
-        config = self.config
-        for value in (config.get("num_steps"), config.get("max_steps"), self.summary.get("num_steps")):
+        """What a finished run took; else what a run says that it will take. ``max_steps`` is a bound, not a number."""
+        for value in (self.summary.get("num_steps"), self.planned_steps, self.config.get("num_steps")):
             if isinstance(value, int):
                 return value
         return None

@@ -34,6 +34,15 @@ FIGURES: dict[str, tuple[tuple[str, str], ...]] = {
         ("eval_accuracy", "held-out accuracy"),
         ("grad_norm", "gradient norm"),
     ),
+    "dpo": (
+        ("loss", "loss"),
+        ("eval_loss", "held-out loss"),
+        ("accuracy", "accuracy"),
+        ("eval_accuracy", "held-out accuracy"),
+        ("reward_margin", "reward margin"),
+        ("eval_reward_margin", "held-out margin"),
+        ("grad_norm", "gradient norm"),
+    ),
 }
 _TRAINING = (
     ("loss", "loss"),

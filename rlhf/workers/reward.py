@@ -27,6 +27,7 @@ from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.large_files import large_files
+from rlhf.workers.pair_figures import held_out_shares, step_figures
 from rlhf.workers.schedule import row_order
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
 from rlhf.workers.trl_common import (
@@ -39,7 +40,6 @@ from rlhf.workers.trl_common import (
     pad_right,
     put_back,
     rank_batches,
-    sum_over_ranks,
     training_arguments,
 )
 
@@ -95,14 +95,9 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, chosen: Tensor, rejected: Tensor, probability: Tensor) -> None:
-        sums = {
-            "pairs": float(len(chosen)),
-            "correct": float(correct_against_majority(chosen - rejected, probability).sum()),
-            "difference": float((chosen - rejected).sum()),
-        }
-        total = sum_over_ranks(sums, chosen.device)
-        for key, name in (("correct", "accuracy"), ("difference", "score_difference")):
-            self._metrics["train"][name].append(total[key] / total["pairs"])
+        means = step_figures(chosen - rejected, probability)
+        self._metrics["train"]["score_difference"] += means["difference"]
+        self._metrics["train"]["accuracy"] += means["accuracy"]
 
     @torch.no_grad()
     def score_all(self, sequences: list[list[int]]) -> list[float]:
@@ -124,20 +119,14 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return [scores[index] for index in range(len(sequences))]
 
     def held_out(self) -> dict[str, float]:
-        """Weighted loss and accuracy over all held-out pairs."""
+        """Weighted loss over all held-out pairs, accuracy over those with a majority, and over single votes."""
         rows = self.eval_rows
         scores = self.score_all([row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows])
         chosen, rejected = torch.tensor(scores, dtype=torch.float64).chunk(2)
         self.last_scores = list(zip(chosen.tolist(), rejected.tolist(), strict=True))
         numbers = {key: torch.tensor([float(row[key]) for row in rows]) for key in ("probability", "margin", "weight")}
         found = pairwise_reward_loss(chosen, rejected, denominator=numbers["weight"].sum(), **numbers)
-        correct = correct_against_majority(chosen - rejected, numbers["probability"])
-        return {"loss": float(found.loss), "accuracy": float(correct.mean())}
-
-
-def correct_against_majority(difference: Tensor, probability: Tensor) -> Tensor:
-    """1 where the sign agrees with the majority of the votes, 0.5 for ties on either side, (n,) float32."""
-    return 0.5 + 0.5 * difference.sign().float() * (probability - 0.5).sign().float()
+        return {"loss": float(found.loss), **held_out_shares(chosen - rejected, numbers["probability"])}
 
 
 class RewardWorker:

@@ -1,4 +1,4 @@
-"""Checkpoints of the SFT and reward trainers: the same commit as PPO's, made by the ranks, resumed exactly."""
+"""Checkpoints of the SFT, reward and DPO trainers: the same commit as PPO's, made by the ranks, resumed exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the SFT and reward workers share: a TRL trainer under DeepSpeed on any device, with exact steps and sums."""
+"""What the SFT, reward and DPO workers share: a TRL trainer under DeepSpeed, with exact steps and sums."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from rlhf.config import SftConfig, derive_seed
-from rlhf.config.stages import RewardConfig
+from rlhf.config import TrainerConfig, derive_seed
 from rlhf.engine.engine import bound_collectives, init_process_group, learning_rate_scale
 from rlhf.engine.gather import whole_state, write_whole_state
 from rlhf.engine.zero import deepspeed_config
@@ -26,10 +25,8 @@ from rlhf.workers.context import WorkerContext
 from rlhf.workers.large_files import expect_silence
 from rlhf.workers.trl_checkpoint import TrainerCheckpoints, allow_safe_classes
 
-Config = SftConfig | RewardConfig
 
-
-def join_ranks(config: Config, role: str) -> None:
+def join_ranks(config: TrainerConfig, role: str) -> None:
     """Makes this process a DeepSpeed rank in accelerate's eyes, before any trainer argument exists.
 
     Without a configured state, a trainer on a CPU falls back to plain data parallelism and says nothing.
@@ -41,7 +38,9 @@ def join_ranks(config: Config, role: str) -> None:
     set_seed(derive_seed(config.seed, role, "init") % 2**32)  # equal on all ranks: they share initial adapters
 
 
-def training_arguments(cls: type, config: Config, run_dir: str, *, microbatch: int, num_steps: int, **own: Any) -> Any:
+def training_arguments(
+    cls: type, config: TrainerConfig, run_dir: str, *, microbatch: int, num_steps: int, **own: Any
+) -> Any:
     """Arguments of a TRL trainer; they must exist before ``from_pretrained`` for ZeRO-3 to cut weights at load."""
     dtype = torch_dtype(config.model)
     zero = deepspeed_config(
@@ -90,7 +89,7 @@ def training_arguments(cls: type, config: Config, run_dir: str, *, microbatch: i
 class ExactTrainer:
     """Mixed into a TRL trainer: rows in the given order, our learning-rate schedule, our evaluation."""
 
-    settings: Config
+    settings: TrainerConfig
     watch: Watch
     checkpoints: TrainerCheckpoints
 
@@ -104,6 +103,11 @@ class ExactTrainer:
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
         self.checkpoints.after_step(self)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch of steps; none where training was over at the commit that it goes on from."""
+        if not self.control.should_training_stop:  # type: ignore[attr-defined]
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The schedule; DeepSpeed's own files hold the optimizer, and have been loaded by then."""
@@ -166,7 +170,7 @@ class BestWeights:
 class Watch(TrainerCallback):
     """Reports figures to the driver, evaluates in time, and stops when evaluations no longer improve."""
 
-    def __init__(self, context: WorkerContext, config: Config, num_steps: int) -> None:
+    def __init__(self, context: WorkerContext, config: TrainerConfig, num_steps: int) -> None:
         self.context, self._config, self._num_steps = context, config, num_steps
         self.trainer: Any = None
         self.evaluations: list[dict[str, float]] = []
@@ -188,6 +192,7 @@ class Watch(TrainerCallback):
             self._evaluate(0)
         else:
             self.trainer.checkpoints.restore_watch(self)
+            self._stop_without_patience(state.global_step, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step = state.global_step
@@ -197,7 +202,11 @@ class Watch(TrainerCallback):
         if self.best is None:
             return
         self.misses = 0 if improved else self.misses + 1
-        if self.misses >= (self._config.early_stopping_patience or 0):
+        self._stop_without_patience(step, control)
+
+    def _stop_without_patience(self, step: int, control: TrainerControl) -> None:
+        """Ends training where patience has run out: after a step, and at once where a commit of that step is read."""
+        if self.best is not None and self.misses >= (self._config.early_stopping_patience or 0):
             self.stopped_early = step < self._num_steps
             control.should_training_stop = True
 

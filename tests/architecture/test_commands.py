@@ -135,7 +135,7 @@ def test_each_command_of_the_readme_reads_what_an_earlier_one_has_written() -> N
             there.add(f"store:{words[3]}")
         elif words[1] == "annotate":
             assert f"store:{words[words.index('--project') + 1]}" in there, words
-    assert stages == ["sft", "sample", "reward", "ppo", "evaluate"], "the loop on one's own model"
+    assert stages == ["sft", "sample", "reward", "ppo", "evaluate", "dpo"], "the loop on one's own model"
 
 
 def test_every_run_that_a_shipped_config_reads_is_one_that_another_writes() -> None:

@@ -57,6 +57,7 @@ def test_config_plans(path: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
             "normalize_on=null",
         ],
         "ppo": [f"prompts={rows}", "scores=[{kind: function, path: 'tests.support.scores:count_e'}]"],
+        "dpo": [f"data.train={pairs}", "data.evaluation=null", "data.eval_fraction=0.2", "annotator_weights=false"],
         "sample": [f"prompts={rows}"],
         "evaluate": [
             f"prompts={rows}",

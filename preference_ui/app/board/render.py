@@ -20,6 +20,7 @@ from rlhf.telemetry.runs import Event, RunView, sparkline
 HEADLINES = {
     "ppo": (("score_mean", "score"), ("kl", "KL"), ("entropy", "entropy")),
     "reward": (("accuracy", "accuracy"), ("eval_accuracy", "held out"), ("loss", "loss")),
+    "dpo": (("eval_accuracy", "held out"), ("eval_reward_margin", "margin"), ("loss", "loss")),
 }
 TRAINING = (("loss", "loss"), ("eval_loss", "held out"))
 MAX_COMPARED = 6

@@ -283,6 +283,55 @@ def test_every_shipped_config_can_be_planned(path: Path, capsys: pytest.CaptureF
     assert all(role["total"] > 2**30 for role in found["roles"]), "more than the driver alone"
 
 
+def test_the_rows_counted_are_those_that_a_stage_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p", "completion": "c"}\n' * 1000)
+
+    def steps(config: str, *words: str) -> dict[str, Any]:
+        return plan(capsys, "--config", str(ROOT / config), "--shape", "qwen2.5-0.5b", "--gpu", "a100", *words)[1]
+
+    def sft(*words: str) -> int:
+        more = [f"data.train={rows}", "num_epochs=1", "max_steps=null", "batch.minibatch_sequences=8",
+                "batch.microbatch_sequences_per_gpu=1", "placement.num_ranks=1", *words]  # fmt: skip
+        return steps("configs/sft/qlora_7b_1gpu.yaml", *more)["estimate"]["steps"]
+
+    assert sft("data.eval_fraction=0") == 125
+    assert sft("data.eval_fraction=0.2") == 100
+    assert sft("data.eval_fraction=0.2", f"data.evaluation={rows}") == 125
+    assert sft("data.eval_fraction=0.5", "data.limit=160") == 10
+    assert sft("data.eval_fraction=0", "data.limit=17", "num_epochs=0.5") == 2, "rounded up, as the stage does"
+    evaluate = ("configs/evaluate/tiny_cpu.yaml", f"prompts={rows}", "microbatch_sequences=1",
+                "placement.num_rollout_workers=1")  # fmt: skip
+    assert steps(*evaluate, "limit=null")["estimate"]["steps"] == 2000
+    assert steps(*evaluate, "limit=30")["estimate"]["steps"] == 60
+
+
+def test_dpo_holds_and_reads_a_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    def found(stage: str, *words: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        more = ["--shape", "llama-3.2-1b", "--rows", "640", "data.max_sequence_tokens=1024", "engine.zero_stage=2"]
+        path = str(ROOT / f"configs/{stage}/qlora_7b_1gpu.yaml")
+        report = plan(capsys, "--config", path, *more, "model.quantization=none", *words)[1]
+        return report["roles"][0], report["estimate"]
+
+    (reward, cheap), (dpo, dear) = found("reward"), found("dpo")
+    assert dpo["adapters"] == pytest.approx(2 * reward["adapters"], rel=0.001), "the reference is an adapter more"
+    assert dear["steps"] == cheap["steps"] and dear["tokens"] == cheap["tokens"]
+    # of forward passes: 2 for the policy and 1 for recomputing; the reference costs one more
+    assert dear["seconds"]["learn"] == pytest.approx(4 / 3 * cheap["seconds"]["learn"], rel=0.001)
+    whole, _ = found("dpo", "lora=null")
+    assert whole["weights"] + whole["adapters"] == pytest.approx(2 * dpo["weights"], rel=0.001), "two whole models"
+
+
+def test_packed_rows_are_an_upper_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    def found(packing: str) -> dict[str, Any]:
+        return plan(capsys, "--config", SFT, "--shape", "qwen2.5-0.5b", "--rows", "100", f"packing={packing}")[1]
+
+    assert found("true")["estimate"]["upper_bound"] and any("--dry-run" in note for note in found("true")["notes"])
+    assert not found("false")["estimate"]["upper_bound"]
+    main(["--config", SFT, "--shape", "qwen2.5-0.5b", "--rows", "100", "packing=true"])
+    assert "at most" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("option", "value"), [
     ("gpus", "-1"), ("reserve", "2"), ("reserve", "nan"), ("utilization", "0"), ("utilization", "1.5"), ("rows", "-3"),
     ("rows", "0"), ("price", "-1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,23 @@ def test_fresh_sets_an_earlier_run_aside_in_every_stage(
     assert cli.main([*words, "--fresh"]) == 2 and "far enough" in capsys.readouterr().out
     (aside,) = tmp_path.glob("run.before-*")
     assert (aside / "run.json").is_file()
+
+
+def test_an_evaluation_leaves_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: Any, **_: Any) -> dict[str, Any]:
+        win = {"mean": 0.75, "ci_low": 0.6, "ci_high": 0.9, "num_prompts": 20}
+        summary = {"stage": "evaluate", "policy": config.model.name, "baseline": config.baseline, "win_rate": win}
+        release_run_dir(prepare_run_dir(config))
+        (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(cli, "_runner", lambda name: run)
+    words = ["evaluate", *WORDS["evaluate"], "model.name=runs/b", "baseline=runs/a", f"run_dir={tmp_path / 'run'}"]
+    assert cli.main(words) == 0 and "report.html" in capsys.readouterr().out.replace("\n", "")
+    text = html.unescape((tmp_path / "run" / "report.html").read_text("utf-8"))
+    assert "The judge prefers b's answer to a's 75% of the time" in text
 
 
 def test_a_run_that_is_finished_needs_no_second_one(

@@ -10,7 +10,7 @@ import yaml
 
 from rlhf.config import STAGES, build_config, config_hash
 from rlhf.errors import ConfigError
-from rlhf.stages import drawing, evaluate, ppo, reward, sample, sft
+from rlhf.stages import dpo, drawing, evaluate, ppo, reward, sample, sft
 from rlhf.stages.plan import plan_stage
 from rlhf.stages.run_dir import finished_before
 from rlhf.stages.starting_model import with_starting_models
@@ -18,6 +18,15 @@ from tests.support.conversations import demonstrations, preferences, write_rows
 from tests.support.runs import recorded_with, write_reward_run, write_run
 
 FUNCTION = {"kind": "function", "path": "tests.support.scores:count_e"}
+
+RUNS: dict[str, Any] = {
+    "sft": sft.run_sft,
+    "reward": reward.run_reward,
+    "dpo": dpo.run_dpo,
+    "ppo": ppo.run_ppo,
+    "sample": sample.run_sample,
+    "evaluate": evaluate.run_evaluate,
+}
 
 
 class Reached(Exception):
@@ -36,6 +45,7 @@ def config_of(stage: str, folder: Path, model: dict[str, Any], **more: Any) -> A
     own: dict[str, dict[str, Any]] = {
         "sft": {"data": {"train": rows}},
         "reward": {"data": {"train": pairs}},
+        "dpo": {"data": {"train": pairs}},
         "ppo": {"prompts": rows, "scores": [FUNCTION]},
         "sample": {"prompts": rows},
         "evaluate": {"prompts": rows, "judge": FUNCTION, "baseline": str(folder / "plain")},
@@ -100,13 +110,13 @@ def test_a_baseline_of_another_quantization_is_named_by_its_key(qlora: Path, tmp
         evaluate.run_evaluate(config)
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "ppo", "reward", "dpo"])
 def test_trainings_go_on_upon_the_base_of_the_run(stage: str, qlora: Path, tmp_path: Path) -> None:
     config = config_of(stage, tmp_path, {"name": str(qlora)})
     assert with_starting_models(config).model.quantization == "nf4"
     assert dict(plan_stage(config))["precision"].endswith("base nf4")
     wrong = config_of(stage, tmp_path, {"name": str(qlora), "quantization": "int8"})
-    run = {"sft": sft.run_sft, "reward": reward.run_reward, "ppo": ppo.run_ppo}[stage]
+    run = RUNS[stage]
     with pytest.raises(ConfigError, match=r"^model\.quantization=int8, .*with quantization=nf4"):
         run(wrong)
 
@@ -127,12 +137,11 @@ def test_a_finished_run_is_known_by_what_it_took_over(qlora: Path, tmp_path: Pat
     assert not finished_before(config_of("sample", tmp_path, {"name": str(qlora)}, seed=7))
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo", "sample", "evaluate"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "sample", "evaluate"])
 def test_a_reward_run_is_no_model_to_start_from(stage: str, tiny_base: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "plain", tiny_base)
     judge = write_reward_run(tmp_path / "judge", tiny_base, 0)
-    stages = {"sft": sft.run_sft, "ppo": ppo.run_ppo, "sample": sample.run_sample, "evaluate": evaluate.run_evaluate}
-    for begin in (stages[stage], plan_stage):
+    for begin in (RUNS[stage], plan_stage):
         with pytest.raises(ConfigError, match=r"^model\.name='.*judge' is a reward run; a policy is wanted"):
             begin(config_of(stage, tmp_path, {"name": str(judge)}))
     assert not (tmp_path / "run").exists()

@@ -37,6 +37,9 @@ def test_plans_of_all_stages(tiny_model_dir: Path, tmp_path: Path, monkeypatch: 
     reward = _plan("reward", model=model, data={"train": pairs}, lora={"r": 4})
     assert reward["trained parameters"].startswith(f"{lora + 64:,} of ") and "reward.json" in reward["files"]
     function = {"kind": "function", "path": "tests.support.scores:count_e"}
+    dpo = _plan("dpo", model=model, data={"train": pairs}, lora={"r": 4}, beta=0.2)
+    assert dpo["trained parameters"].startswith(f"{lora:,} of ") and dpo["loss"] == "sigmoid, beta 0.2"
+    assert dpo["reference"] == f"{tiny_model_dir}, as a frozen adapter" and "reward.json" not in dpo["files"]
     ppo = _plan("ppo", model=model, prompts=rows, scores=[function], placement={"num_rollout_workers": 2})
     assert ppo["rollouts per step"] == "32 = 32 prompts x 1 responses, by 2 rollout workers"
     assert ppo["optimizer steps"] == "400 = 100 steps x 4 epochs x 1 minibatches"

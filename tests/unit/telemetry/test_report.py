@@ -262,3 +262,64 @@ def test_the_change_of_a_score_is_that_of_the_scores_shown(before: float, after:
 
 def test_bytes() -> None:
     assert [format_bytes(n) for n in (640, 118784, 2.5 * 2**20)] == ["640 B", "116 KiB", "2.5 MiB"]
+
+
+EVALUATED: dict[str, Any] = {
+    "stage": "evaluate",
+    "policy": "runs/dpo",
+    "baseline": "runs/sft",
+    "win_rate": {"mean": 0.61, "ci_low": 0.52, "ci_high": 0.7, "num_prompts": 40},
+    "mean_score": {"policy": 1.5, "baseline": 0.25},
+    "seconds": 61.0,
+}
+
+
+def test_an_evaluation_names_what_it_compared() -> None:
+    cards = {card.label: card for card in headline_cards(EVALUATED)}
+    assert "prefers dpo's answer to sft's 61%" in summary_sentence(EVALUATED)
+    assert cards["Win rate"].detail.endswith("dpo against sft, ties count half")
+    assert (cards["Mean score"].value, cards["Mean score"].detail) == ("0.25 → 1.50", "sft → dpo, a change of +1.25")
+    alike = {**EVALUATED, "policy": "first/ppo", "baseline": "second/ppo/"}
+    assert "first/ppo's answer to second/ppo/'s" in summary_sentence(alike)
+    assert "PPO's answer to SFT's" in summary_sentence(SUMMARY), "a quickstart compares these two"
+
+
+REWARD: dict[str, Any] = {
+    "stage": "reward",
+    "reward_model": {
+        "accuracy": 0.79, "ci_low": 0.71, "ci_high": 0.86, "vote_accuracy": 0.7, "vote_ceiling": 0.81,
+        "length_baseline": {"rule": "shorter", "accuracy": 0.44},
+    },
+    "seconds": 75.0,
+    "num_ranks": 2,
+}  # fmt: skip
+
+
+def test_a_reward_run_shows_what_makes_its_accuracy_readable(tmp_path: Path) -> None:
+    (card,) = [card for card in headline_cards(REWARD) if card.label == "Reward model accuracy"]
+    assert card.value == "79%" and card.gauge is not None
+    for words in ("71% to 86%", "single votes 70%", "allows 81%", "choosing the shorter answer gets 44%"):
+        assert words in card.detail, words
+    assert (card.gauge.interval, card.gauge.mark, card.gauge.low) == ((0.71, 0.86), 0.44, 0.44)
+    assert "orders 70% of single held-out votes" in summary_sentence(REWARD)
+    assert "allows 81%" in summary_sentence(REWARD)
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for step in range(3):
+            writer.write("reward", step, {"eval_accuracy": 0.6, "eval_vote_accuracy": 0.55})
+    (tmp_path / "summary.json").write_text(json.dumps(REWARD))
+    page = _Page(write_run_report(tmp_path).read_text("utf-8"))
+    (label,) = [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg"]
+    assert "ceiling 0.81" in label and "by length 0.44" in label
+    certain = {**REWARD["reward_model"], "vote_ceiling": 1.0}
+    (card,) = [c for c in headline_cards({**REWARD, "reward_model": certain}) if c.label == "Reward model accuracy"]
+    assert "allows" not in card.detail, "one answer per pair says nothing about disagreement"
+
+
+@pytest.mark.parametrize("summary", [EVALUATED, REWARD])
+def test_the_time_of_one_stage_is_shown(summary: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = _Page(write_run_report(tmp_path).read_text("utf-8"))
+    assert page.headings() == ["time"]
+    assert [card.value for card in headline_cards(summary) if card.label == "Time"] == [
+        "1m01s" if summary is EVALUATED else "1m15s"
+    ]

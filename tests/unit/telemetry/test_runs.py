@@ -66,6 +66,20 @@ def test_training_stages_report_trained_tokens(tmp_path: Path) -> None:
     assert run.progress.step == 5 and run.progress.total is None
 
 
+def test_the_number_of_steps_is_what_a_run_says_not_its_bound(tmp_path: Path) -> None:
+    records = [{"time": 10.0 + s, "stage": "sft", "step": s, "loss": 1.0} for s in range(1, 6)]
+    path = write_run(tmp_path / "sft", records, "sft", num_steps=None, max_steps=10_000)
+    assert RunView(path).progress.total is None, "rows are still being counted"
+    described = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**described, "num_steps": 30}))
+    with (path / ".lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = RunView(path)
+        assert run.progress.total == 30 and run.progress.eta_seconds == 25.0
+    (path / "summary.json").write_text(json.dumps({"num_steps": 5}))
+    assert run.refresh().progress.total == 5, "stopped early"
+
+
 def test_metrics_are_read_as_they_grow(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tail = MetricsTail(path)

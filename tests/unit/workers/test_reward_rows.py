@@ -22,7 +22,7 @@ from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, ScoreHead, build_r
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accuracy, wilson_interval
 from rlhf.stages.encode import encode_preferences, shortened_prompt
-from rlhf.workers.reward import correct_against_majority
+from rlhf.workers.pair_figures import correct_against_majority, held_out_shares
 
 
 def _pair(name: str, prompt: str, chosen: str = "yes", rejected: str = "no", **more: float) -> PreferenceRow:
@@ -187,7 +187,16 @@ def test_accuracy_counts_ties_half_and_votes_by_their_share() -> None:
     signs = correct_against_majority(
         torch.tensor([1.0, -1.0, 0.0, 2.0, -3.0]), torch.tensor([1.0, 0.75, 1.0, 0.5, 0.25])
     )
-    assert signs.tolist() == [1.0, 0.0, 0.5, 0.5, 1.0]
+    assert signs.tolist() == [1.0, 0.0, 0.5, 1.0]
+
+
+def test_the_curve_and_the_summary_count_the_same_pairs() -> None:
+    differences, votes = [1.0, -1.0, 0.0, 2.0, -3.0], [1.0, 0.75, 1.0, 0.5, 0.25]
+    curve = held_out_shares(torch.tensor(differences, dtype=torch.float64), torch.tensor(votes))
+    summary = pair_accuracy(differences, votes, list("abcde"), seed=0)
+    assert curve == pytest.approx({key: summary[key] for key in ("accuracy", "vote_accuracy")})
+    assert held_out_shares(torch.ones(2), torch.ones(2)) == {"accuracy": 1.0}, "whole votes: the same figure twice"
+    assert "accuracy" not in held_out_shares(torch.ones(2), torch.full((2,), 0.5))
 
 
 def test_intervals_against_known_values_and_numpy() -> None:
