@@ -42,9 +42,9 @@ def step_figures(difference: Tensor, probability: Tensor, **more: Tensor) -> dic
     """
     correct = correct_against_majority(difference, probability)
     means = {"difference": difference, **more}
-    sums = {name: float(values.sum()) for name, values in means.items()}
-    counts = {" pairs": float(len(difference)), " decided": float(len(correct)), " correct": float(correct.sum())}
+    sums = {f"sum of {name}": float(values.sum()) for name, values in means.items()}
+    counts = {"pairs": float(len(difference)), "decided": float(len(correct)), "correct": float(correct.sum())}
     total = sum_over_ranks({**sums, **counts}, difference.device)
-    pairs, decided = int(total[" pairs"]), int(total[" decided"])
-    found = {name: [total[name] / pairs] * pairs for name in means}
-    return {**found, "accuracy": [total[" correct"] / decided] * decided if decided else []}
+    pairs, decided = int(total["pairs"]), int(total["decided"])
+    found = {name: [total[f"sum of {name}"] / pairs] * pairs for name in means}
+    return {**found, "accuracy": [total["correct"] / decided] * decided if decided else []}

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -86,7 +86,25 @@ def training_arguments(
     )
 
 
-class ExactTrainer:
+if TYPE_CHECKING:
+
+    class _Trainer:
+        """What is used here of the trainer that it is mixed into, which has no types."""
+
+        control: Any
+        model_wrapped: Any
+        optimizer: Any
+        train_dataset: Any
+
+        def train(self, resume_from_checkpoint: str | None) -> None: ...
+        def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None: ...
+        def _run_epoch(self, *args: Any, **kwargs: Any) -> None: ...
+
+else:
+    _Trainer = object
+
+
+class ExactTrainer(_Trainer):
     """Mixed into a TRL trainer: rows in the given order, our learning-rate schedule, our evaluation."""
 
     settings: TrainerConfig
@@ -98,16 +116,16 @@ class ExactTrainer:
         allow_safe_classes()
         if self.checkpoints.plan.resume_from is not None:
             expect_silence(self.watch.context, self.settings)  # until the first pass
-        self.train(resume_from_checkpoint=self.checkpoints.plan.resume_from)  # type: ignore[attr-defined]
+        self.train(resume_from_checkpoint=self.checkpoints.plan.resume_from)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        super()._maybe_log_save_evaluate(*args, **kwargs)
         self.checkpoints.after_step(self)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """An epoch of steps; none where training was over at the commit that it goes on from."""
-        if not self.control.should_training_stop:  # type: ignore[attr-defined]
-            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The schedule; DeepSpeed's own files hold the optimizer, and have been loaded by then."""
@@ -119,19 +137,19 @@ class ExactTrainer:
             self.checkpoints.restore_random(checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[attr-defined]
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The schedule that PPO uses too; the first of the warm-up steps already learns."""
         self.lr_scheduler = LambdaLR(
-            optimizer if optimizer is not None else self.optimizer,  # type: ignore[attr-defined]
+            optimizer if optimizer is not None else self.optimizer,
             lambda step: learning_rate_scale(self.settings.optim, step, num_training_steps),
         )
         return self.lr_scheduler
 
     def engine_type(self) -> str:
         """Type of the engine that wraps the model, as found at run time."""
-        return type(self.model_wrapped).__name__  # type: ignore[attr-defined]
+        return type(self.model_wrapped).__name__
 
     def held_out(self) -> dict[str, float]:
         """Figures of the held-out rows, equal on every rank; must contain ``loss``."""

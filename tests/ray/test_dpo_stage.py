@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,18 @@ def test_a_whole_model_learns_beside_a_copy_of_itself(
     chosen, rejected = BETA * (end - start)
     assert found["evaluations"][-1]["reward_chosen"] == pytest.approx(float(chosen.mean()), abs=1e-4)
     assert found["evaluations"][-1]["reward_rejected"] == pytest.approx(float(rejected.mean()), abs=1e-4)
+
+
+def test_a_whole_model_cut_after_a_step_finds_its_reference_again(
+    tiny_model_dir: Path, files: dict[str, str], tmp_path: Path
+) -> None:
+    """The commit holds the policy as it was then; the reference has to come from the start, not from there."""
+    changes = {"lora": None, "optim": {"learning_rate": 2e-4}, "checkpoint": {"every": 1, "keep_last": 100}}
+    whole = train_dpo(tiny_model_dir, files, tmp_path / "whole", 2, 2, **changes)
+    commit = tmp_path / "whole" / "checkpoints" / "step-00000002"
+    shutil.copytree(commit, tmp_path / "cut" / "checkpoints" / commit.name)
+    shutil.copy(tmp_path / "whole" / "metrics.jsonl", tmp_path / "cut")
+    again = train_dpo(tiny_model_dir, files, tmp_path / "cut", 2, 2, **changes)
+    assert again["losses"] == whole["losses"] and again["evaluations"] == whole["evaluations"]
+    models = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
+    assert file_sha256(models[0]) == file_sha256(models[1])
