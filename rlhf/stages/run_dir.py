@@ -82,7 +82,8 @@ def finished_before(config: Section) -> bool:
         return False
     try:
         recorded = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))
-        return bool(recorded["config_hash"] == config_hash(as_recorded(config, recorded["config"])))
+        found = recorded["config_hash"]
+        return bool(found == config_hash(config) or found == config_hash(as_recorded(config, recorded["config"])))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
