@@ -82,8 +82,10 @@ def finished_before(config: Section) -> bool:
     if not is_finished(path):
         return False
     try:
-        recorded = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))["config"]
-        lent = as_recorded(config, recorded)
+        described = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))
+        if described["config_hash"] == config_hash(config):
+            return True
+        lent = as_recorded(config, described["config"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return holds_the_same(path / CONFIG_JSON, lent)
