@@ -81,6 +81,13 @@ class AdvantageConfig(Section):
     grpo_scale_by_std: bool = True
 
 
+class PpoOptimConfig(OptimConfig):
+    """AdamW with PPO's own defaults; as fields, so that a section that names other keys keeps them."""
+
+    learning_rate: float = Field(3e-6, gt=0)
+    eps: float = Field(1e-5, gt=0)
+
+
 class PpoTelemetryConfig(TelemetryConfig):
     """Where numbers go, and whether a profile is written."""
 
@@ -128,7 +135,7 @@ class PpoConfig(StageConfig):
     """Adapter of the critic, and of the policy when ``model.name`` has none yet."""
     policy_weights: Literal["adapter", "full"] = "adapter"
     """``full`` trains a copy of the whole model; reference, critic and reward model stay adapters on the frozen one."""
-    optim: OptimConfig = OptimConfig(learning_rate=3e-6, eps=1e-5)
+    optim: PpoOptimConfig = PpoOptimConfig()
     critic_learning_rate: float | None = Field(None, gt=0)
     """None: the policy's."""
     critic_max_grad_norm: float | None = Field(None, gt=0)

@@ -168,6 +168,12 @@ class SampleConfig(PlacedSection):
         return ("rollout_worker",)
 
 
+class EvaluateSamplingConfig(SamplingConfig):
+    """How answers to compare are drawn."""
+
+    temperature: float = Field(0.7, gt=0)
+
+
 class EvaluateConfig(PlacedSection):
     """Compare a policy with a baseline on held-out prompts."""
 
@@ -181,7 +187,7 @@ class EvaluateConfig(PlacedSection):
     prompt_format: str = "auto"
     judge: ScoreSource
     """Scores both answers; the higher wins, ties count half."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7)
+    sampling: EvaluateSamplingConfig = EvaluateSamplingConfig()
     microbatch_sequences: int = Field(64, ge=1)
     num_bootstrap: int = Field(2000, ge=100)
     limit: int | None = Field(None, ge=1)
