@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,10 @@ Name = Annotated[str, Field(min_length=1)]
 """A path, run or model: never empty."""
 Files = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
 """One file or several."""
+
+
+OnBadRow = Literal["refuse", "drop"]
+"""A row that does not fit stops the run, or is left out and written to ``dropped.jsonl`` with its reason."""
 
 
 class Section(BaseModel):

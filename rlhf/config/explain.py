@@ -21,7 +21,7 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
-        for sub in _sections_in(field.annotation):
+        for sub in sections_in(field.annotation):
             keys.extend(known_keys(sub, f"{prefix}{name}."))
     return keys
 
@@ -95,7 +95,7 @@ def _where(cls: type[BaseModel], loc: Sequence[str | int]) -> str:
         if not sections and parts:
             continue  # "str", "tuple[str, ...]": members of a union of plain types
         parts.append(part)
-        sections = [sub for field in fields for sub in _sections_in(field.annotation)]
+        sections = [sub for field in fields for sub in sections_in(field.annotation)]
         inside_union = len(sections) > 1
     return ".".join(parts) or "config"
 
@@ -119,9 +119,10 @@ def _nearest(where: str, known: list[str]) -> str | None:
     return found[0] if found else None
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold, in unions and lists, too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, typing.Annotated):
-        return [found for part in typing.get_args(annotation) for found in _sections_in(part)]
+        return [found for part in typing.get_args(annotation) for found in sections_in(part)]
     return []

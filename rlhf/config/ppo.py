@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Files, Name, Section
+from rlhf.config.base import Files, Name, OnBadRow, Section
 from rlhf.config.common import StageConfig, exact_division
+from rlhf.config.compared import LATER
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
 from rlhf.config.rollout import RolloutConfig
 from rlhf.config.scores import ScoreConfig, ScoreSource
@@ -100,6 +101,7 @@ class PtxConfig(Section):
 
     train: Files
     format: str = "auto"
+    on_bad_row: Annotated[OnBadRow, LATER] = "refuse"
     coef: float = Field(1.0, gt=0)
     """Of the mean negative log-likelihood per assistant token; the policy loss beside it is a mean per token, too."""
     sequences_per_update: int = Field(8, ge=1)
@@ -129,6 +131,8 @@ class PpoConfig(StageConfig):
     stage: Literal["ppo"] = "ppo"
     prompts: Files
     prompt_format: str = "auto"
+    on_bad_row: Annotated[OnBadRow, LATER] = "refuse"
+    """Of the prompts: a row that does not fit stops the run, or is left out and listed in ``dropped.jsonl``."""
     scores: tuple[ScoreSource, ...] = Field(min_length=1)
     roles: RolesConfig = RolesConfig()
     lora: LoraConfig = LoraConfig()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rlhf.config.base import Files, Name, Section
+from rlhf.config.base import Files, Name, OnBadRow, Section
 from rlhf.config.common import PlacedSection, StageConfig, exact_division
+from rlhf.config.compared import LATER
 from rlhf.config.model import LoraConfig, ModelConfig, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
     AdvantageConfig,
@@ -46,8 +47,11 @@ class DataConfig(Section):
     evaluation: str | tuple[str, ...] | None = None
     """Held-out rows; without it ``eval_fraction`` of the prompts is held out by prompt hash."""
     eval_fraction: float = Field(0.1, ge=0, lt=1)
+    on_overlap: Annotated[Literal["refuse", "drop"], LATER] = "refuse"
+    """Prompts of ``evaluation`` that are in ``train``, too, stop the run, or their rows are left out of training and
+    listed in ``dropped_overlap.jsonl``."""
     format: str = "auto"
-    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    on_bad_row: OnBadRow = "refuse"
     on_long_row: Literal["refuse", "drop", "truncate"] = "refuse"
     limit: int | None = Field(None, ge=1)
     max_sequence_tokens: int = Field(512, ge=8)
@@ -156,6 +160,7 @@ class SampleConfig(PlacedSection):
     model: ModelConfig
     prompts: Files
     prompt_format: str = "auto"
+    on_bad_row: Annotated[OnBadRow, LATER] = "refuse"
     responses_per_prompt: int = Field(4, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     microbatch_sequences: int = Field(64, ge=1)
@@ -185,6 +190,7 @@ class EvaluateConfig(PlacedSection):
     """The policy to beat: a run directory or a model."""
     prompts: Files
     prompt_format: str = "auto"
+    on_bad_row: Annotated[OnBadRow, LATER] = "refuse"
     judge: ScoreSource
     """Scores both answers; the higher wins, ties count half."""
     sampling: EvaluateSamplingConfig = EvaluateSamplingConfig()

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource, derive_seed
-from rlhf.data.loading import load_prompts
+from rlhf.data.meta import about
 from rlhf.data.schema import PromptRow
 from rlhf.models.source import resolve_model
 from rlhf.stages.drawing import draw
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
 from rlhf.workers.group import WorkerGroup
@@ -39,14 +40,14 @@ def run_evaluate(config: EvaluateConfig, *, progress: Callable[..., None] | None
     started = time.perf_counter()
     run_dir = prepare_run_dir(config)
     try:
-        prompts = load_prompts(config.prompts, format=config.prompt_format)[: config.limit]
+        prompts = read_prompts(config, run_dir)
         resolve_model(config.model.name, config.model.revision)
         resolve_model(config.baseline, config.model.revision, key="baseline")
         check_sources({"judge": config.judge})
         baseline = config.model.model_copy(update={"name": config.baseline})
         with ray_runtime(config.placement, num_workers=config.placement.num_rollout_workers + 1):
+            judge = make_judge(config, str(run_dir))  # a function that cannot be one is refused before the drawing
             texts = draw_answers([config.model, baseline], prompts, config, str(run_dir), progress)
-            judge = make_judge(config, str(run_dir))
             scores = judged_in_both_orders(judge, prompts, texts[0], texts[1])
         win = win_rate(*scores, num_bootstrap=config.num_bootstrap, seed=derive_seed(config.seed, "bootstrap"))
         named = {"policy": config.model.name, "baseline": config.baseline}
@@ -96,7 +97,9 @@ def make_judge(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
     source = config.judge
     if not isinstance(source, RewardModelSource):
         rows = open_source(source.model_copy(update={"on_error": "fail"}))  # a win rate over fewer prompts is another
-        return lambda prompts, answers: rows.score([prompt_text(p.messages) for p in prompts], answers)
+        return lambda prompts, answers: rows.score(
+            [prompt_text(p.messages) for p in prompts], answers, [about(p) for p in prompts]
+        )
 
     def by_reward_model(prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
         group = WorkerGroup.launch(

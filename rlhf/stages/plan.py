@@ -23,7 +23,6 @@ from rlhf.config.base import Section
 from rlhf.config.methods import METHODS
 from rlhf.config.model import LoraConfig
 from rlhf.config.scores import ScoreSource
-from rlhf.data.loading import load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.peft_methods import method_name, method_of
@@ -34,6 +33,7 @@ from rlhf.stages import sft as sft_stage
 from rlhf.stages.anchor import load_anchor
 from rlhf.stages.critic_ranks import critic_origin
 from rlhf.stages.lengths import check_lengths
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.reward_models import placement_rows, reward_models_of
 
 Plan = list[tuple[str, str]]
@@ -137,7 +137,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     source = resolve_model(config.model.name, config.model.revision)
     style = load_chat(source, config.model)[1].style
     check_lengths(config, source)
-    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    prompts = read_prompts(config, None)
     batch, placement = config.batch, config.placement
     updates, whole = config.minibatches * batch.epochs, config.policy_weights == "full"
     rollouts = (
@@ -204,7 +204,7 @@ def _ptx_rows(config: PpoConfig, source: ModelSource) -> Plan:
 
 
 def _plan_sample(config: SampleConfig) -> Plan:
-    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    prompts = read_prompts(config, None)
     source = resolve_model(config.model.name, config.model.revision)
     total = len(prompts) * config.responses_per_prompt
     return [
@@ -218,7 +218,7 @@ def _plan_sample(config: SampleConfig) -> Plan:
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:
-    prompts = load_prompts(config.prompts, format=config.prompt_format, limit=config.limit)
+    prompts = read_prompts(config, None)
     judge = _score_name(config.judge)
     return [
         ("policy", _source_text(resolve_model(config.model.name, config.model.revision))),

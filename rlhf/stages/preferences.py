@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.stages import DataConfig
-from rlhf.data.loading import load_preferences
+from rlhf.data.loading import Keys, load_preferences
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages.quality import report_quality
@@ -38,7 +38,12 @@ def read_preferences(
     """
     if not (isinstance(spec, str) and spec.startswith(STORE_PREFIX)):
         found = load_preferences(
-            spec, format=data.format, on_bad_row=data.on_bad_row, dropped_path=run_dir / dropped, limit=limit
+            spec,
+            format=data.format,
+            on_bad_row=data.on_bad_row,
+            dropped_path=run_dir / dropped,
+            limit=limit,
+            keys=Keys("data.format", "data.on_bad_row"),
         )
         report_quality(found, run_dir, dropped.replace("dropped", "data_quality").replace(".jsonl", ".txt"))
         return found

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.claim import fencing_token
+from rlhf.config.compared import compared_tree
 from rlhf.config.stages import StageConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.engine.checkpoint.manifest import Manifest
@@ -47,7 +48,7 @@ def identity_of(config: StageConfig, *, source: ModelSource, chat: ChatFormat, d
         source: the model that the run starts from; in PPO its adapter is the reference, read anew by every start.
         data: anything JSON can hold that names every row and its order.
     """
-    tree = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
+    tree = {key: value for key, value in compared_tree(config).items() if key not in FREE_SECTIONS}
     return {
         "config": _flat(tree),
         "num_ranks": config.placement.num_ranks,
@@ -56,6 +57,14 @@ def identity_of(config: StageConfig, *, source: ModelSource, chat: ChatFormat, d
         "chat_fingerprint": chat.fingerprint(),
         "data_sha256": hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest(),
     }
+
+
+def digest_rows(rows: list[Any]) -> str:
+    """sha256 over encoded rows in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def open_store(config: StageConfig, run_dir: Path) -> CheckpointStore:
@@ -158,6 +167,7 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None
         "critic_base_sha256": "the weights of the critic's base have",
         "chat_fingerprint": "the tokenizer or chat template has",
         "data_sha256": "the data has",
+        "meta_sha256": "what the prompts' rows tell the score functions (their other columns) has",
     }
     what = next((text for key, text in names.items() if saved.get(key) != present.get(key)), "its description has")
     raise CheckpointError(

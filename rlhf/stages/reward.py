@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.config import RewardConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.loading import load_demonstrations
+from rlhf.data.loading import Keys, load_demonstrations
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError
 from rlhf.models.positions import check_positions
@@ -17,7 +17,7 @@ from rlhf.models.scorer import RewardSettings, read_reward_settings
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.accuracy import length_baseline, pair_accuracy
-from rlhf.stages.encode import encode_demonstrations, encode_preferences
+from rlhf.stages.encode import encode_answers, encode_preferences
 from rlhf.stages.preferences import STORE_PREFIX, read_preferences
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
 from rlhf.stages.training import (
@@ -98,7 +98,7 @@ def read_rows(config: RewardConfig, chat: ChatFormat, run_dir: Path) -> RewardRo
     held_out = None
     if data.evaluation is not None:
         held_out = read_preferences(data, data.evaluation, run_dir, dropped="dropped_evaluation.jsonl")
-    train, evaluation = split(found, held_out, data, config.seed)
+    train, evaluation = split(found, held_out, data, config.seed, run_dir)
     encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl")
     encoded_evaluation: list[TokenRow] = []
     long_evaluation: dict[str, int] = {}
@@ -111,10 +111,12 @@ def read_rows(config: RewardConfig, chat: ChatFormat, run_dir: Path) -> RewardRo
         "evaluation": len(encoded_evaluation),
         "evaluation_prompts": len({row["group"] for row in encoded_evaluation}),
         "soft_labels": sum(0 < row["probability"] < 1 for row in encoded),
+        "overlap": 0 if held_out is None else len(found) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,
     }
-    return RewardRows(encoded, encoded_evaluation, _samples(config, encoded, chat), steps, counts)
+    samples, found_samples = _samples(config, encoded, chat, run_dir)
+    return RewardRows(encoded, encoded_evaluation, samples, steps, counts | found_samples)
 
 
 def held_out_figures(config: RewardConfig, rows: RewardRows, scores: list[tuple[float, float]]) -> dict[str, Any]:
@@ -142,15 +144,25 @@ def _encode(
     )
 
 
-def _samples(config: RewardConfig, train: list[TokenRow], chat: ChatFormat) -> list[list[int]]:
+def _samples(
+    config: RewardConfig, train: list[TokenRow], chat: ChatFormat, run_dir: Path
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Whole sequences, each scored at its last token, on which scores are normalized; and what became of the rows."""
+    counts: dict[str, Any] = {}
     if config.normalize_on is not None:
-        demonstrations, _ = encode_demonstrations(load_demonstrations(config.normalize_on), chat, config.data)
-        sequences = [row["input_ids"] for row in demonstrations]
+        rows = load_demonstrations(
+            config.normalize_on,
+            on_bad_row=config.data.on_bad_row,
+            dropped_path=run_dir / "dropped_normalize.jsonl",
+            keys=Keys("", "data.on_bad_row"),
+        )
+        sequences, long_rows = encode_answers(rows, chat, config.data, run_dir / "long_rows_normalize.jsonl")
+        counts = {"normalize": len(sequences), "long_normalize": long_rows}
     else:
         both = [row[key] for row in train for key in ("chosen_ids", "rejected_ids")]
         sequences = list(map(list, dict.fromkeys(map(tuple, both))))
     stride = -(-len(sequences) // MAX_SAMPLES)
-    return sequences[::stride]
+    return sequences[::stride], counts
 
 
 def _write_settings(config: RewardConfig, run_dir: Path, figures: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import SampleConfig
-from rlhf.data.loading import load_prompts
 from rlhf.data.schema import PromptRow
 from rlhf.stages.candidates import Origin
 from rlhf.stages.drawing import Drawn, draw
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_json
 
 CANDIDATES_FILE = "candidates.jsonl"
@@ -26,7 +26,7 @@ def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = N
     started = time.perf_counter()
     run_dir = prepare_run_dir(config)
     try:
-        prompts = load_prompts(config.prompts, format=config.prompt_format)
+        prompts = read_prompts(config, run_dir)
         drawn = draw(
             [config.model],
             prompts,

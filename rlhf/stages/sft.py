@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.config import SftConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.loading import load_demonstrations
+from rlhf.data.loading import Keys, load_demonstrations
 from rlhf.data.packing import pack_rows
 from rlhf.data.schema import DemonstrationRow
 from rlhf.models.positions import check_positions
@@ -83,9 +83,9 @@ def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
 def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
     """Loads, splits, encodes and, where asked, packs the demonstrations."""
     data = config.data
-    train, held_out = split(
-        _load(config, data.train, run_dir, data.limit), _held_out(config, run_dir), data, config.seed
-    )
+    rows = _load(config, data.train, run_dir, data.limit)
+    given = _held_out(config, run_dir)
+    train, held_out = split(rows, given, data, config.seed, run_dir)
     encoded, long_rows = encode_demonstrations(train, chat, data, run_dir / "long_rows.jsonl")
     evaluation: list[TokenRow] = []
     long_evaluation: dict[str, int] = {}
@@ -99,6 +99,7 @@ def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
         "evaluation": len(evaluation),
         "tokens": sum(len(row["input_ids"]) for row in encoded),
         "loss_tokens": loss_tokens,
+        "overlap": 0 if given is None else len(rows) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,
     }
@@ -119,7 +120,12 @@ def _load(config: SftConfig, paths: Any, run_dir: Path, limit: int | None) -> li
     data = config.data
     name = "dropped.jsonl" if paths == data.train else "dropped_evaluation.jsonl"
     rows = load_demonstrations(
-        paths, format=data.format, on_bad_row=data.on_bad_row, dropped_path=run_dir / name, limit=limit
+        paths,
+        format=data.format,
+        on_bad_row=data.on_bad_row,
+        dropped_path=run_dir / name,
+        limit=limit,
+        keys=Keys("data.format", "data.on_bad_row"),
     )
     if paths == data.train:
         report_quality(rows, run_dir)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from rlhf.config import STAGES, build_config
-from rlhf.config.explain import _sections_in
+from rlhf.config.explain import sections_in
 
 SCORE = {"kind": "function", "path": "a.b:c"}
 MINIMAL: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def test_one_key_of_a_section_leaves_the_defaults_of_its_siblings(stage: str) ->
 def test_a_section_is_of_the_class_that_a_file_makes(stage: str) -> None:
     """Defaults stand in fields: a default that is another class than the annotated one, or has arguments, is none."""
     for name, section in sections(stage):
-        (annotated,) = _sections_in(STAGES[stage].model_fields[name].annotation)
+        (annotated,) = sections_in(STAGES[stage].model_fields[name].annotation)
         assert type(section) is annotated and section.model_dump() == annotated().model_dump(), name
 
 
