@@ -324,12 +324,18 @@ class _Loader:
         if not self._files or self._files[-1] != raw.file:
             self._files.append(raw.file)
         row_id = self._id(raw.fields, f"{label}:{raw.line}")
+        if row_id.isdecimal() and self._is_of_another_file(row_id):
+            row_id = f"{label}:{row_id}"  # a number names a row of its own file alone
         row = build(row_id, form.parse(raw.fields), raw.fields)
         if row_id in self._places:
             file, line = divmod(self._places[row_id], _FILE_STEP)
             raise RowError("id", f"{row_id!r:.80} is taken by {self._files[file]}:{line}", "make ids unique")
         self._places[row_id] = (len(self._files) - 1) * _FILE_STEP + raw.line
         return row
+
+    def _is_of_another_file(self, row_id: str) -> bool:
+        place = self._places.get(row_id)
+        return place is not None and place // _FILE_STEP != len(self._files) - 1
 
     @staticmethod
     def _id(record: dict[str, Any], default: str) -> str:
