@@ -36,7 +36,7 @@ def apply_override(tree: dict[str, Any], item: str, cls: type[BaseModel]) -> Non
     parts = key.split(".")
     for depth, part in enumerate(parts[:-1], start=1):
         where = ".".join(parts[:depth])
-        at = _index(node, part, where, shown) if isinstance(node, list) else part
+        at: Any = _index(node, part, where, shown) if isinstance(node, list) else part
         below = node[at] if isinstance(node, list) else node.get(part)
         if below is None and parts[depth].isdecimal():
             raise ConfigError(f"override {shown}: no list {where!r} is given, so it has no entry to change: write it "
