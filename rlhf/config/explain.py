@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from rlhf.config.secret import SECRET_ERROR, describe_literal
 
 _SHOWN = 80
+_MEMBERS = ("list of files", "list of sources", "constrained-str")
+"""Pydantic's names for members of unions that are not sections."""
 _SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey", "credential")
 
 
@@ -86,6 +88,8 @@ def _where(cls: type[BaseModel], loc: Sequence[str | int]) -> str:
         if isinstance(part, int):
             parts.append(str(part))
             inside_union = len(sections) > 1
+            continue
+        if part in _MEMBERS or part.startswith("tuple["):
             continue
         tagged = [section for section in sections if _tag(section) == part]
         if inside_union and tagged:

@@ -12,6 +12,7 @@ from rlhf.config.compared import LATER
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
 from rlhf.config.rollout import RolloutConfig
 from rlhf.config.scores import ScoreConfig, ScoreSource
+from rlhf.config.sources import Mixed, why_not_mixed
 
 MAX_KL_ERROR = 0.2
 """Relative error at which an adaptive KL controller clips (arXiv:1909.08593 sec. 2.2)."""
@@ -129,7 +130,8 @@ class PpoConfig(StageConfig):
     """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
 
     stage: Literal["ppo"] = "ppo"
-    prompts: Files
+    prompts: Mixed
+    """Files or globs; or a list of sources, each with ``files`` and its own ``format``, ``limit`` and ``weight``."""
     prompt_format: str = "auto"
     on_bad_row: Annotated[OnBadRow, LATER] = "refuse"
     """Of the prompts: a row that does not fit stops the run, or is left out and listed in ``dropped.jsonl``."""
@@ -212,6 +214,9 @@ class PpoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> PpoConfig:
+        named = None if self.prompt_format == "auto" else self.prompt_format
+        if reason := why_not_mixed(self.prompts, "prompts", {"prompt_format": named}):
+            raise ValueError(reason)
         batch, n = self.batch, self.batch.sequences_per_step
         if n % batch.minibatch_sequences:
             raise ValueError(

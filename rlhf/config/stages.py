@@ -19,6 +19,7 @@ from rlhf.config.ppo import (
 )
 from rlhf.config.rollout import RolloutConfig, SamplingConfig
 from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
+from rlhf.config.sources import Mixed, sources_of, why_not_mixed
 
 __all__ = [
     "STAGES",
@@ -42,8 +43,9 @@ __all__ = [
 class DataConfig(Section):
     """Rows to train on."""
 
-    train: Files
-    """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store."""
+    train: Mixed
+    """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store; or a list of sources, each with
+    ``files``, and ``format``, ``limit`` and ``weight`` of its own (``format`` here is then that of ``evaluation``)."""
     evaluation: str | tuple[str, ...] | None = None
     """Held-out rows; without it ``eval_fraction`` of the prompts is held out by prompt hash."""
     eval_fraction: float = Field(0.1, ge=0, lt=1)
@@ -55,6 +57,12 @@ class DataConfig(Section):
     on_long_row: Literal["refuse", "drop", "truncate"] = "refuse"
     limit: int | None = Field(None, ge=1)
     max_sequence_tokens: int = Field(512, ge=8)
+
+    @model_validator(mode="after")
+    def _sources_have_their_own(self) -> DataConfig:
+        if reason := why_not_mixed(self.train, "data.train", {"data.limit": self.limit}):
+            raise ValueError(reason)
+        return self
 
 
 class SftBatch(Section):
@@ -108,7 +116,7 @@ class RewardBatch(Section):
 class PreferenceDataConfig(DataConfig):
     """Preferences to train on; ``data.preferences`` is another word for ``data.train``."""
 
-    train: Files = Field(validation_alias=AliasChoices("train", "preferences"))
+    train: Mixed = Field(validation_alias=AliasChoices("train", "preferences"))
 
 
 class RewardConfig(StageConfig):
@@ -138,6 +146,12 @@ class RewardConfig(StageConfig):
         self.gradient_accumulation  # noqa: B018
         if self.model.quantization != "none" and self.lora is None:
             raise ValueError("model.quantization needs an adapter: set lora.r")
+        for number, source in enumerate(sources_of(self.data.train)):
+            if source.weight > 1 and self.weight_by_prompt:
+                raise ValueError(
+                    f"data.train.{number}.weight={source.weight:g} changes nothing with weight_by_prompt=true, where "
+                    "all pairs of one prompt weigh together 1: set that to false, or the other sources' weights below 1"
+                )
         return self
 
     @property

@@ -18,6 +18,7 @@ from rlhf.models.tokenizer import load_chat
 from rlhf.stages.encode import IGNORED, encode_demonstrations
 from rlhf.stages.quality import report_quality
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from rlhf.stages.sources import Part, read_mixed, whole_of
 from rlhf.stages.training import (
     Progress,
     TokenRow,
@@ -28,6 +29,8 @@ from rlhf.stages.training import (
     train_on_ranks,
 )
 from rlhf.workers.schedule import optimizer_steps
+
+_KEYS = Keys("data.format", "data.on_bad_row")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
 def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
     """Loads, splits, encodes and, where asked, packs the demonstrations."""
     data = config.data
-    rows = _load(config, data.train, run_dir, data.limit)
+    rows = _train(config, run_dir)
     given = _held_out(config, run_dir)
     train, held_out = split(rows, given, data, config.seed, run_dir)
     encoded, long_rows = encode_demonstrations(train, chat, data, run_dir / "long_rows.jsonl")
@@ -110,23 +113,31 @@ def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
     return SftRows(encoded, evaluation, steps, counts)
 
 
-def _held_out(config: SftConfig, run_dir: Path) -> list[DemonstrationRow] | None:
-    if config.data.evaluation is None:
-        return None
-    return _load(config, config.data.evaluation, run_dir, None)
-
-
-def _load(config: SftConfig, paths: Any, run_dir: Path, limit: int | None) -> list[DemonstrationRow]:
+def _train(config: SftConfig, run_dir: Path) -> list[DemonstrationRow]:
     data = config.data
-    name = "dropped.jsonl" if paths == data.train else "dropped_evaluation.jsonl"
-    rows = load_demonstrations(
-        paths,
-        format=data.format,
-        on_bad_row=data.on_bad_row,
-        dropped_path=run_dir / name,
-        limit=limit,
-        keys=Keys("data.format", "data.on_bad_row"),
+    whole = whole_of(data.train, data.format, data.limit, "dropped.jsonl", _KEYS)
+    return read_mixed(
+        data.train,
+        whole,
+        "data.train",
+        lambda part: _load(config, part, run_dir),
+        lambda rows: report_quality(rows, run_dir),
     )
-    if paths == data.train:
-        report_quality(rows, run_dir)
-    return rows
+
+
+def _held_out(config: SftConfig, run_dir: Path) -> list[DemonstrationRow] | None:
+    data = config.data
+    if data.evaluation is None:
+        return None
+    return _load(config, Part(data.evaluation, data.format, None, "dropped_evaluation.jsonl", _KEYS), run_dir)
+
+
+def _load(config: SftConfig, part: Part, run_dir: Path) -> list[DemonstrationRow]:
+    return load_demonstrations(
+        part.files,
+        format=part.format,
+        on_bad_row=config.data.on_bad_row,
+        dropped_path=run_dir / part.dropped,
+        limit=part.limit,
+        keys=part.keys,
+    )
