@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cluster.plan import _count_rows
+from rlhf.cli import _next_commands
 from rlhf.config import PpoConfig, RewardConfig, SftConfig, build_config
 from rlhf.config.sources import files_of
 from rlhf.errors import ConfigError, DataError
@@ -83,6 +85,14 @@ def test_preferences(tmp_path: Path) -> None:
         config(RewardConfig, tmp_path, data=data)
     found = config(RewardConfig, tmp_path, data=data, weight_by_prompt=False)
     assert reward.read_rows(found, reward.open_model(found)[1], tmp_path).counts["train"] == 40 + 80
+
+
+def test_counting_and_next_commands(demonstrations: list[dict[str, Any]], tmp_path: Path) -> None:
+    found = config(SftConfig, tmp_path, data={"train": demonstrations})
+    assert _count_rows(found) == 2 * 3 + 5
+    (_, (sample, _)) = _next_commands("sft", found)
+    assert '"' + demonstrations[0]["files"] + '"' in sample and demonstrations[1]["files"][0] in sample
+    assert _count_rows(config(SftConfig, tmp_path, data={"train": [{"files": "store:x"}]})) is None
 
 
 @pytest.mark.parametrize(
