@@ -302,6 +302,14 @@ def _read_csv(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator[Raw
             yield RawRecord(file, start, None, problem, _preview(",".join(cells)))
 
 
+def _column_values(column: Any) -> list[Any]:
+    """Values of an Arrow array; its texts where Python has no such value (nanoseconds, years beyond 9999)."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return column.cast("string").to_pylist()
+
+
 def _read_parquet(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator[RawRecord]:
     import pyarrow
     import pyarrow.parquet
@@ -309,10 +317,13 @@ def _read_parquet(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):
-            for fields in batch.to_pylist():
+            columns = [_column_values(column) for column in batch.columns]
+            for row in range(batch.num_rows):
                 number += 1
-                yield RawRecord(file, number, fields)
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError, ValueError) as error:
+                yield RawRecord(
+                    file, number, {name: c[row] for name, c in zip(batch.schema.names, columns, strict=True)}
+                )
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError, ValueError, OverflowError) as error:
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise DataError(f"{file}:{number + 1}: is not readable parquet ({reason}); write the file again") from None
 

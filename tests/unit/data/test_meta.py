@@ -33,6 +33,26 @@ COLUMNS: dict[str, tuple[list[Any], Any]] = {
 }
 
 
+ARROW: dict[str, tuple[list[Any], pyarrow.DataType, Any]] = {
+    "nanoseconds": ([1_700_000_000_123_456_789, None], pyarrow.timestamp("ns"), "2023-11-14T22:13:20.123456789"),
+    "time": ([123_456_789, None], pyarrow.time64("ns"), "00:00:00.123456"),
+    "far date": ([10**7, None], pyarrow.date32(), "29349-01-26"),
+    "map": ([[("k", 1.5)], None], pyarrow.map_(pyarrow.string(), pyarrow.float64()), [["k", 1.5]]),
+    "half": ([1.5, None], pyarrow.float16(), 1.5),
+    "decimal": ([Decimal("1.50"), None], pyarrow.decimal128(5, 2), "1.50"),
+}
+
+
+@pytest.mark.parametrize("name", ARROW)
+def test_values_that_only_arrow_has(tmp_path: Path, name: str) -> None:
+    values, kind, kept = ARROW[name]
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["Hi", "Ho"], "x": pyarrow.array(values, kind)}), path)
+    first, second = load_prompts(path)
+    found = json.loads(json.dumps(first.meta["x"], allow_nan=False))
+    assert (found.replace(" ", "T") if isinstance(found, str) else found) == kept and second.meta == {"x": None}
+
+
 def parquet(path: Path, **columns: list[Any]) -> Path:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
