@@ -53,13 +53,14 @@ def prepare_reward(folder: Path) -> Path:
     from rlhf.config import RewardConfig, build_config
     from rlhf.stages.reward import run_reward
 
-    rows = [{"prompt": f"a {i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(16)]
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    paths = {"train": folder / "pairs.jsonl", "evaluation": folder / "held_out_pairs.jsonl"}
+    for letter, path in zip("ab", paths.values(), strict=True):
+        rows = [{"prompt": f"{letter} {i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(16)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tree = {
         "run_dir": str(folder / "reward"),
         "model": {"name": str(folder / "model"), "chat_style": "plain", "dtype": "float32"},
-        "data": {"train": str(path), "evaluation": str(path), "max_sequence_tokens": 128},
+        "data": {**{part: str(path) for part, path in paths.items()}, "max_sequence_tokens": 128},
         "lora": {"r": 4, "alpha": 8},
         "batch": {"minibatch_pairs": 4, "microbatch_pairs_per_gpu": 4},
         "max_steps": 1,

@@ -22,7 +22,7 @@ EXCLUDED_NAMES = (
 )  # fmt: skip
 """Never packaged, at any depth."""
 OWN_CODE = ("rlhf", "cluster", "preference_ui")
-PATH_KEYS = frozenset({"run_dir", "name", "baseline", "prompts", "train", "evaluation", "normalize_on", "run"})
+PATH_KEYS = frozenset({"run_dir", "name", "baseline", "prompts", "train", "files", "evaluation", "normalize_on", "run"})
 """Config keys whose values may be paths."""
 RUNS = "runs"
 

@@ -18,6 +18,7 @@ from cluster.shapes import SHAPES, ModelShape, find_shape
 from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
 from rlhf.config.methods import PLAIN_LORA
+from rlhf.config.sources import DataSource, files_of, sources_of
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_header, print_table
 
@@ -314,6 +315,19 @@ def _count_rows(config: Any) -> int | None:
     """
     data = getattr(config, "data", None)
     named = data.train if data is not None else config.prompts
+    sources = sources_of(named) or (DataSource(files=files_of(named)),)
+    counts = [(_count_lines(source.files), source) for source in sources]
+    if any(count is None for count, _ in counts):
+        return None
+    count = round(sum(min(count or 0, source.limit or count or 0) * source.weight for count, source in counts))
+    limit = data.limit if data is not None else getattr(config, "limit", None)
+    count = count if limit is None else min(count, limit)
+    if data is None or data.evaluation is not None:
+        return count
+    return max(1, round(count * (1 - data.eval_fraction)))
+
+
+def _count_lines(named: str | tuple[str, ...]) -> int | None:
     files = [Path(name) for name in ([named] if isinstance(named, str) else named)]
     if not all(f.suffix == ".jsonl" and f.is_file() for f in files):
         return None
@@ -321,11 +335,7 @@ def _count_rows(config: Any) -> int | None:
     for file in files:
         with file.open("rb") as handle:
             count += sum(1 for line in handle if line.strip())
-    limit = data.limit if data is not None else getattr(config, "limit", None)
-    count = count if limit is None else min(count, limit)
-    if data is None or data.evaluation is not None:
-        return count
-    return max(1, round(count * (1 - data.eval_fraction)))
+    return count
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
+from rlhf.config.sources import files_of
 from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
@@ -201,7 +202,7 @@ def _next_commands(stage: str, config: Any) -> list[tuple[str, str]]:
     learning = " placement.gpus_per_rank=null placement.gpus_per_critic_rank=null" if on_gpus else ""
     chat = (f"rlhf chat {run_dir}", "talk to the policy")
     if stage == "sft":
-        train = config.data.train
+        train = files_of(config.data.train)
         prompts = shlex.quote(f"prompts={train if isinstance(train, str) else json.dumps(train)}")
         kind = "" if config.data.format == "auto" else f" prompt_format={config.data.format}"
         sample = f"rlhf sample --config configs/sample/tiny_cpu.yaml model.name={run_dir} {prompts}{kind}{drawing}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,10 @@ Files = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
 
 NAMED, SECTION = "<name>", "<section>"
 """Tags of a union's members: which of the two was written; no key is called so."""
+
+
+OnBadRow = Literal["refuse", "drop"]
+"""A row that does not fit stops the run, or is left out and written to ``dropped.jsonl`` with its reason."""
 
 
 class Section(BaseModel):

@@ -14,6 +14,8 @@ from rlhf.config.base import NAMED, SECTION
 from rlhf.config.secret import SECRET_ERROR, describe_literal
 
 _SHOWN = 80
+_MEMBERS = ("list of files", "list of sources", "constrained-str")
+"""Pydantic's names for members of unions that are not sections."""
 _SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey", "credential")
 
 
@@ -22,7 +24,7 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
-        for sub in _sections_in(field.annotation):
+        for sub in sections_in(field.annotation):
             keys.extend(known_keys(sub, f"{prefix}{name}."))
     return keys
 
@@ -90,6 +92,8 @@ def _where(cls: type[BaseModel], loc: Sequence[str | int]) -> str:
             parts.append(str(part))
             inside_union = len(sections) > 1
             continue
+        if part in _MEMBERS or part.startswith("tuple["):
+            continue
         tagged = [section for section in sections if _tag(section) == part]
         if inside_union and tagged:
             sections, inside_union = tagged, False
@@ -98,7 +102,7 @@ def _where(cls: type[BaseModel], loc: Sequence[str | int]) -> str:
         if not sections and parts:
             continue  # "str", "tuple[str, ...]": members of a union of plain types
         parts.append(part)
-        sections = [sub for field in fields for sub in _sections_in(field.annotation)]
+        sections = [sub for field in fields for sub in sections_in(field.annotation)]
         inside_union = len(sections) > 1
     return ".".join(parts) or "config"
 
@@ -122,9 +126,10 @@ def _nearest(where: str, known: list[str]) -> str | None:
     return found[0] if found else None
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold, in unions and lists, too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, typing.Annotated):
-        return [found for part in typing.get_args(annotation) for found in _sections_in(part)]
+        return [found for part in typing.get_args(annotation) for found in sections_in(part)]
     return []

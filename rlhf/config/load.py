@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf.config.base import Section
 from rlhf.config.explain import explain_all, known_keys
-from rlhf.config.secret import describe_literal, find_literals, mask_literals
+from rlhf.config.override import apply_override
+from rlhf.config.secret import find_literals, mask_literals
 from rlhf.config.stages import STAGES
 from rlhf.config.strict_yaml import read_strict_yaml, write_strict_yaml
 from rlhf.errors import ConfigError
@@ -27,7 +28,7 @@ def load_config(stage: str, path: str | Path | None, overrides: Iterable[str] = 
     Args:
         stage: a key of ``STAGES``.
         path: a YAML file, or None to start from defaults and overrides alone.
-        overrides: ``dotted.key=value`` strings; values are parsed as YAML.
+        overrides: ``dotted.key=value`` strings (``apply_override``).
 
     Raises:
         ConfigError: for an unreadable file, an unknown key (with the nearest known name), or a broken rule.
@@ -36,7 +37,7 @@ def load_config(stage: str, path: str | Path | None, overrides: Iterable[str] = 
         raise ConfigError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     tree = _read_yaml(Path(path)) if path is not None else {}
     for item in overrides:
-        _apply_override(tree, item)
+        apply_override(tree, item, STAGES[stage])
     found = tree.setdefault("stage", stage)
     if found != stage:
         raise ConfigError(f"{path} is a config for stage {found!r}, not {stage!r}: run 'rlhf {found} --config {path}'")
@@ -116,24 +117,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {path} must hold a mapping of keys to values")
     return tree
-
-
-def _apply_override(tree: dict[str, Any], item: str) -> None:
-    key, separator, text = item.partition("=")
-    shown = repr(item) if describe_literal(item) is None else "that holds a secret in clear"
-    if not separator or not key:
-        raise ConfigError(f"override {shown} must look like dotted.key=value")
-    try:
-        value = read_strict_yaml(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {shown}: the value is not YAML: {mask_literals(str(error))}") from None
-    node = tree
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = node.get(parent)
-        if below is None:
-            below = node[parent] = {}
-        if not isinstance(below, dict):
-            raise ConfigError(f"override {shown}: {parent!r} holds a value, not a section")
-        node = below
-    node[last] = value

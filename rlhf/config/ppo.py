@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Files, Name, Section
+from rlhf.config.base import Files, Name, OnBadRow, Section
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
 from rlhf.config.rollout import RolloutConfig
 from rlhf.config.scores import ScoreConfig, ScoreSource
+from rlhf.config.sources import Mixed, why_not_mixed
 
 MAX_KL_ERROR = 0.2
 """Relative error at which an adaptive KL controller clips (arXiv:1909.08593 sec. 2.2)."""
@@ -81,6 +82,13 @@ class AdvantageConfig(Section):
     grpo_scale_by_std: bool = True
 
 
+class PpoOptimConfig(OptimConfig):
+    """AdamW with PPO's own defaults; as fields, so that a section that names other keys keeps them."""
+
+    learning_rate: float = Field(3e-6, gt=0)
+    eps: float = Field(1e-5, gt=0)
+
+
 class PpoTelemetryConfig(TelemetryConfig):
     """Where numbers go, and whether a profile is written."""
 
@@ -93,6 +101,7 @@ class PtxConfig(Section):
 
     train: Files
     format: str = "auto"
+    on_bad_row: OnBadRow = "refuse"
     coef: float = Field(1.0, gt=0)
     """Of the mean negative log-likelihood per assistant token; the policy loss beside it is a mean per token, too."""
     sequences_per_update: int = Field(8, ge=1)
@@ -120,15 +129,18 @@ class PpoConfig(StageConfig):
     """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
 
     stage: Literal["ppo"] = "ppo"
-    prompts: Files
+    prompts: Mixed
+    """Files or globs; or a list of sources, each with ``files`` and its own ``format``, ``limit`` and ``weight``."""
     prompt_format: str = "auto"
+    on_bad_row: OnBadRow = "refuse"
+    """Of the prompts: a row that does not fit stops the run, or is left out and listed in ``dropped.jsonl``."""
     scores: tuple[ScoreSource, ...] = Field(min_length=1)
     roles: RolesConfig = RolesConfig()
     lora: LoraConfig = LoraConfig()
     """Adapter of the critic, and of the policy when ``model.name`` has none yet."""
     policy_weights: Literal["adapter", "full"] = "adapter"
     """``full`` trains a copy of the whole model; reference, critic and reward model stay adapters on the frozen one."""
-    optim: OptimConfig = OptimConfig(learning_rate=3e-6, eps=1e-5)
+    optim: PpoOptimConfig = PpoOptimConfig()
     critic_learning_rate: float | None = Field(None, gt=0)
     """None: the policy's."""
     critic_max_grad_norm: float | None = Field(None, gt=0)
@@ -201,6 +213,9 @@ class PpoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> PpoConfig:
+        named = None if self.prompt_format == "auto" else self.prompt_format
+        if reason := why_not_mixed(self.prompts, "prompts", {"prompt_format": named}):
+            raise ValueError(reason)
         batch, n = self.batch, self.batch.sequences_per_step
         if n % batch.minibatch_sequences:
             raise ValueError(

@@ -26,7 +26,10 @@ class RewardModelSource(Section):
 
 
 class FunctionSource(Section):
-    """A score from ``module:function(prompts, responses) -> scores``, in a process of its own."""
+    """A score from ``module:function(prompts, responses) -> scores``, in a process of its own.
+
+    A function with a third parameter, ``meta``, is told about the row of each response, too.
+    """
 
     kind: Literal["function"] = "function"
     path: str
@@ -63,6 +66,8 @@ class HttpSource(Section):
     """Further attempts after the first."""
     backoff_seconds: float = Field(0.5, gt=0)
     """Longest wait before the first further attempt; it doubles with each, up to 30 s, and is drawn at random."""
+    send_meta: bool = False
+    """Also send ``"meta": [{...}, ...]``: of each response the ``id`` and the other columns of its prompt's row."""
     rows_per_request: int = Field(64, ge=1)
     concurrent_requests: int = Field(1, ge=1, le=64)
     ca_file: str | None = None

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rlhf.config.base import Files, Name, Section
+from rlhf.config.base import Files, Name, OnBadRow, Section
 from rlhf.config.common import PlacedSection, StageConfig, exact_division
 from rlhf.config.model import LoraConfig, ModelConfig, NameOrModel, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
@@ -19,6 +19,7 @@ from rlhf.config.ppo import (
 from rlhf.config.recovery import RecoveryConfig
 from rlhf.config.rollout import RolloutConfig, SamplingConfig
 from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
+from rlhf.config.sources import Mixed, sources_of, why_not_mixed
 
 __all__ = [
     "STAGES",
@@ -45,16 +46,26 @@ __all__ = [
 class DataConfig(Section):
     """Rows to train on."""
 
-    train: Files
-    """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store."""
+    train: Mixed
+    """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store; or a list of sources, each with
+    ``files``, and ``format``, ``limit`` and ``weight`` of its own (``format`` here is then that of ``evaluation``)."""
     evaluation: str | tuple[str, ...] | None = None
     """Held-out rows; without it ``eval_fraction`` of the prompts is held out by prompt hash."""
     eval_fraction: float = Field(0.1, ge=0, lt=1)
+    on_overlap: Literal["refuse", "drop"] = "refuse"
+    """Prompts of ``evaluation`` that are in ``train``, too, stop the run, or their rows are left out of training and
+    listed in ``dropped_overlap.jsonl``."""
     format: str = "auto"
-    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    on_bad_row: OnBadRow = "refuse"
     on_long_row: Literal["refuse", "drop", "truncate"] = "refuse"
     limit: int | None = Field(None, ge=1)
     max_sequence_tokens: int = Field(512, ge=8)
+
+    @model_validator(mode="after")
+    def _sources_have_their_own(self) -> DataConfig:
+        if reason := why_not_mixed(self.train, "data.train", {"data.limit": self.limit}):
+            raise ValueError(reason)
+        return self
 
 
 class SftBatch(Section):
@@ -82,7 +93,7 @@ class SftConfig(StageConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> SftConfig:
-        self.gradient_accumulation  # noqa: B018 - refuses uneven batches before any worker starts
+        _ = self.gradient_accumulation  # refuses uneven batches before any worker starts
         if self.model.quantization != "none" and self.lora is None:
             raise ValueError("model.quantization needs an adapter: set lora.r (4-bit base weights cannot be trained)")
         return self
@@ -108,36 +119,36 @@ class RewardBatch(Section):
 class PreferenceDataConfig(DataConfig):
     """Preferences to train on; ``data.preferences`` is another word for ``data.train``."""
 
-    train: Files = Field(validation_alias=AliasChoices("train", "preferences"))
+    train: Mixed = Field(validation_alias=AliasChoices("train", "preferences"))
 
 
-class RewardConfig(StageConfig):
-    """A reward model from pairwise preferences (arXiv:2203.02155 eq. 1)."""
+class PairStage(StageConfig):
+    """A stage that trains on pairs of responses."""
 
-    stage: Literal["reward"] = "reward"
     data: PreferenceDataConfig
     lora: LoraConfig | None = LoraConfig()
-    optim: OptimConfig = OptimConfig()
     batch: RewardBatch = RewardBatch()
     num_epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     eval_every_steps: int = Field(50, ge=1)
     early_stopping_patience: int | None = Field(None, ge=1)
+    """Evaluations without a lower held-out loss before stopping; the best weights are restored."""
     weight_by_prompt: bool = True
     """All pairs of one prompt weigh together 1."""
-    use_margins: bool = True
     annotator_weights: bool = False
     """Weight votes by the estimated reliability of their annotators (``store:`` data only)."""
-    centering: float = Field(0.0, ge=0)
-    """Coefficient of (score_chosen + score_rejected)^2."""
-    normalize_on: str | None = None
-    """Rows (any demonstration format) on which scores get mean 0, deviation 1; default: chosen and rejected rows."""
 
     @model_validator(mode="after")
-    def _rules(self) -> RewardConfig:
-        self.gradient_accumulation  # noqa: B018
+    def _pairs_can_be_learned(self) -> PairStage:
+        _ = self.gradient_accumulation  # refuses uneven batches before any worker starts
         if self.model.quantization != "none" and self.lora is None:
             raise ValueError("model.quantization needs an adapter: set lora.r")
+        for number, source in enumerate(sources_of(self.data.train)):
+            if source.weight > 1 and self.weight_by_prompt:
+                raise ValueError(
+                    f"data.train.{number}.weight={source.weight:g} changes nothing with weight_by_prompt=true, where "
+                    "all pairs of one prompt weigh together 1: set that to false, or the other sources' weights below 1"
+                )
         return self
 
     @property
@@ -151,36 +162,40 @@ class RewardConfig(StageConfig):
         )
 
 
-class DpoConfig(StageConfig):
+class RewardConfig(PairStage):
+    """A reward model from pairwise preferences (arXiv:2203.02155 eq. 1)."""
+
+    stage: Literal["reward"] = "reward"
+    optim: OptimConfig = OptimConfig()
+    use_margins: bool = True
+    centering: float = Field(0.0, ge=0)
+    """Coefficient of (score_chosen + score_rejected)^2."""
+    normalize_on: str | None = None
+    """Rows (any demonstration format) on which scores get mean 0, deviation 1; default: chosen and rejected rows."""
+
+
+class DpoOptimConfig(OptimConfig):
+    """Small steps: every pair pulls the policy away from its start."""
+
+    learning_rate: float = Field(5e-6, gt=0)
+
+
+class DpoConfig(PairStage):
     """A policy straight from pairwise preferences, without a reward model or sampling (arXiv:2305.18290)."""
 
     stage: Literal["dpo"] = "dpo"
-    data: PreferenceDataConfig
     lora: LoraConfig | None = LoraConfig()
     """null: full fine-tuning, beside a second copy of the model as the reference."""
-    optim: OptimConfig = OptimConfig(learning_rate=5e-6)
-    batch: RewardBatch = RewardBatch()
-    num_epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    eval_every_steps: int = Field(50, ge=1)
-    early_stopping_patience: int | None = Field(None, ge=1)
-    """Evaluations without a lower held-out loss before stopping; the best weights are restored."""
+    optim: DpoOptimConfig = DpoOptimConfig()
     beta: float = Field(0.1, gt=0)
     """How much staying close to the start is worth: the KL coefficient of the PPO run that this one stands for."""
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     """``sigmoid``: DPO's own; ``ipo`` aims at a difference per token; ``hinge``: SLiC's; ``robust`` counts on flips."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs believed to be the wrong way round (``loss_type=robust`` only)."""
-    weight_by_prompt: bool = True
-    """All pairs of one prompt weigh together 1."""
-    annotator_weights: bool = False
-    """Weight votes by the estimated reliability of their annotators (``store:`` data only)."""
 
     @model_validator(mode="after")
     def _rules(self) -> DpoConfig:
-        _ = self.gradient_accumulation  # refuses uneven batches before any worker starts
-        if self.model.quantization != "none" and self.lora is None:
-            raise ValueError("model.quantization needs an adapter: set lora.r")
         if self.lora is not None and self.lora.dropout:
             raise ValueError(
                 f"lora.dropout={self.lora.dropout:g} would make the policy differ from its own start by chance, "
@@ -193,21 +208,10 @@ class DpoConfig(StageConfig):
             )
         return self
 
-    @property
-    def gradient_accumulation(self) -> int:
-        """Micro-batches per optimizer step and rank."""
-        return exact_division(
-            self.batch.minibatch_pairs,
-            self.batch.microbatch_pairs_per_gpu,
-            self.placement.num_ranks,
-            "minibatch_pairs",
-        )
 
-
-TrainerConfig = SftConfig | RewardConfig | DpoConfig
-"""Stages that train with TRL's trainers."""
 PairConfig = RewardConfig | DpoConfig
-"""Stages that train on pairs."""
+TrainerConfig = SftConfig | PairConfig
+"""Stages that train with TRL's trainers."""
 
 
 class SampleConfig(PlacedSection):
@@ -219,6 +223,7 @@ class SampleConfig(PlacedSection):
     model: ModelConfig
     prompts: Files
     prompt_format: str = "auto"
+    on_bad_row: OnBadRow = "refuse"
     responses_per_prompt: int = Field(4, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     microbatch_sequences: int = Field(64, ge=1)
@@ -230,6 +235,12 @@ class SampleConfig(PlacedSection):
     def placed_roles(self) -> tuple[str, ...]:
         """It only draws."""
         return ("rollout_worker",)
+
+
+class EvaluateSamplingConfig(SamplingConfig):
+    """How answers to compare are drawn."""
+
+    temperature: float = Field(0.7, gt=0)
 
 
 class EvaluateConfig(PlacedSection):
@@ -244,9 +255,10 @@ class EvaluateConfig(PlacedSection):
     the policy's precision, and takes nothing else from ``model``."""
     prompts: Files
     prompt_format: str = "auto"
+    on_bad_row: OnBadRow = "refuse"
     judge: ScoreSource
     """Scores both answers; the higher wins, ties count half."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7)
+    sampling: EvaluateSamplingConfig = EvaluateSamplingConfig()
     microbatch_sequences: int = Field(64, ge=1)
     limit: int | None = Field(None, ge=1)
     recovery: RecoveryConfig = RecoveryConfig()

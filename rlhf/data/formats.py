@@ -32,7 +32,7 @@ class Example:
         completion: the answer to imitate, where there is one.
         chosen: the better of two answers, where there are two.
         rejected: the other one.
-        used: names of the fields that were read; the rest is meta data.
+        used: names of the fields that hold the prompt; the rest is meta data of a prompt.
     """
 
     prompt: tuple[Message, ...]
@@ -155,7 +155,15 @@ def _parse_alpaca(record: Record) -> Example:
     prompt = _instruction(record, record.get("input"), "input")
     output = record.get("output")
     completion = check_text(output, "output") if "output" in record else None
-    return Example(prompt, completion=completion, used=("instruction", "input", "output"))
+    return Example(prompt, completion=completion, used=("instruction", "input"))
+
+
+def _parse_question_answer(record: Record) -> Example:
+    """Read e.g. a row of GSM8K (arXiv:2110.14168); of a prompt the answer is meta data, whatever it is."""
+    answer = record.get("answer")
+    completion = answer if isinstance(answer, str) and answer.strip() else None
+    prompt = (Message("user", check_text(_required(record, "question"), "question")),)
+    return Example(prompt, completion=completion, used=("question",))
 
 
 def _parse_seed_tasks(record: Record) -> Example:
@@ -283,6 +291,13 @@ def _matches_prompt(record: Record, kind: Kind) -> bool:
     return "text" in record and not ({"instruction", "messages", "conversations", "chosen"} & set(record))
 
 
+_OTHER_PROMPTS = {"prompt", "text", "instruction", "messages", "conversations", "chosen"}
+
+
+def _matches_question_answer(record: Record, kind: Kind) -> bool:
+    return "question" in record and "answer" in record and not _OTHER_PROMPTS & set(record)
+
+
 def _matches_alpaca(record: Record, kind: Kind) -> bool:
     return "instruction" in record and ("output" in record or (kind == "prompt" and "instances" not in record))
 
@@ -311,6 +326,7 @@ FORMATS: dict[str, Format] = {
             _parse_prompt_completion,
         ),
         Format("alpaca", _DP, "instruction, input, output", _matches_alpaca, _parse_alpaca),
+        Format("question_answer", _DP, "question, answer", _matches_question_answer, _parse_question_answer),
         Format(
             "seed_tasks",
             _DP,

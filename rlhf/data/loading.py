@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from rlhf.data.formats import FORMATS, Example, Format, Kind
+from rlhf.data.meta import json_value
 from rlhf.data.reading import DEFAULT_MAX_LINE_BYTES, RawRecord, read_records
 from rlhf.data.schema import DemonstrationRow, Message, PreferenceRow, PromptRow, Row, RowError, check_text
 from rlhf.errors import ConfigError, DataError
@@ -26,6 +28,26 @@ _FILE_STEP = 1 << 40  # more lines than any file has
 _PREFERENCE_NUMBERS = ("probability", "margin", "weight")
 
 
+@dataclass(frozen=True)
+class Keys:
+    """What the caller's user calls two of the arguments, for the advice in messages.
+
+    Args:
+        format: e.g. ``"data.format"``; empty: the format cannot be named.
+        on_bad_row: e.g. ``"data.on_bad_row"``.
+    """
+
+    format: str = "format"
+    on_bad_row: str = "on_bad_row"
+
+    def name_one(self, otherwise: str) -> str:
+        """Advice to name a format, where that can be done."""
+        return f"name one with {self.format}=..." if self.format else otherwise
+
+
+_ARGUMENTS = Keys()
+
+
 def load_demonstrations(
     paths: Paths,
     *,
@@ -34,6 +56,7 @@ def load_demonstrations(
     dropped_path: str | Path | None = None,
     limit: int | None = None,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    keys: Keys = _ARGUMENTS,
 ) -> list[DemonstrationRow]:
     """Read conversations to imitate.
 
@@ -45,6 +68,7 @@ def load_demonstrations(
         dropped_path: JSONL file of the dropped rows, written anew; needed with ``"drop"``.
         limit: stop after this many good rows.
         max_line_bytes: longest line or array element that is read.
+        keys: what the user calls ``format`` and ``on_bad_row``.
 
     Raises:
         DataError: a row does not fit, a file cannot be read, the format is unclear, or nothing is left.
@@ -57,7 +81,7 @@ def load_demonstrations(
             raise RowError("(row)", "has no response to imitate", "add one, or use the file as prompts")
         return DemonstrationRow(row_id, (*example.prompt, Message("assistant", response)))
 
-    loader = _Loader("demonstration", format, on_bad_row, dropped_path, limit, max_line_bytes)
+    loader = _Loader("demonstration", format, on_bad_row, dropped_path, limit, max_line_bytes, keys)
     return loader.load(paths, build)
 
 
@@ -69,6 +93,7 @@ def load_preferences(
     dropped_path: str | Path | None = None,
     limit: int | None = None,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    keys: Keys = _ARGUMENTS,
 ) -> list[PreferenceRow]:
     """Read pairs of a better and a worse response; optional fields: probability, margin, weight, group.
 
@@ -86,7 +111,7 @@ def load_preferences(
             extras["group"] = check_text(record["group"], "group")
         return PreferenceRow(row_id, example.prompt, example.chosen, example.rejected, **extras)
 
-    loader = _Loader("preference", format, on_bad_row, dropped_path, limit, max_line_bytes)
+    loader = _Loader("preference", format, on_bad_row, dropped_path, limit, max_line_bytes, keys)
     return loader.load(paths, build)
 
 
@@ -98,12 +123,13 @@ def load_prompts(
     dropped_path: str | Path | None = None,
     limit: int | None = None,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    keys: Keys = _ARGUMENTS,
 ) -> list[PromptRow]:
     """Read prompts; demonstration and preference files serve too, with their answers left out.
 
-    The fields that the format does not use become the row's ``meta`` (or the field ``meta`` does, when it
-    is there), so that a reward function can find a reference answer. Arguments and errors as in
-    ``load_demonstrations``.
+    The fields that do not make the prompt become the row's ``meta`` (or the field ``meta`` does, when it
+    is there), so that a score function can find a reference answer; a value that JSON cannot hold is written
+    as ``json_value`` says. Arguments and errors as in ``load_demonstrations``.
     """
 
     def build(row_id: str, example: Example, record: dict[str, Any]) -> PromptRow:
@@ -111,9 +137,17 @@ def load_prompts(
         meta = record.get("meta")
         if meta is None:
             meta = {name: value for name, value in record.items() if name not in known}
-        return PromptRow(row_id, example.prompt, meta)
+        try:
+            return PromptRow(row_id, example.prompt, meta)
+        except RowError as error:
+            if error.field != "meta" or not isinstance(meta, Mapping):
+                raise
+        try:
+            return PromptRow(row_id, example.prompt, json_value(meta))
+        except RecursionError:
+            raise RowError("meta", "is nested too deeply", "leave out the field that is") from None
 
-    loader = _Loader("prompt", format, on_bad_row, dropped_path, limit, max_line_bytes)
+    loader = _Loader("prompt", format, on_bad_row, dropped_path, limit, max_line_bytes, keys)
     return loader.load(paths, build)
 
 
@@ -150,7 +184,7 @@ def _expand(pattern: Path) -> list[Path]:
         raise DataError(f"{pattern}: is no glob pattern ({error}); '**' must stand alone between slashes") from None
 
 
-def detect_format(records: Sequence[dict[str, Any]], kind: Kind, file: str) -> Format:
+def detect_format(records: Sequence[dict[str, Any]], kind: Kind, file: str, keys: Keys = _ARGUMENTS) -> Format:
     """Return the one format that the fields of the first records fit best.
 
     Raises:
@@ -166,12 +200,12 @@ def detect_format(records: Sequence[dict[str, Any]], kind: Kind, file: str) -> F
     if best:
         raise DataError(
             f"{file}: the format is ambiguous: {' and '.join(names)} both fit the fields ({seen}); "
-            f"name one with format=..."
+            f"{keys.name_one('leave the fields of one of them')}"
         )
     known = "; ".join(f"{form.name}: {form.fields}" for form in usable)
     raise DataError(
-        f"{file}: no known {kind} format fits the fields ({seen}); rename the fields to one of: {known}; "
-        f"or name a format with format=..."
+        f"{file}: no known {kind} format fits the fields ({seen}); rename the fields to one of: {known}"
+        f"{f'; or name a format with {keys.format}=...' if keys.format else ''}"
     )
 
 
@@ -201,11 +235,12 @@ class _Loader:
         dropped_path: str | Path | None,
         limit: int | None,
         max_line_bytes: int,
+        keys: Keys,
     ) -> None:
         if format != "auto" and format not in FORMATS:
-            raise ConfigError(f"format={format!r} is not known; use 'auto' or one of {', '.join(FORMATS)}")
+            raise ConfigError(f"{keys.format}={format!r} is not known; use 'auto' or one of {', '.join(FORMATS)}")
         if on_bad_row not in ("refuse", "drop"):
-            raise ConfigError(f"on_bad_row={on_bad_row!r} is not known; use 'refuse' or 'drop'")
+            raise ConfigError(f"{keys.on_bad_row}={on_bad_row!r} is not known; use 'refuse' or 'drop'")
         if on_bad_row == "drop" and dropped_path is None:
             raise ConfigError("on_bad_row='drop' needs dropped_path, so that no row vanishes without a trace")
         if limit is not None and limit < 1:
@@ -215,6 +250,7 @@ class _Loader:
         self._dropped_path = Path(dropped_path) if on_bad_row == "drop" and dropped_path is not None else None
         self._limit = limit
         self._max_line_bytes = max_line_bytes
+        self._keys = keys
         self._places: dict[str, int] = {}  # row id -> line where it was first seen, files as multiples of _FILE_STEP
         self._files: list[str] = []
         self._problems: list[str] = []
@@ -271,7 +307,7 @@ class _Loader:
                 readable.append(raw.fields)
             if len(readable) == _DETECTION_ROWS or len(head) == _DETECTION_READS:
                 break
-        form = detect_format(readable, self._kind, str(file)) if readable else None
+        form = detect_format(readable, self._kind, str(file), self._keys) if readable else None
         return form, chain(head, records)
 
     def _row(
@@ -284,16 +320,22 @@ class _Loader:
         if raw.problem is not None:
             raise raw.problem
         if raw.fields is None or form is None:
-            raise RowError("(row)", "has no known format", "name the format with format=...")
+            raise RowError("(row)", "has no known format", self._keys.name_one("correct the first rows"))
         if not self._files or self._files[-1] != raw.file:
             self._files.append(raw.file)
         row_id = self._id(raw.fields, f"{label}:{raw.line}")
+        if row_id.isdecimal() and self._is_of_another_file(row_id):
+            row_id = f"{label}:{row_id}"  # a number names a row of its own file alone
         row = build(row_id, form.parse(raw.fields), raw.fields)
         if row_id in self._places:
             file, line = divmod(self._places[row_id], _FILE_STEP)
             raise RowError("id", f"{row_id!r:.80} is taken by {self._files[file]}:{line}", "make ids unique")
         self._places[row_id] = (len(self._files) - 1) * _FILE_STEP + raw.line
         return row
+
+    def _is_of_another_file(self, row_id: str) -> bool:
+        place = self._places.get(row_id)
+        return place is not None and place // _FILE_STEP != len(self._files) - 1
 
     @staticmethod
     def _id(record: dict[str, Any], default: str) -> str:
@@ -321,7 +363,7 @@ class _Loader:
         more = f"\n... and {total - len(self._problems)} more" if total > len(self._problems) else ""
         raise DataError(
             f"{total} of {self._records_read} rows do not fit:\n" + "\n".join(self._problems) + more + "\n"
-            "Correct them, or go on without them with on_bad_row='drop'."
+            f"Correct them, or go on without them with {self._keys.on_bad_row}=drop."
         )
 
     def _why_empty(self, files: list[Path]) -> str:

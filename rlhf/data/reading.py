@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,14 @@ DEFAULT_MAX_LINE_BYTES = 8 * 2**20
 _CHUNK = 1 << 16
 _PREVIEW_CHARACTERS = 500
 # In a CSV cell these hold JSON, because a cell cannot hold a list or a number by itself.
-_CSV_LISTS = ("messages", "conversations", "instances")
+_CSV_LISTS = ("messages", "conversations", "instances", "meta")
 _CSV_NUMBERS = ("probability", "margin", "weight")
+# These hold text, or turns as a JSON list.
+_CSV_TURNS = ("prompt", "completion", "response", "chosen", "rejected")
+# Without these a row is whole: an empty cell is no value.
+_CSV_OPTIONAL = ("group", "system", "meta")
+_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|content)"\s*:')
+_PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:")
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def _read_jsonl(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator[R
     for number, line, too_long in _bounded_lines(stream, max_line_bytes):
         if too_long:
             problem: RowError | None = RowError(
-                "(row)", f"is a line longer than {max_line_bytes} bytes", "shorten it or raise max_line_bytes"
+                "(row)", f"is a line longer than {max_line_bytes} bytes", "shorten it, or keep the rows as parquet"
             )
             yield RawRecord(file, number, None, problem, _preview(line))
         elif line.strip():
@@ -224,22 +231,37 @@ def _csv_fields(header: list[str], cells: list[str]) -> dict[str, Any]:
     for name, cell in zip(header, cells, strict=True):
         if any("\udc80" <= character <= "\udcff" for character in cell):
             raise RowError(name, "is not UTF-8", "convert the file to UTF-8")
+        if name in _CSV_NUMBERS + _CSV_OPTIONAL and not cell.strip():
+            continue
+        if name == "id" and not cell:
+            continue
         fields[name] = cell
-        if name in _CSV_LISTS + _CSV_NUMBERS and cell.strip():
+        if name in _CSV_TURNS and _JSON_TURNS.match(cell):
+            fields[name] = _csv_json(name, cell, or_text=True)
+        elif name in _CSV_LISTS + _CSV_NUMBERS and cell.strip():
             fields[name] = _csv_json(name, cell)
-        elif name in _CSV_NUMBERS or (name == "id" and not cell):
-            del fields[name]
+        elif name in _CSV_TURNS and _PYTHON_TURNS.match(cell):
+            raise _python_list(name)
     return fields
 
 
-def _csv_json(name: str, cell: str) -> Any:
+def _python_list(name: str) -> RowError:
+    """What a table with lists in its cells often becomes when it is saved as CSV."""
+    return RowError(name, "holds a list as Python prints it", "write the cell with json.dumps, or keep it as parquet")
+
+
+def _csv_json(name: str, cell: str, *, or_text: bool = False) -> Any:
     try:
         value, end, problem = _StrictJson().decode(cell.strip())
     except ValueError as error:
+        if _PYTHON_TURNS.match(cell):
+            raise _python_list(name) from None
         raise RowError(name, f"is not JSON ({error})", "write the cell as a JSON list or number") from None
     if problem is not None:
         raise problem
     if end != len(cell.strip()):
+        if or_text:  # words about a list
+            return cell
         raise RowError(name, "has text after its JSON value", "write the cell as one JSON value")
     return value
 
@@ -252,7 +274,8 @@ def _read_csv(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator[Raw
         for number, line, too_long in _bounded_lines(stream, max_line_bytes):
             if too_long:
                 raise DataError(
-                    f"{file}:{number}: is a line longer than {max_line_bytes} bytes; shorten it or raise max_line_bytes"
+                    f"{file}:{number}: is a line longer than {max_line_bytes} bytes; shorten it, or keep the rows as "
+                    "parquet"
                 )
             yield line.decode("utf-8", errors="surrogateescape")
 
@@ -279,6 +302,14 @@ def _read_csv(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator[Raw
             yield RawRecord(file, start, None, problem, _preview(",".join(cells)))
 
 
+def _column_values(column: Any) -> list[Any]:
+    """Values of an Arrow array; its texts where Python has no such value (nanoseconds, years beyond 9999)."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return column.cast("string").to_pylist()
+
+
 def _read_parquet(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator[RawRecord]:
     import pyarrow
     import pyarrow.parquet
@@ -286,10 +317,13 @@ def _read_parquet(file: str, stream: IO[bytes], max_line_bytes: int) -> Iterator
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):
-            for fields in batch.to_pylist():
+            columns = [_column_values(column) for column in batch.columns]
+            for row in range(batch.num_rows):
                 number += 1
-                yield RawRecord(file, number, fields)
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError, ValueError) as error:
+                yield RawRecord(
+                    file, number, {name: c[row] for name, c in zip(batch.schema.names, columns, strict=True)}
+                )
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError, ValueError, OverflowError) as error:
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise DataError(f"{file}:{number + 1}: is not readable parquet ({reason}); write the file again") from None
 

@@ -244,6 +244,30 @@ def _check_meta(meta: object) -> None:
     if not isinstance(meta, Mapping) or not all(isinstance(key, str) for key in meta):
         raise RowError("meta", "is not an object with text keys", "write it as a JSON object")
     try:
-        _check_characters(json.dumps(meta, ensure_ascii=False, allow_nan=False), "meta")
+        text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        raise RowError("meta", "holds a value that JSON cannot hold", "keep text, numbers, lists and objects") from None
+        name = next((key for key, value in meta.items() if not _is_json(value)), "")
+        raise RowError(
+            "meta", f"{name!r:.60} holds a value that JSON cannot hold", "keep text, numbers, lists and objects"
+        ) from None
+    try:
+        _check_characters(text, "meta")
+    except RowError as error:
+        name = next((key for key, value in meta.items() if not _is_clean(key, value)), "")
+        raise RowError("meta", f"{name!r:.60} {error.reason}", error.remedy) from None
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_clean(*parts: object) -> bool:
+    try:
+        _check_characters(json.dumps(parts, ensure_ascii=False), "meta")
+    except RowError:
+        return False
+    return True

@@ -45,6 +45,20 @@ def split_by_prompt(rows: Sequence[RowType], *, eval_fraction: float, seed: int)
     return train, evaluation
 
 
+def overlap(train: Sequence[RowType], evaluation: Sequence[Row]) -> tuple[list[RowType], list[RowType]]:
+    """Parts training rows by whether their prompt is held out.
+
+    Returns:
+        training rows whose prompts are no evaluation row's, and the others, each in the given order.
+    """
+    held_out = {prompt_hash(row.prompt) for row in evaluation}
+    own: list[RowType] = []
+    shared: list[RowType] = []
+    for row in train:
+        (shared if prompt_hash(row.prompt) in held_out else own).append(row)
+    return own, shared
+
+
 def _position(name: str, seed: int) -> float:
     """Return the prompt's place in [0, 1), uniform over prompts."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

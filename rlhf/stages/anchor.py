@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from rlhf.config.ppo import PtxConfig
 from rlhf.config.stages import DataConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.collate import assemble_sequences
-from rlhf.data.loading import load_demonstrations
+from rlhf.data.loading import Keys, load_demonstrations
 from rlhf.data.order import rows_at
 from rlhf.rollout.experience import Experience
 from rlhf.stages.encode import IGNORED, TokenRow, encode_demonstrations
 
 LONG_ROWS_FILE = "ptx.long_rows.jsonl"
+DROPPED_FILE = "ptx.dropped.jsonl"
 
 
 class Anchor:
@@ -73,6 +75,14 @@ def load_anchor(config: PpoConfig, chat: ChatFormat, pad_id: int, run_dir: Path 
         max_sequence_tokens=ptx.max_sequence_tokens,
         on_long_row=ptx.on_long_row,
     )
-    rows = load_demonstrations(ptx.train, format=ptx.format)
-    encoded, _ = encode_demonstrations(rows, chat, data, None if run_dir is None else run_dir / LONG_ROWS_FILE)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = load_demonstrations(
+            ptx.train,
+            format=ptx.format,
+            on_bad_row=ptx.on_bad_row,
+            dropped_path=(run_dir or Path(scratch)) / DROPPED_FILE,
+            keys=Keys("ptx.format", "ptx.on_bad_row"),
+        )
+    long_path = None if run_dir is None else run_dir / LONG_ROWS_FILE
+    encoded, _ = encode_demonstrations(rows, chat, data, long_path, section="ptx")
     return Anchor(encoded, ptx, seed=config.seed, pad_id=pad_id)

@@ -19,10 +19,14 @@ TokenRow = dict[str, Any]
 
 
 class LongRows:
-    """Decides about rows over ``data.max_sequence_tokens`` and accounts for each of them."""
+    """Decides about rows over ``max_sequence_tokens`` and accounts for each of them.
 
-    def __init__(self, data: DataConfig, dropped_path: Path | None) -> None:
-        self._data, self._path = data, dropped_path
+    Args:
+        section: what the config calls ``data``, for messages.
+    """
+
+    def __init__(self, data: DataConfig, dropped_path: Path | None, section: str = "data") -> None:
+        self._data, self._path, self._section = data, dropped_path, section
         self.found: list[dict[str, Any]] = []
 
     def note(self, row_id: str, num_tokens: int, action: str) -> None:
@@ -35,18 +39,18 @@ class LongRows:
         Raises:
             DataError: ``data.on_long_row=refuse`` and there are long rows, or nothing is left.
         """
-        limit = self._data.max_sequence_tokens
+        limit, section = self._data.max_sequence_tokens, self._section
         refused = [row for row in self.found if row["action"] == "refuse"]
         if refused:
             longest = max(row["num_tokens"] for row in refused)
             shown = ", ".join(f"{row['id']} ({row['num_tokens']})" for row in refused[:5])
             raise DataError(
-                f"{len(refused)} row(s) are longer than data.max_sequence_tokens={limit}: {shown}; "
-                f"set data.max_sequence_tokens={longest}, or data.on_long_row=drop or truncate"
+                f"{len(refused)} row(s) are longer than {section}.max_sequence_tokens={limit}: {shown}; "
+                f"set {section}.max_sequence_tokens={longest}, or {section}.on_long_row=drop or truncate"
             )
         if kept == 0:
             raise DataError(
-                f"no row is left: all {len(self.found)} are longer than data.max_sequence_tokens={limit}; raise it"
+                f"no row is left: all {len(self.found)} are longer than {section}.max_sequence_tokens={limit}; raise it"
             )
         if self.found and self._path is not None:
             lines = [json.dumps(row, ensure_ascii=False) for row in self.found]
@@ -55,7 +59,12 @@ class LongRows:
 
 
 def encode_demonstrations(
-    rows: Sequence[DemonstrationRow], chat: ChatFormat, data: DataConfig, dropped_path: Path | None = None
+    rows: Sequence[DemonstrationRow],
+    chat: ChatFormat,
+    data: DataConfig,
+    dropped_path: Path | None = None,
+    *,
+    section: str = "data",
 ) -> tuple[list[TokenRow], dict[str, int]]:
     """Token ids and labels (-100 off the assistant's tokens) of demonstrations.
 
@@ -67,7 +76,7 @@ def encode_demonstrations(
     Raises:
         DataError: see ``LongRows.settle``.
     """
-    limit, long_rows, encoded = data.max_sequence_tokens, LongRows(data, dropped_path), []
+    limit, long_rows, encoded = data.max_sequence_tokens, LongRows(data, dropped_path, section), []
     for row in rows:
         found = chat.encode_demonstration(row)
         ids, keep = list(found.input_ids), list(found.loss_mask)
@@ -82,6 +91,35 @@ def encode_demonstrations(
                 continue
             ids = ids[:limit]
         encoded.append({"input_ids": ids, "labels": labels})
+    return encoded, long_rows.settle(len(encoded))
+
+
+def encode_answers(
+    rows: Sequence[DemonstrationRow], chat: ChatFormat, data: DataConfig, dropped_path: Path | None = None
+) -> tuple[list[list[int]], dict[str, int]]:
+    """Token ids of conversations that are to be scored, each ending with the stop token of its last answer.
+
+    ``truncate`` shortens what stands before that answer (``shortened_prompt``), never the answer.
+
+    Returns:
+        The sequences, and how many rows were truncated or dropped.
+
+    Raises:
+        DataError: see ``LongRows.settle``.
+    """
+    limit, long_rows = data.max_sequence_tokens, LongRows(data, dropped_path)
+    encoded: list[list[int]] = []
+    for row in rows:
+        ids = list(chat.encode_demonstration(row).input_ids)
+        if len(ids) > limit:
+            answer = list(chat.encode_response(row.response))
+            truncates = data.on_long_row == "truncate"
+            cut = shortened_prompt(row.prompt, chat, limit - len(answer)) if truncates else None
+            long_rows.note(row.id, len(ids), "drop" if truncates and cut is None else data.on_long_row)
+            if cut is None:
+                continue
+            ids = cut + answer
+        encoded.append(ids)
     return encoded, long_rows.settle(len(encoded))
 
 

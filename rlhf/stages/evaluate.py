@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource
-from rlhf.data.loading import load_prompts
+from rlhf.data.meta import about
 from rlhf.data.schema import PromptRow, prompt_hash
 from rlhf.stages.drawing import OpenPolicy, draw, open_policy
 from rlhf.stages.kept_answers import identity_of_answers, keep_answers, kept_answers
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
 from rlhf.stages.starting_model import with_starting_models
@@ -37,7 +38,7 @@ def run_evaluate(config: EvaluateConfig, *, progress: Callable[..., None] | None
     config = with_starting_models(config)
     run_dir = prepare_run_dir(config)
     try:
-        policies, prompts = open_inputs(config)
+        policies, prompts = open_inputs(config, run_dir)
         check_sources({"judge": config.judge})
         judge = make_judge(config, str(run_dir))
         identity = identity_of_answers(policies, prompts, config.sampling, config.seed)
@@ -71,9 +72,9 @@ def run_evaluate(config: EvaluateConfig, *, progress: Callable[..., None] | None
         release_run_dir(run_dir)
 
 
-def open_inputs(config: EvaluateConfig) -> tuple[list[OpenPolicy], list[PromptRow]]:
-    """Both policies and the prompts, refused here or drawn from."""
-    prompts = load_prompts(config.prompts, format=config.prompt_format, limit=config.limit)
+def open_inputs(config: EvaluateConfig, run_dir: Path | None) -> tuple[list[OpenPolicy], list[PromptRow]]:
+    """Both policies and the prompts, refused here or drawn from; see ``read_prompts``."""
+    prompts = read_prompts(config, run_dir)
     key = "baseline.name" if isinstance(config.baseline, ModelConfig) else "baseline"
     named = {"model.name": config.model, key: config.baseline_model}
     return [open_policy(model, prompts, config.sampling, key=key) for key, model in named.items()], prompts
@@ -116,7 +117,9 @@ def _opened(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
     source = config.judge
     if not isinstance(source, RewardModelSource):
         rows = open_source(source)
-        return lambda prompts, answers: rows.score([prompt_text(p.messages) for p in prompts], answers)
+        return lambda prompts, answers: rows.score(
+            [prompt_text(p.messages) for p in prompts], answers, [about(p) for p in prompts]
+        )
 
     def by_reward_model(prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
         group = WorkerGroup.launch(

@@ -49,7 +49,7 @@ def read_pairs(config: PairConfig, chat: ChatFormat, run_dir: Path) -> PairRows:
     held_out = None
     if data.evaluation is not None:
         held_out = read_preferences(data, data.evaluation, run_dir, dropped="dropped_evaluation.jsonl")
-    train, evaluation = split(found, held_out, data, config.seed)
+    train, evaluation = split(found, held_out, data, config.seed, run_dir)
     encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl")
     encoded_evaluation: list[TokenRow] = []
     long_evaluation: dict[str, int] = {}
@@ -62,6 +62,7 @@ def read_pairs(config: PairConfig, chat: ChatFormat, run_dir: Path) -> PairRows:
         "evaluation": len(encoded_evaluation),
         "evaluation_prompts": len({row["group"] for row in encoded_evaluation}),
         "soft_labels": sum(0 < row["probability"] < 1 for row in encoded),
+        "overlap": 0 if held_out is None else len(found) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,
     }

@@ -26,7 +26,6 @@ from rlhf.config.base import Section
 from rlhf.config.methods import METHODS
 from rlhf.config.model import LoraConfig
 from rlhf.config.scores import ScoreSource
-from rlhf.data.loading import load_prompts
 from rlhf.models import adapters
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.peft_methods import method_name, method_of
@@ -41,6 +40,7 @@ from rlhf.stages.anchor import load_anchor
 from rlhf.stages.critic_ranks import critic_origin
 from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.lengths import check_lengths
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.reward import sequences_to_normalize_on
 from rlhf.stages.reward_models import placement_rows, reward_models_of
 from rlhf.stages.scoring import check_sources
@@ -131,6 +131,8 @@ def _plan_pairs(config: PairConfig) -> Plan:
     source, chat = pairs.open_model(config)
     with tempfile.TemporaryDirectory() as scratch:
         rows = pairs.read_pairs(config, chat, Path(scratch))
+        if isinstance(config, RewardConfig):
+            sequences, _ = sequences_to_normalize_on(config, rows.train, chat, Path(scratch))
     minibatch = (
         f"{config.batch.minibatch_pairs} pairs = {config.batch.microbatch_pairs_per_gpu} per pass x "
         f"{config.gradient_accumulation} accumulated x {config.placement.num_ranks} ranks"
@@ -139,8 +141,7 @@ def _plan_pairs(config: PairConfig) -> Plan:
     own: Plan
     saved: tuple[str, ...]
     if isinstance(config, RewardConfig):
-        count, saved = len(sequences_to_normalize_on(config, rows.train, chat)), (folder, f"{folder}reward.json")
-        own = [("normalized on", f"{count} sequences")]
+        own, saved = [("normalized on", f"{len(sequences)} sequences")], (folder, f"{folder}reward.json")
     else:
         smoothed = f", label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
         own, saved = [("loss", f"{config.loss_type}, beta {config.beta:g}{smoothed}")], (folder,)
@@ -164,7 +165,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     source = resolve_policy(config.model.name, config.model.revision)
     chat = load_chat(source, config.model)[1]
     check_lengths(config, source)
-    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    prompts = read_prompts(config, None)
     encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
     _check_there({f"scores[{index}]": score for index, score in enumerate(config.scores)}, config)
     batch, placement = config.batch, config.placement
@@ -233,7 +234,7 @@ def _ptx_rows(config: PpoConfig, source: ModelSource) -> Plan:
 
 
 def _plan_sample(config: SampleConfig) -> Plan:
-    policy, prompts = sample_stage.open_inputs(config)
+    policy, prompts = sample_stage.open_inputs(config, None)
     total = len(prompts) * config.responses_per_prompt
     return [
         ("model", _source_text(policy.source)),
@@ -247,7 +248,7 @@ def _plan_sample(config: SampleConfig) -> Plan:
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:
-    (policy, baseline), prompts = evaluate_stage.open_inputs(config)
+    (policy, baseline), prompts = evaluate_stage.open_inputs(config, None)
     _check_there({"judge": config.judge}, config)
     return [
         ("policy", _source_text(policy.source)),

@@ -16,6 +16,7 @@ from rlhf.algos.kl import kl_k1, kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
 from rlhf.config import PpoConfig, derive_seed
+from rlhf.data.meta import about
 from rlhf.data.schema import Message
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
@@ -132,7 +133,8 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
         )
         scorer = run.session.scorer
         with run.spans.span("scores"):
-            answer = scorer.total([prompt_text(m) for m in messages], acted.responses, model_scores)
+            meta = [about(prompts[row]) for row in acted.prompt_rows]
+            answer = scorer.total([prompt_text(m) for m in messages], acted.responses, model_scores, meta)
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
         _check_reference(config, step, batch)
         groups = torch.tensor(acted.prompt_rows)

@@ -13,7 +13,7 @@ from typing import Any
 from rlhf.algos.kl import AdaptiveKLController, FixedKLController
 from rlhf.config import PpoConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.loading import load_prompts
+from rlhf.data.meta import about
 from rlhf.data.order import rows_at
 from rlhf.data.schema import PromptRow
 from rlhf.engine.checkpoint.store import CheckpointStore
@@ -26,10 +26,12 @@ from rlhf.stages.drawing import encode_prompts
 from rlhf.stages.lengths import check_lengths
 from rlhf.stages.passes import require_packing
 from rlhf.stages.profiling import Profiler
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.restarts import RankRestarts
 from rlhf.stages.resume import (
     Resumed,
     StopRequest,
+    digest_rows,
     find_commit,
     identity_of,
     open_store,
@@ -147,7 +149,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     source = resolve_policy(config.model.name, config.model.revision)
     tokenizer, chat = load_chat(source, config.model)
     check_lengths(config, source)
-    prompts = load_prompts(config.prompts, format=config.prompt_format)
+    prompts = read_prompts(config, run_dir)
     prompt_ids = encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
     anchor = load_anchor(config, chat, tokenizer.pad_token_id, run_dir)
     check_sources({f"scores[{index}]": score for index, score in enumerate(config.scores)})
@@ -165,6 +167,8 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
         ],
     )
     identity |= critic_identity(config, critic) | reward_identity(config)
+    if scorer.reads_meta:
+        identity["meta_sha256"] = digest_rows([about(prompt) for prompt in prompts])
     placement = config.placement
     num_workers = placement.num_ranks + placement.num_rollout_workers
     num_workers += placement.num_scorer_workers if models.separate else 0

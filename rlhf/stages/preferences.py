@@ -7,18 +7,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.sources import Mixed
 from rlhf.config.stages import DataConfig
-from rlhf.data.loading import load_preferences
+from rlhf.data.loading import Keys, load_preferences
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages.quality import report_quality
+from rlhf.stages.sources import Part, read_mixed, whole_of
 
 STORE_PREFIX = "store:"
 
 
 def read_preferences(
     data: DataConfig,
-    spec: str | tuple[str, ...],
+    spec: Mixed,
     run_dir: Path,
     *,
     limit: int | None = None,
@@ -36,11 +38,22 @@ def read_preferences(
     Raises:
         DataError: rows do not fit, or the store holds no such project, version or votes.
     """
+    whole = whole_of(spec, data.format, limit, dropped, Keys("data.format", "data.on_bad_row"))
+    return read_mixed(spec, whole, "data.train", lambda part: _read(data, part, run_dir, annotator_weights))
+
+
+def _read(data: DataConfig, part: Part, run_dir: Path, annotator_weights: bool) -> list[PreferenceRow]:
+    spec, limit = part.files, part.limit
     if not (isinstance(spec, str) and spec.startswith(STORE_PREFIX)):
         found = load_preferences(
-            spec, format=data.format, on_bad_row=data.on_bad_row, dropped_path=run_dir / dropped, limit=limit
+            spec,
+            format=part.format,
+            on_bad_row=data.on_bad_row,
+            dropped_path=run_dir / part.dropped,
+            limit=limit,
+            keys=part.keys,
         )
-        report_quality(found, run_dir, dropped.replace("dropped", "data_quality").replace(".jsonl", ".txt"))
+        report_quality(found, run_dir, part.dropped.replace("dropped", "data_quality").replace(".jsonl", ".txt"))
         return found
     from preference_ui.versions import load_preferences as load_from_store
 

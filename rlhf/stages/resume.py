@@ -58,6 +58,14 @@ def identity_of(config: StageConfig, *, source: ModelSource, chat: ChatFormat, d
     }
 
 
+def digest_rows(rows: list[Any]) -> str:
+    """sha256 over encoded rows in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def open_store(config: StageConfig, run_dir: Path) -> CheckpointStore:
     """The run's checkpoints, cleaned of what killed commits left; call it under the run's claim."""
     settings = config.checkpoint
@@ -160,6 +168,7 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any], config:
         "critic_base_sha256": "the weights of the critic's base have",
         "chat_fingerprint": "the tokenizer or chat template has",
         "data_sha256": "the data has",
+        "meta_sha256": "what the prompts' rows tell the score functions (their other columns) has",
     }
     differ = [key for key in saved.keys() | present.keys() if key != "config" and saved.get(key) != present.get(key)]
     if not differ:

@@ -8,9 +8,9 @@ from typing import Any
 
 from rlhf.config import RewardConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.loading import load_demonstrations
+from rlhf.data.loading import Keys, load_demonstrations
 from rlhf.models.scorer import RewardSettings, read_reward_settings
-from rlhf.stages.encode import encode_demonstrations
+from rlhf.stages.encode import encode_answers
 from rlhf.stages.pairs import held_out_figures, open_model, read_pairs
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
 from rlhf.stages.starting_model import with_starting_models
@@ -41,7 +41,8 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
     run_dir = prepare_run_dir(config)
     try:
         rows = read_pairs(config, chat, run_dir)
-        parts = (rows.train, rows.evaluation, sequences_to_normalize_on(config, rows.train, chat))
+        sequences, normalized = sequences_to_normalize_on(config, rows.train, chat, run_dir)
+        parts = (rows.train, rows.evaluation, sequences)
         figures = train_on_ranks(
             "rlhf.workers.reward:RewardWorker",
             config,
@@ -53,7 +54,7 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
             chat=chat,
         )
         figures["reward_model"] = held_out_figures(config, rows, figures.pop("eval_scores"))
-        figures["rows"] = rows.counts
+        figures["rows"] = rows.counts | normalized
         figures["seconds"] = time.perf_counter() - started
         _write_settings(config, run_dir, figures)
         return finish(config, run_dir, source, chat, read_description(run_dir), figures)
@@ -61,16 +62,26 @@ def run_reward(config: RewardConfig, *, progress: Progress | None = None) -> dic
         release_run_dir(run_dir)
 
 
-def sequences_to_normalize_on(config: RewardConfig, train: list[TokenRow], chat: ChatFormat) -> list[list[int]]:
-    """Token ids of the rows of ``normalize_on``, or of both responses of every training pair; a part where many."""
+def sequences_to_normalize_on(
+    config: RewardConfig, train: list[TokenRow], chat: ChatFormat, run_dir: Path
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids of the rows of ``normalize_on``, or of both responses of every training pair, a part where many; and
+    what became of the rows."""
+    counts: dict[str, Any] = {}
     if config.normalize_on is not None:
-        demonstrations, _ = encode_demonstrations(load_demonstrations(config.normalize_on), chat, config.data)
-        sequences = [row["input_ids"] for row in demonstrations]
+        rows = load_demonstrations(
+            config.normalize_on,
+            on_bad_row=config.data.on_bad_row,
+            dropped_path=run_dir / "dropped_normalize.jsonl",
+            keys=Keys("", "data.on_bad_row"),
+        )
+        sequences, long_rows = encode_answers(rows, chat, config.data, run_dir / "long_rows_normalize.jsonl")
+        counts = {"normalize": len(sequences), "long_normalize": long_rows}
     else:
         both = [row[key] for row in train for key in ("chosen_ids", "rejected_ids")]
         sequences = list(map(list, dict.fromkeys(map(tuple, both))))
     stride = -(-len(sequences) // MAX_SAMPLES)
-    return sequences[::stride]
+    return sequences[::stride], counts
 
 
 def _write_settings(config: RewardConfig, run_dir: Path, figures: dict[str, Any]) -> None:

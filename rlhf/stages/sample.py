@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import SampleConfig
-from rlhf.data.loading import load_prompts
 from rlhf.data.schema import PromptRow
 from rlhf.stages.candidates import Origin
 from rlhf.stages.drawing import Drawn, OpenPolicy, draw, open_policy
+from rlhf.stages.prompts import read_prompts
 from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
 from rlhf.stages.starting_model import with_starting_models
 
@@ -28,7 +28,7 @@ def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = N
     config = with_starting_models(config)
     run_dir = prepare_run_dir(config)
     try:
-        policy, prompts = open_inputs(config)
+        policy, prompts = open_inputs(config, run_dir)
         drawn = draw(
             [policy],
             prompts,
@@ -55,9 +55,9 @@ def run_sample(config: SampleConfig, *, progress: Callable[..., None] | None = N
         release_run_dir(run_dir)
 
 
-def open_inputs(config: SampleConfig) -> tuple[OpenPolicy, list[PromptRow]]:
-    """The policy and the prompts, refused here or drawn from."""
-    prompts = load_prompts(config.prompts, format=config.prompt_format)
+def open_inputs(config: SampleConfig, run_dir: Path | None) -> tuple[OpenPolicy, list[PromptRow]]:
+    """The policy and the prompts, refused here or drawn from; see ``read_prompts``."""
+    prompts = read_prompts(config, run_dir)
     return open_policy(config.model, prompts, config.sampling), prompts
 
 

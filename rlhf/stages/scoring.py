@@ -19,7 +19,7 @@ from rlhf.errors import DataError
 from rlhf.models.scorer import check_reward_run
 from rlhf.stages.scoring_function import FunctionScores
 from rlhf.stages.scoring_http import HttpScores
-from rlhf.stages.scoring_rows import FaultPolicy, ScoreFault, ScoreRows
+from rlhf.stages.scoring_rows import FaultPolicy, Meta, ScoreFault, ScoreRows
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,17 @@ class Scorer:
             found.update(errors)
         return dict(found)
 
-    def total(self, prompts: list[str], responses: list[str], model_scores: Tensor) -> Scored:
+    @property
+    def reads_meta(self) -> bool:
+        """Whether a source is told about the rows, so that scores depend on their other columns."""
+        return any(source.reads_meta for source in self._rows.values())
+
+    def total(self, prompts: list[str], responses: list[str], model_scores: Tensor, meta: Meta | None = None) -> Scored:
         """Weighted sum of all sources.
 
         Args:
             model_scores: (rows, sources); only the columns of reward models are read.
+            meta: one entry per response (``data.meta.about``), for the sources that read it.
 
         Raises:
             DataError: a source with ``on_error=fail`` gave no finite number, or no response kept its score.
@@ -105,7 +111,7 @@ class Scorer:
         total = torch.zeros(len(responses), dtype=torch.float64)
         for index, source in enumerate(self._sources):
             if index in self._rows:
-                found = torch.tensor(self._rows[index].score(prompts, responses), dtype=torch.float64)
+                found = torch.tensor(self._rows[index].score(prompts, responses, meta), dtype=torch.float64)
             else:
                 found = self._checked(index, model_scores[:, index].double())
             total = total + source.weight * found

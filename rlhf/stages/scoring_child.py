@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -40,14 +41,40 @@ def import_function(path: str) -> Callable[..., Any]:
     return function
 
 
-def call_rows(function: Callable[..., Any], prompts: list[str], responses: list[str]) -> dict[str, Any]:
+def reads_meta(function: Callable[..., Any]) -> bool:
+    """Whether a score function is called with ``meta=`` beside prompts and responses: it has a parameter of that name.
+
+    Raises:
+        TypeError: it can be called neither so nor without.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtin ones do not tell
+        return False
+    named = signature.parameters.get("meta")
+    wanted = named is not None and named.kind in (named.POSITIONAL_OR_KEYWORD, named.KEYWORD_ONLY)
+    try:
+        signature.bind([], [], **({"meta": []} if wanted else {}))
+    except TypeError as error:
+        raise TypeError(
+            f"its parameters {signature} fit neither (prompts, responses) nor (prompts, responses, meta): {error}"
+        ) from None
+    return wanted
+
+
+def call_rows(
+    function: Callable[..., Any], prompts: list[str], responses: list[str], meta: list[Any] | None = None
+) -> dict[str, Any]:
     """Calls a score function; whatever it does becomes a plain answer.
+
+    Args:
+        meta: handed on as ``meta=``; None: the function has no such parameter.
 
     Returns:
         ``{"scores": [...]}``, an entry that is no number written as ``{"not": text}``; or ``{"raised": text}``.
     """
     try:
-        found = function(prompts, responses)
+        found = function(prompts, responses) if meta is None else function(prompts, responses, meta=meta)
         return {"scores": [_plain(value) for value in islice(found, len(responses) + 1)]}
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -122,14 +149,19 @@ def serve(descriptor: int, path: str, parent: int) -> None:
     try:
         function = import_function(path)
     except Exception as error:
-        send(channel, {"refused": f"{type(error).__name__}: {str(error)[:_SHOWN]}"})
+        send(channel, {"refused": f"cannot import {path}: {type(error).__name__}: {str(error)[:_SHOWN]}"})
         return
-    send(channel, {"ready": os.getpid()})
+    try:
+        wants_meta = reads_meta(function)
+    except TypeError as error:
+        send(channel, {"refused": str(error)})
+        return
+    send(channel, {"ready": os.getpid(), "reads_meta": wants_meta})
     while True:
         try:
             call = receive(channel.recv)
         except EOFError:
             return
-        answer = call_rows(function, call["prompts"], call["responses"])
+        answer = call_rows(function, call["prompts"], call["responses"], call.get("meta"))
         sys.stdout.flush()  # a later kill would lose what it printed
         send(channel, answer)

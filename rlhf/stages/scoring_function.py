@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ from typing import Any
 
 from rlhf.config import FunctionSource
 from rlhf.errors import ConfigError
-from rlhf.stages.scoring_child import call_rows, import_function, receive, send
-from rlhf.stages.scoring_rows import MISSING, FaultPolicy, ScoreFault
+from rlhf.stages.scoring_child import call_rows, import_function, reads_meta, receive, send
+from rlhf.stages.scoring_rows import MISSING, FaultPolicy, Meta, ScoreFault
 
 _BOOT = (
     "import json, sys; a = sys.argv; sys.path[:] = json.loads(a[1]); "
@@ -37,6 +38,13 @@ def load_function(path: str) -> Callable[..., Any]:
         raise ConfigError(f"score function {path!r}: cannot import {error.name or path}: {error}") from error
 
 
+def _reads_meta(path: str, function: Callable[..., Any]) -> bool:
+    try:
+        return reads_meta(function)
+    except TypeError as error:
+        raise ConfigError(f"score function {path!r}: {error}") from None
+
+
 class FunctionScores:
     """Calls ``source.path``; implements ``scoring_rows.ScoreRows``.
 
@@ -47,21 +55,33 @@ class FunctionScores:
     def __init__(self, source: FunctionSource, index: int = 0) -> None:
         self._source = source
         self._policy = FaultPolicy(f"score function {source.path}", index, source.on_error)
-        self._host = FunctionProcess(source) if source.isolate else None
-        self._function = None if source.isolate else load_function(source.path)
+        self._host: FunctionProcess | None = None
+        self._function: Callable[..., Any] | None = None
+        if source.isolate:
+            self._host = FunctionProcess(source)
+            self._reads_meta = self._host.reads_meta
+        else:
+            self._function = load_function(source.path)
+            self._reads_meta = _reads_meta(source.path, self._function)
 
     @property
     def errors(self) -> Counter[str]:
         """Faults so far, by kind."""
         return self._policy.errors
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    @property
+    def reads_meta(self) -> bool:
+        """Whether the function has a parameter ``meta``."""
+        return self._reads_meta
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], meta: Meta | None = None) -> list[float]:
         """One score per response, NaN where it is dropped; see ``ScoreRows``."""
+        about = [dict(row) for row in meta] if meta is not None else [{} for _ in responses]
         values = [MISSING] * len(responses)
         step = self._source.rows_per_call or max(1, len(responses))
         for start in range(0, len(responses), step):
             part = slice(start, start + step)
-            values[part] = self._call(list(prompts[part]), list(responses[part]))
+            values[part] = self._call(list(prompts[part]), list(responses[part]), about[part])
         return values
 
     def close(self) -> None:
@@ -69,13 +89,13 @@ class FunctionScores:
         if self._host is not None:
             self._host.close()
 
-    def _call(self, prompts: list[str], responses: list[str]) -> list[float]:
+    def _call(self, prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
         try:
-            found = self._policy.check(self._ask(prompts, responses), responses)
+            found = self._policy.check(self._ask(prompts, responses, meta), responses)
         except ScoreFault as fault:
             before = self._policy.errors.total()
             if self._source.on_error == "drop" and len(responses) > 1:
-                singly = [self._call([p], [r])[0] for p, r in zip(prompts, responses, strict=True)]
+                singly = [self._call([p], [r], [m])[0] for p, r, m in zip(prompts, responses, meta, strict=True)]
                 if self._policy.errors.total() == before:
                     self._policy.count(fault)  # only all together they fail
                 return singly
@@ -88,11 +108,13 @@ class FunctionScores:
                 self._policy.settle(entry)
         return [MISSING if isinstance(entry, ScoreFault) else entry for entry in found]
 
-    def _ask(self, prompts: list[str], responses: list[str]) -> Any:
+    def _ask(self, prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> Any:
+        told = meta if self._reads_meta else None
         if self._host is not None:
-            answer = self._host.call(prompts, responses)
+            answer = self._host.call(prompts, responses, told)
         else:
-            answer = call_rows(self._function, prompts, responses)  # type: ignore[arg-type]
+            told = copy.deepcopy(told)  # it may change what it is given, and the rows are read again
+            answer = call_rows(self._function, prompts, responses, told)  # type: ignore[arg-type]
         if "raised" in answer:
             raise ScoreFault("raised", f"raised {answer['raised']} on {_which(responses)}")
         return answer["scores"]
@@ -116,8 +138,13 @@ class FunctionProcess:
         except ScoreFault as fault:
             raise ConfigError(f"score function {source.path!r}: {fault.text}") from None
 
-    def call(self, prompts: list[str], responses: list[str]) -> dict[str, Any]:
+    def call(
+        self, prompts: list[str], responses: list[str], meta: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
         """The function's answer (see ``call_rows``).
+
+        Args:
+            meta: for a function that ``reads_meta``.
 
         Raises:
             ScoreFault: ``timeout`` or ``crash``; the process is then gone, and the next call starts a new one.
@@ -128,7 +155,8 @@ class FunctionProcess:
         budget = self._source.timeout_seconds * len(responses)
         try:
             self._channel.settimeout(budget)
-            send(self._channel, {"prompts": prompts, "responses": responses})
+            told = {} if meta is None else {"meta": meta}
+            send(self._channel, {"prompts": prompts, "responses": responses, **told})
             return self._receive(budget)
         except TimeoutError:
             self.close()
@@ -172,7 +200,8 @@ class FunctionProcess:
             raise ScoreFault("crash", f"ended its process while it was imported ({code})") from None
         if "refused" in answer:
             self.close()
-            raise ScoreFault("crash", f"cannot import {self._source.path}: {answer['refused']}")
+            raise ScoreFault("crash", answer["refused"])
+        self.reads_meta = bool(answer["reads_meta"])
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds

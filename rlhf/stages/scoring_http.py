@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from rlhf.config import HttpSource, read_secret
 from rlhf.errors import ConfigError
-from rlhf.stages.scoring_rows import MISSING, FaultPolicy, ScoreFault
+from rlhf.stages.scoring_rows import MISSING, FaultPolicy, Meta, ScoreFault
 
 MAX_WAIT_SECONDS = 30.0
 _MAX_ANSWER_BYTES = 2**20
@@ -74,12 +74,18 @@ class HttpScores:
         """Failed attempts and missing scores so far, by kind."""
         return self._policy.errors
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    @property
+    def reads_meta(self) -> bool:
+        """Whether the server is told about the rows."""
+        return self._source.send_meta
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], meta: Meta | None = None) -> list[float]:
         """One score per response, NaN where it is dropped; see ``ScoreRows``."""
         size = self._source.rows_per_request
+        about = [dict(row) for row in meta] if meta is not None else [{} for _ in responses]
         parts = [
-            (list(prompts[start : start + size]), list(responses[start : start + size]))
-            for start in range(0, len(responses), size)
+            (list(prompts[part]), list(responses[part]), about[part])
+            for part in (slice(start, start + size) for start in range(0, len(responses), size))
         ]
         with ThreadPoolExecutor(self._source.concurrent_requests, "reward-request") as pool:
             found = list(pool.map(lambda part: self._part(*part), parts))
@@ -88,8 +94,9 @@ class HttpScores:
     def close(self) -> None:
         """Nothing is held open between calls."""
 
-    def _part(self, prompts: list[str], responses: list[str]) -> list[float]:
-        body = json.dumps({"prompts": prompts, "responses": responses}).encode()
+    def _part(self, prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+        told = {"meta": meta} if self._source.send_meta else {}
+        body = json.dumps({"prompts": prompts, "responses": responses, **told}).encode()
         wait = self._source.backoff_seconds
         for left in range(self._source.retries, -1, -1):
             found: list[float | ScoreFault] = []

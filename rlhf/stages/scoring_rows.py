@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any, Protocol
 
@@ -12,6 +12,9 @@ from rlhf.config.scores import OnError
 from rlhf.errors import DataError, RlhfError, WorkerError
 from rlhf.telemetry.logging import get_logger
 from rlhf.telemetry.redaction import redact_text
+
+Meta = Sequence[Mapping[str, Any]]
+"""What is known about the row of each response: its ``id`` and other columns, JSON values only."""
 
 logger = get_logger(__name__)
 
@@ -41,8 +44,15 @@ class ScoreRows(Protocol):
     def errors(self) -> Counter[str]:
         """Faults so far, by kind."""
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    @property
+    def reads_meta(self) -> bool:
+        """Whether a score can depend on the row's other columns."""
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], meta: Meta | None = None) -> list[float]:
         """One finite score per response; NaN where ``on_error=drop`` and there is none.
+
+        Args:
+            meta: one entry per response; None: nothing is known.
 
         Raises:
             DataError: an answer is no list of finite numbers (``on_error=fail``).

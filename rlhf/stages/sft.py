@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.config import SftConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.loading import load_demonstrations
+from rlhf.data.loading import Keys, load_demonstrations
 from rlhf.data.packing import pack_rows
 from rlhf.data.schema import DemonstrationRow
 from rlhf.models.policy_source import resolve_policy
@@ -19,6 +19,7 @@ from rlhf.models.tokenizer import load_chat
 from rlhf.stages.encode import IGNORED, encode_demonstrations
 from rlhf.stages.quality import report_quality
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from rlhf.stages.sources import Part, read_mixed, whole_of
 from rlhf.stages.starting_model import with_starting_models
 from rlhf.stages.training import (
     Progress,
@@ -30,6 +31,8 @@ from rlhf.stages.training import (
     train_on_ranks,
 )
 from rlhf.workers.schedule import optimizer_steps
+
+_KEYS = Keys("data.format", "data.on_bad_row")
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,9 @@ def open_model(config: SftConfig) -> tuple[ModelSource, ChatFormat]:
 def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
     """Loads, splits, encodes and, where asked, packs the demonstrations."""
     data = config.data
-    train, held_out = split(
-        _load(config, data.train, run_dir, data.limit), _held_out(config, run_dir), data, config.seed
-    )
+    rows = _train(config, run_dir)
+    given = _held_out(config, run_dir)
+    train, held_out = split(rows, given, data, config.seed, run_dir)
     encoded, long_rows = encode_demonstrations(train, chat, data, run_dir / "long_rows.jsonl")
     evaluation: list[TokenRow] = []
     long_evaluation: dict[str, int] = {}
@@ -102,6 +105,7 @@ def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
         "evaluation": len(evaluation),
         "tokens": sum(len(row["input_ids"]) for row in encoded),
         "loss_tokens": loss_tokens,
+        "overlap": 0 if given is None else len(rows) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,
     }
@@ -112,18 +116,31 @@ def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
     return SftRows(encoded, evaluation, steps, counts)
 
 
-def _held_out(config: SftConfig, run_dir: Path) -> list[DemonstrationRow] | None:
-    if config.data.evaluation is None:
-        return None
-    return _load(config, config.data.evaluation, run_dir, None)
-
-
-def _load(config: SftConfig, paths: Any, run_dir: Path, limit: int | None) -> list[DemonstrationRow]:
+def _train(config: SftConfig, run_dir: Path) -> list[DemonstrationRow]:
     data = config.data
-    name = "dropped.jsonl" if paths == data.train else "dropped_evaluation.jsonl"
-    rows = load_demonstrations(
-        paths, format=data.format, on_bad_row=data.on_bad_row, dropped_path=run_dir / name, limit=limit
+    whole = whole_of(data.train, data.format, data.limit, "dropped.jsonl", _KEYS)
+    return read_mixed(
+        data.train,
+        whole,
+        "data.train",
+        lambda part: _load(config, part, run_dir),
+        lambda rows: report_quality(rows, run_dir),
     )
-    if paths == data.train:
-        report_quality(rows, run_dir)
-    return rows
+
+
+def _held_out(config: SftConfig, run_dir: Path) -> list[DemonstrationRow] | None:
+    data = config.data
+    if data.evaluation is None:
+        return None
+    return _load(config, Part(data.evaluation, data.format, None, "dropped_evaluation.jsonl", _KEYS), run_dir)
+
+
+def _load(config: SftConfig, part: Part, run_dir: Path) -> list[DemonstrationRow]:
+    return load_demonstrations(
+        part.files,
+        format=part.format,
+        on_bad_row=config.data.on_bad_row,
+        dropped_path=run_dir / part.dropped,
+        limit=part.limit,
+        keys=part.keys,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,14 +11,15 @@ from typing import Any
 
 from rlhf.config import DataConfig, TrainerConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.splits import split_by_prompt
+from rlhf.data.splits import overlap, split_by_prompt
 from rlhf.engine.checkpoint.store import CheckpointStore
-from rlhf.errors import ConfigError, WorkerError
+from rlhf.errors import ConfigError, DataError, WorkerError
 from rlhf.models.source import ModelSource, RunRecord, base_fingerprint
 from rlhf.stages.restarts import RankRestarts
 from rlhf.stages.resume import (
     Resumed,
     StopRequest,
+    digest_rows,
     find_commit,
     identity_of,
     open_store,
@@ -37,6 +37,7 @@ from rlhf.workers.trl_checkpoint import CheckpointPlan
 
 Progress = Callable[..., None]
 TokenRow = dict[str, Any]
+OVERLAP_FILE = "dropped_overlap.jsonl"
 
 
 def refuse_full_training_on_adapter(config: TrainerConfig, source: ModelSource) -> None:
@@ -48,11 +49,32 @@ def refuse_full_training_on_adapter(config: TrainerConfig, source: ModelSource) 
         )
 
 
-def split(rows: list[Any], held_out: list[Any] | None, data: DataConfig, seed: int) -> tuple[list[Any], list[Any]]:
-    """(train, evaluation): the given held-out rows, or a share of the prompts by their hash."""
-    if held_out is not None:
+def split(
+    rows: list[Any], held_out: list[Any] | None, data: DataConfig, seed: int, run_dir: Path
+) -> tuple[list[Any], list[Any]]:
+    """(train, evaluation): the given held-out rows, or a share of the prompts by their hash; no prompt is in both.
+
+    Raises:
+        DataError: a held-out prompt is trained on and ``data.on_overlap=refuse``, or no other is left.
+    """
+    if held_out is None:
+        return split_by_prompt(rows, eval_fraction=data.eval_fraction, seed=seed)
+    train, shared = overlap(rows, held_out)
+    if not shared:
         return rows, held_out
-    return split_by_prompt(rows, eval_fraction=data.eval_fraction, seed=seed)
+    shown = ", ".join(row.id for row in shared[:5]) + (", ..." if shared[5:] else "")
+    found = f"{len(shared)} of {len(rows)} rows of data.train have a prompt that is in data.evaluation, too ({shown})"
+    if data.on_overlap == "refuse":
+        raise DataError(
+            f"{found}: figures on what was learned say nothing; take them out of one of the two, leave them out of "
+            "training with data.on_overlap=drop, or leave out data.evaluation (data.eval_fraction then holds out some "
+            "prompts of data.train)"
+        )
+    if not train:
+        raise DataError(f"{found}: data.on_overlap=drop leaves nothing to train on; name other files")
+    lines = [json.dumps({"id": row.id, "reason": "its prompt is held out"}, ensure_ascii=False) for row in shared]
+    (run_dir / OVERLAP_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return train, held_out
 
 
 def train_on_ranks(
@@ -136,14 +158,6 @@ def _pass_on(stop: StopRequest, group: WorkerGroup) -> None:
     """Tells the ranks that a signal has asked for an end."""
     if stop.asked.is_set():
         group.ask_stop()
-
-
-def digest_rows(rows: list[Any]) -> str:
-    """sha256 over encoded rows in their order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _plan(

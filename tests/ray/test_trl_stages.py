@@ -48,7 +48,7 @@ def golden_files(folder: Path) -> dict[str, str]:
         "sft": write_rows(folder / "demonstrations.jsonl", demonstrations(24)),
         "sft_eval": write_rows(folder / "held_out.jsonl", demonstrations(5, seed=9)),
         "reward": write_rows(folder / "preferences.jsonl", preferences(24)),
-        "reward_eval": write_rows(folder / "held_out_pairs.jsonl", preferences(9, seed=9)),
+        "reward_eval": write_rows(folder / "held_out_pairs.jsonl", preferences(9, seed=9, first=100)),
     }
 
 

@@ -25,13 +25,17 @@ def demonstrations(count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
-def preferences(count: int, seed: int = 0) -> list[dict]:
-    """Pairs whose better response tells of the ball; prompts come once or twice, labels hard and soft."""
+def preferences(count: int, seed: int = 0, first: int = 0) -> list[dict]:
+    """Pairs whose better response tells of the ball; prompts come once or twice, labels hard and soft.
+
+    Args:
+        first: number of the first pair's prompt.
+    """
     generator = random.Random(seed)
     rows = []
     for index in range(count):
         good, bad = f"{_words(generator, 1, 20)} red ball", _words(random.Random(index), 1, 20).replace("ball", "cat")
-        prompt = [{"role": "user", "content": f"story {index * 2 // 3}"}]
+        prompt = [{"role": "user", "content": f"story {first + index * 2 // 3}"}]
         row = {"id": f"p{index}", "prompt": prompt, "chosen": good, "rejected": bad + " dog"}
         row |= {"probability": generator.choice([1.0, 1.0, 0.75, 0.5]), "margin": generator.choice([0.0, 0.5])}
         rows.append(row)

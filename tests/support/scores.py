@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -9,11 +10,41 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def count_e(prompts: list[str], responses: list[str]) -> list[float]:
     """How often a response holds the letter e."""
     return [float(response.count("e")) for response in responses]
+
+
+def told(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """The number that a response's row holds; where asked, writes down what it was told."""
+    if note := os.environ.get("TOLD_META"):
+        with Path(note).open("a", encoding="utf-8") as handle:
+            for prompt, response, row in zip(prompts, responses, meta, strict=True):
+                handle.write(json.dumps({"prompt": prompt, "response": response, "meta": row}) + "\n")
+    return [float(row.pop("answer")) for row in meta]
+
+
+def told_alone(prompts: list[str], responses: list[str], *, meta: list[dict[str, Any]]) -> list[float]:
+    """The same, one at a time."""
+    return told(prompts, responses, meta) if len(responses) == 1 else []
+
+
+def older(prompts: list[str], responses: list[str], scale: float = 2.0) -> list[float]:
+    """A third parameter of its own, which is not handed anything."""
+    return [scale for _ in responses]
+
+
+def needs_more(prompts: list[str], responses: list[str], rows: list[object]) -> list[float]:
+    """A third parameter that nobody fills."""
+    return [0.0 for _ in responses]
+
+
+def needs_one(responses: list[str]) -> list[float]:
+    """A parameter too few."""
+    return [0.0 for _ in responses]
 
 
 def nothing(prompts: list[str], responses: list[str]) -> list[float]:

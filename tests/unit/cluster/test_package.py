@@ -48,6 +48,13 @@ def test_only_what_the_config_names(project: Path) -> None:
     assert names(project, exclude=["data/b*"]) == names(project) - {"data/b.jsonl"}
 
 
+def test_files_of_listed_sources_travel_and_move(project: Path) -> None:
+    tree = TREE | {"prompts": [{"files": "data/a.jsonl", "weight": 2}, {"files": ["data/*.csv", "runs/x.jsonl"]}]}
+    package = collect(tree, project / "ppo.yaml", root=project, cluster_root="/shared")
+    assert {"data/a.jsonl", "data/other.csv"} <= set(package.files) and "data/b.jsonl" not in package.files
+    assert any("/shared/runs/x.jsonl" in override for override in package.overrides)
+
+
 def test_run_directories_are_meant_on_the_cluster(project: Path) -> None:
     package = collect(TREE, project / "ppo.yaml", root=project, cluster_root="/shared/")
     assert package.overrides == (

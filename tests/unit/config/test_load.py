@@ -279,6 +279,21 @@ def test_derived_sizes() -> None:
         ("lora.target_modules=[q_proj,v_proj]", "lora.target_modules", ("q_proj", "v_proj")),
         ("lora={r: 4, alpha: 8}", "lora.r", 4),
         ("scores=[{kind: function, path: 'x:y', weight: 0.5}]", "scores.0.weight", 0.5),
+        ("scores.0.weight=2", "scores.0.weight", 2.0),
+        ("scores.0.path=7:8", "scores.0.path", "7:8"),
+        ("scores.0={kind: reward_model, run: r}", "scores.0.run", "r"),
+        ("prompts=*.jsonl", "prompts", "*.jsonl"),
+        ("prompts=data/*.jsonl", "prompts", "data/*.jsonl"),
+        ("prompts=@new", "prompts", "@new"),
+        ("prompts=a #1.jsonl", "prompts", "a #1.jsonl"),
+        ("prompts='*.jsonl'", "prompts", "*.jsonl"),
+        ("prompts=12", "prompts", "12"),
+        ("model.revision=12345678", "model.revision", "12345678"),
+        ("model.revision=0123e4", "model.revision", "0123e4"),
+        ("model.revision=null", "model.revision", None),
+        ("model.revision=", "model.revision", None),
+        ("run_dir=2026-01-02", "run_dir", "2026-01-02"),
+        ("run_dir=no", "run_dir", "no"),
     ],
 )
 def test_overrides(text: str, key: str, value: Any, tmp_path: Path) -> None:
@@ -293,6 +308,29 @@ def test_overrides_that_cannot_be(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("ppo", write(tmp_path, changed(PPO, "seed", 1)), [text])
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("scores.1.weight=2", r"'scores' has 1 entry \(0\), there is no 1"),
+        ("scores.x.weight=2", "'scores' is a list: name one of its entries by number, scores.0"),
+        ("scores.-1.weight=2", "'scores' is a list"),
+        ("scores.7=2", "there is no 7"),
+        ("scores.0.wait=2", "unknown key 'scores.0.wait'; did you mean 'scores.weight'"),
+        ("ptx.train.0=a.jsonl", "no list 'ptx.train' is given.*ptx.train="),
+        ("prompts=[a.jsonl", "the value is not YAML.*in quotes"),
+    ],
+)
+def test_entries_of_lists_that_are_not_there(text: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){named}"):
+        load_config("ppo", write(tmp_path, PPO), [text])
+
+
+def test_the_other_word_of_a_key_wants_text_too(tmp_path: Path) -> None:
+    tree = {"run_dir": "r", "model": {"name": "m"}}
+    assert load_config("reward", write(tmp_path, tree), ["data.preferences=*.jsonl"]).data.train == "*.jsonl"
+    assert load_config("reward", write(tmp_path, tree), ["data.preferences=12"]).data.train == "12"
 
 
 def test_later_overrides_win_and_the_file_is_untouched(tmp_path: Path) -> None:
@@ -322,7 +360,7 @@ def test_missing_file_and_wrong_stage(tmp_path: Path) -> None:
 def mutations() -> list[tuple[str, dict[str, Any]]]:
     """Sixty broken configs, drawn with a fixed seed: misspelt keys, and values of a wrong type."""
     rng = random.Random(7)
-    keys = [key for key in known_keys(PpoConfig) if not key.startswith("scores")]
+    keys = [key for key in known_keys(PpoConfig) if not key.startswith(("scores", "prompts."))]
     misspelt = [(key + "_x", changed(PPO, key + "_x", 1)) for key in rng.sample(keys, 30)]
     mistyped = [(key, changed(PPO, key, {"wrong": "type"})) for key in rng.sample(keys, 30)]
     return misspelt + mistyped
@@ -347,7 +385,9 @@ def test_what_was_made_for_cpus_asks_for_no_gpu() -> None:
         stage = yaml.safe_load(path.read_text("utf-8"))["stage"]
         placement = load_config(stage, path).placement
         drawing = ["rollout_worker", "scorer_worker"]
-        used = {"sft": ["rank"], "reward": ["rank"], "ppo": ["rank", *drawing, "critic_rank"]}.get(stage, drawing)
+        used = {"sft": ["rank"], "reward": ["rank"], "dpo": ["rank"], "ppo": ["rank", *drawing, "critic_rank"]}.get(
+            stage, drawing
+        )
         assert [getattr(placement, f"gpus_per_{role}") for role in used] == [0] * len(used), path
 
 

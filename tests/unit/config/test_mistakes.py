@@ -54,7 +54,9 @@ def typo(word: str, rng: random.Random) -> str:
 def typos() -> list[tuple[dict[str, Any], tuple[str, ...]]]:
     rng = random.Random(3)
     found: list[tuple[dict[str, Any], tuple[str, ...]]] = []
-    for key in rng.sample([k for k in known_keys(PpoConfig) if not k.startswith("scores") and len(k) > 4], 60):
+    for key in rng.sample(
+        [k for k in known_keys(PpoConfig) if not k.startswith(("scores", "prompts.")) and len(k) > 4], 60
+    ):
         *parents, last = key.split(".")
         wrong = typo(last, rng) if len(last) > 3 else last
         place = ".".join([*parents, wrong])

@@ -209,6 +209,19 @@ def test_globs_lists_and_mixed_formats_are_read_in_order(tmp_path: Path) -> None
     assert len(load_demonstrations(str(tmp_path / "**" / "*.jsonl"))) == 3
 
 
+def test_numbers_name_the_rows_of_their_own_file(tmp_path: Path) -> None:
+    """Several files that each count from 0 are one data set; a name stands for one row everywhere."""
+    rows = [{"id": 0, "prompt": "a"}, {"id": "1", "prompt": "b"}, {"id": "x", "prompt": "c"}]
+    one, two = write(tmp_path / "one.jsonl", *rows), write(tmp_path / "two.jsonl", *rows[:2], {"prompt": "d"})
+    found = load_prompts([one, two])
+    assert [row.id for row in found] == ["0", "1", "x", "two.jsonl:0", "two.jsonl:1", "two.jsonl:3"]
+    assert [row.id for row in load_prompts(two)] == ["0", "1", "two.jsonl:3"]
+    with pytest.raises(DataError, match=r"two\.jsonl:3: field 'id': 'x' is taken by .*one\.jsonl:3"):
+        load_prompts([one, write(two, *rows)])
+    with pytest.raises(DataError, match=r"two\.jsonl:2: field 'id': 'two\.jsonl:0' is taken by .*two\.jsonl:1"):
+        load_prompts([one, write(two, rows[0], rows[0])])
+
+
 def test_limit_stops_reading(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *[{"prompt": "x", "completion": "y"}] * 5, {"broken": 1})
     assert len(load_demonstrations(path, limit=3)) == 3

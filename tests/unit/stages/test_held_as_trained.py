@@ -86,10 +86,10 @@ def test_samples_are_drawn_on_the_base_that_was_trained_on(qlora: Path, tmp_path
 
 def test_each_side_of_an_evaluation_by_its_own_run(qlora: Path, tmp_path: Path, launched: list[Any]) -> None:
     model = {"name": str(qlora), "chat_style": "plain", "dtype": "float32"}
-    policies, _ = evaluate.open_inputs(config_of("evaluate", tmp_path, model))
+    policies, _ = evaluate.open_inputs(config_of("evaluate", tmp_path, model), None)
     assert [policy.model.quantization for policy in policies] == ["nf4", "none"]
     swapped = config_of("evaluate", tmp_path, {"name": str(tmp_path / "plain")}, baseline=str(qlora))
-    assert [policy.model.quantization for policy in evaluate.open_inputs(swapped)[0]] == ["none", "nf4"]
+    assert [policy.model.quantization for policy in evaluate.open_inputs(swapped, None)[0]] == ["none", "nf4"]
 
 
 def test_a_baseline_takes_its_precision_from_the_policy_and_nothing_else(tmp_path: Path) -> None:

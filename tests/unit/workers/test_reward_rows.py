@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlhf.config import ModelConfig
+from rlhf.config import ModelConfig, RewardConfig, build_config
 from rlhf.config.model import LoraConfig
 from rlhf.config.stages import DataConfig
 from rlhf.data.chat import chat_format
@@ -22,6 +23,8 @@ from rlhf.models.scorer import ADAPTER, HEAD, RewardSettings, ScoreHead, build_r
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accuracy, wilson_interval
 from rlhf.stages.encode import encode_preferences, shortened_prompt
+from rlhf.stages.pairs import read_pairs
+from rlhf.stages.reward import sequences_to_normalize_on
 from rlhf.workers.pair_figures import correct_against_majority, held_out_shares
 
 
@@ -224,3 +227,41 @@ def test_the_length_rule_learns_its_direction_on_training_pairs() -> None:
     shorter = length_baseline([row(1, 3), row(1, 4), row(2, 1)], held_out, seed=0)
     assert (longer["rule"], longer["accuracy"]) == ("longer", 0.625)
     assert (shorter["rule"], shorter["accuracy"]) == ("shorter", 0.375)
+
+
+@pytest.mark.parametrize("on_long_row", ["truncate", "drop"])
+def test_long_rows_to_normalize_on_keep_their_answers_and_are_accounted_for(
+    on_long_row: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """Scores are read at the last token: it is the answer's stop token, whatever is cut."""
+    words, answer = "a question that goes on " * 20, "an answer to it all"
+    rows = [
+        {"id": "short", "prompt": "Hi", "completion": "Hello"},
+        {"id": "long", "prompt": words, "completion": answer},
+        {"id": "no room", "prompt": "Hi", "completion": words},
+    ]
+    pairs = [{"prompt": f"p {n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
+    for name, records in (("rows", rows), ("pairs", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+    tree = {
+        "run_dir": "x",
+        "model": {"name": str(tiny_model_dir), "chat_style": "default"},
+        "data": {"train": str(tmp_path / "pairs.jsonl"), "max_sequence_tokens": 40, "on_long_row": on_long_row},
+        "normalize_on": str(tmp_path / "rows.jsonl"),
+    }
+    config = build_config(RewardConfig, tree, source="test")
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
+    train = read_pairs(config, chat, tmp_path).train
+    samples, counts = sequences_to_normalize_on(config, train, chat, tmp_path)
+    truncates = on_long_row == "truncate"
+    assert len(samples) == counts["normalize"] == (2 if truncates else 1)
+    stop = chat.encode_response(answer)[-1]
+    assert all(ids[-1] == stop and len(ids) <= 40 for ids in samples)
+    assert samples[0] == chat.encode_prompt((Message("text", "Hi"),)) + chat.encode_response("Hello")
+    if truncates:
+        ids = chat.encode_response(answer)
+        assert samples[1][-len(ids) :] == ids
+    wanted = {"truncate": 1, "drop": 1} if truncates else {"drop": 2}
+    assert counts["long_normalize"] == wanted
+    listed = (tmp_path / "long_rows_normalize.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in listed] == ["long", "no room"]

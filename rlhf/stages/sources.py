@@ -1,0 +1,67 @@
+"""Rows from files, or mixed from the sources that a config lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rlhf.config.sources import Mixed, files_of, sources_of
+from rlhf.data.loading import Keys
+from rlhf.data.mixing import mixed
+from rlhf.data.schema import Row
+
+RowType = TypeVar("RowType", bound=Row)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read at once.
+
+    Attributes:
+        dropped: name of the file that lists what is left out.
+        keys: how the config calls its settings.
+    """
+
+    files: str | tuple[str, ...]
+    format: str
+    limit: int | None
+    dropped: str
+    keys: Keys
+
+
+def read_mixed(
+    given: Mixed,
+    whole: Part,
+    key: str,
+    read: Callable[[Part], list[RowType]],
+    look: Callable[[Sequence[RowType]], object] | None = None,
+) -> list[RowType]:
+    """Reads all sources, each by its own settings, and mixes them by their weights.
+
+    Args:
+        whole: what to read where files are given instead of sources; of it sources have ``keys.on_bad_row``.
+        key: what the config calls ``given``.
+        look: handed all rows before any is weighed.
+    """
+    sources, parts = sources_of(given), [whole]
+    if sources:
+        parts = [
+            Part(
+                source.files,
+                source.format,
+                source.limit,
+                whole.dropped.replace(".jsonl", f"_{number}.jsonl"),
+                Keys(f"{key}.{number}.format", whole.keys.on_bad_row),
+            )
+            for number, source in enumerate(sources)
+        ]
+    found = [read(part) for part in parts]
+    if look is not None:
+        look([row for rows in found for row in rows])
+    return mixed([(rows, source.weight) for rows, source in zip(found, sources, strict=True)]) if sources else found[0]
+
+
+def whole_of(given: Mixed, format: str, limit: int | None, dropped: str, keys: Keys) -> Part:
+    """All that is named, as one part."""
+    return Part(files_of(given), format, limit, dropped, keys)
