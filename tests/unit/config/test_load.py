@@ -347,7 +347,9 @@ def test_what_was_made_for_cpus_asks_for_no_gpu() -> None:
         stage = yaml.safe_load(path.read_text("utf-8"))["stage"]
         placement = load_config(stage, path).placement
         drawing = ["rollout_worker", "scorer_worker"]
-        used = {"sft": ["rank"], "reward": ["rank"], "ppo": ["rank", *drawing, "critic_rank"]}.get(stage, drawing)
+        used = {"sft": ["rank"], "reward": ["rank"], "dpo": ["rank"], "ppo": ["rank", *drawing, "critic_rank"]}.get(
+            stage, drawing
+        )
         assert [getattr(placement, f"gpus_per_{role}") for role in used] == [0] * len(used), path
 
 
