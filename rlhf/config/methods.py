@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AdapterMethod:
-    """One row of the support matrix. Every method trains with SFT, as a reward model with its head, and in PPO.
+    """One row of the support matrix. Every method trains with SFT and DPO, as a reward model with its head, and in PPO.
 
     Attributes:
         paper: arXiv number.

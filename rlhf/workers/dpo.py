@@ -100,6 +100,7 @@ class DpoStageTrainer(ExactTrainer, DPOTrainer):
         self.settings, self.eval_rows, self._mean_weight = settings, eval_rows, mean_weight
         super().__init__(**kwargs)
         self.last_rewards: list[tuple[float, float]] = []
+        self._held_out_start: list[Tensor] = []
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         """Rows are tokens already."""
@@ -134,9 +135,12 @@ class DpoStageTrainer(ExactTrainer, DPOTrainer):
 
     def _log_ratios(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """log pi - log ref of every sequence's response, (2 pairs,) float32."""
-        with torch.no_grad(), self._reference(model) as reference:
-            start = log_probs(reference, inputs)
+        start = self._start_log_probs(model, inputs)
         return log_probs(model, inputs) - start
+
+    def _start_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad(), self._reference(model) as reference:
+            return log_probs(reference, inputs)
 
     @contextmanager
     def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -166,7 +170,7 @@ class DpoStageTrainer(ExactTrainer, DPOTrainer):
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Weighted loss, accuracy and mean implicit rewards over all held-out pairs."""
-        ratios, counts = self._all_log_ratios(self.eval_rows)
+        ratios, counts = self._held_out_log_ratios()
         votes = {key: torch.tensor([float(row[key]) for row in self.eval_rows]) for key in NUMBERS}
         loss = self._loss(ratios, counts, votes["probability"], votes["weight"], votes["weight"].sum())
         chosen, rejected = (self.settings.beta * ratios).chunk(2)
@@ -179,16 +183,21 @@ class DpoStageTrainer(ExactTrainer, DPOTrainer):
             "reward_rejected": float(rejected.mean()),
         }
 
-    def _all_log_ratios(self, rows: list[PairRow]) -> tuple[Tensor, Tensor]:
+    def _held_out_log_ratios(self) -> tuple[Tensor, Tensor]:
         """Log-ratios and numbers of response tokens, (2 rows,) each, the chosen first; equal on every rank."""
+        rows = self.eval_rows
         model: Any = self.model_wrapped
         collate: Any = self.data_collator
         device, micro = self.args.device, self.args.per_device_train_batch_size
         found: dict[int, tuple[float, float, int, int]] = {}
         model.eval()
-        for chosen, part in rank_batches(rows, micro, self.args.process_index, self.args.world_size):
+        batches = rank_batches(rows, micro, self.args.process_index, self.args.world_size)
+        for number, (chosen, part) in enumerate(batches):
             inputs = {key: value.to(device) for key, value in collate(part).items()}
-            ratios, counts = self._log_ratios(model, inputs).double().cpu(), response_tokens(inputs).cpu()
+            if number == len(self._held_out_start):  # these batches are the same ones at every evaluation
+                self._held_out_start.append(self._start_log_probs(model, inputs))
+            ratios = (log_probs(model, inputs) - self._held_out_start[number]).double().cpu()
+            counts = response_tokens(inputs).cpu()
             pairs = torch.stack([*ratios.chunk(2), *counts.double().chunk(2)], dim=1)
             found |= dict(zip(chosen, pairs.tolist(), strict=False))
         model.train()
