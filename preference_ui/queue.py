@@ -258,7 +258,9 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
         )
         if item.state == "done" and project.settings.adaptive_extra:
             leases.extend_on_disagreement(tx, item, _agreement(tx.session, item.id), project)
-    following = _claim(tx, project, annotator_id, may_hold=not was_held) if claim_next else None
+    # A replay may find its lease held again: the answer was taken back in another tab.
+    closed = was_held and lease.state != leases.HELD
+    following = _claim(tx, project, annotator_id, may_hold=not closed) if claim_next else None
     return Receipt(judgment_id, revision, stored is not None, lease.state != "surplus", following)
 
 

@@ -7,6 +7,7 @@ never vanish silently. What the page sends is a hint; who may do what is decided
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,8 @@ from preference_ui.people import Person, update_annotator
 from preference_ui.projects import get_guideline, get_project
 from preference_ui.votes import Vote
 
+logger = logging.getLogger(__name__)
+
 Body = dict[str, Any]
 Handler = Callable[[Person, Body], Body]
 
@@ -66,7 +69,6 @@ def _refusal(error: RlhfError) -> JSONResponse:
         (LeaseError, "lease", 409),
         (AuthError, "role", 403),
         (DataError, "data", 422),
-        (StoreError, "server", 503),
     ]
     code, status = next(((c, s) for kind, c, s in known if isinstance(error, kind)), ("data", 422))
     return JSONResponse({"error": code, "detail": str(error)}, status_code=status)
@@ -227,6 +229,10 @@ def _make_route(site: Site, handler: Handler, limit: RateLimit | None) -> Callab
         try:
             body = await _body_of(request)
             return await run_in_threadpool(work, request, body)
+        except (StoreError, SQLAlchemyError) as error:
+            # Always as JSON: the page takes any other answer for a broken connection.
+            logger.error("%s: %s", handler.__name__, error, exc_info=error)
+            return JSONResponse({"error": "server"}, status_code=503)
         except RlhfError as error:
             return _refusal(error)
 
