@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Text, cast, column, func, select
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.orm import Session
 
+from preference_ui import leases
 from preference_ui.db import Store
 from preference_ui.errors import DataError
 from preference_ui.events import Transaction
@@ -145,8 +146,11 @@ def change_item(
         if priority is not None and priority != item.priority:
             item.priority = changed["priority"] = priority
         if retired is not None and retired != (item.state == "retired"):
-            back = "done" if item.kind != "gold" and item.done >= item.needed else "open"
-            item.state = changed["state"] = "retired" if retired else back
+            if retired:
+                item.state = "retired"
+            else:
+                leases.reopen(tx, item)
+            changed["state"] = item.state
         if changed:
             tx.session.flush()
             tx.record(actor, "item.change", "item", item_id, changed)

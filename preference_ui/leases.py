@@ -47,6 +47,14 @@ _STALE_LEASES = (
     .with_for_update()
     .execution_options(**_FRESH)
 )
+_LATE = (
+    select(Lease)
+    .where(Lease.item_id == bindparam("item"), Lease.state == "surplus")
+    .order_by(Lease.decided_at, Lease.id)
+    .limit(bindparam("room"))
+    .with_for_update()
+    .execution_options(**_FRESH)
+)
 _ROOM = select(Item).where(
     Item.project_id == bindparam("project"),
     Item.state == "open",
@@ -120,12 +128,52 @@ def shown_order(lease: Lease) -> list[str]:
 
 
 def move_item(tx: Transaction, item: Item, *, active: int = 0, done: int = 0, skips: int = 0) -> None:
-    """Add to an item's counters and derive its state from them. The caller holds the row."""
+    """Add to an item's counters and derive its state from them. The caller holds the row.
+
+    A place that becomes free goes to the oldest late vote, if there is one. The caller has given the lease that left
+    the place its new state.
+    """
     item.active += active
     item.done += done
     item.skips += skips
-    if item.state in ("open", "done") and item.kind != "gold":
-        item.state = "done" if item.done >= item.needed else "open"
+    if active + done < 0:
+        fill_with_late(tx, item)
+    _derive_state(item)
+    tx.session.flush()
+
+
+def has_room(item: Item) -> bool:
+    """Whether another vote counts towards the item's overlap. Of gold everybody's does."""
+    return item.kind == "gold" or (item.state != "retired" and item.active + item.done < item.needed)
+
+
+def _derive_state(item: Item) -> None:
+    if item.kind == "gold" or item.state == "retired":
+        return
+    if item.done >= item.needed:
+        item.state = "done"
+    elif item.state == "done":
+        item.state = "open"
+
+
+def fill_with_late(tx: Transaction, item: Item) -> int:
+    """Let votes that came late count while the item has room for them, the oldest first; returns how many."""
+    if item.kind == "gold" or not has_room(item):
+        return 0
+    tx.session.flush()
+    late = tx.session.scalars(_LATE, {"item": item.id, "room": item.needed - item.active - item.done}).all()
+    for lease in late:
+        lease.state = "done"
+        item.done += 1
+        tx.record("system", "lease.count", "lease", lease.id, {"item": item.id})
+    return len(late)
+
+
+def reopen(tx: Transaction, item: Item) -> None:
+    """Put an item back into the queue, or among the complete ones when its votes, late ones included, suffice."""
+    item.state = "open"
+    fill_with_late(tx, item)
+    _derive_state(item)
     tx.session.flush()
 
 
@@ -340,7 +388,13 @@ def extend_on_disagreement(tx: Transaction, item: Item, agreement: float, projec
         or agreement >= settings.adaptive_agreement
     ):
         return False
-    item.needed += 1
-    move_item(tx, item)
+    ask_one_more(tx, item)
     tx.record("system", "item.extend", "item", item.id, {"needed": item.needed, "agreement": round(agreement, 6)})
     return True
+
+
+def ask_one_more(tx: Transaction, item: Item) -> None:
+    """One more vote, which a late one may be. The caller holds the row and records why."""
+    item.needed += 1
+    fill_with_late(tx, item)
+    move_item(tx, item)

@@ -193,7 +193,7 @@ def _place_vote(tx: Transaction, lease: Lease, item: Item) -> None:
         return
     if lease.state == leases.HELD:
         lease.state, step = "done", (-1, 1)
-    elif item.kind == "gold" or (item.state == "open" and item.active + item.done < item.needed):
+    elif leases.has_room(item):
         lease.state, step = "done", (0, 1)
     else:
         lease.state, step = "surplus", (0, 0)
@@ -257,7 +257,10 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
             },
         )
         if item.state == "done" and project.settings.adaptive_extra:
-            leases.extend_on_disagreement(tx, item, _agreement(tx.session, item.id), project)
+            agreement = _agreement(tx.session, item.id)
+            # A late vote may fill the place at once.
+            while leases.extend_on_disagreement(tx, item, agreement, project):
+                pass
     # A replay may find its lease held again: the answer was taken back in another tab.
     closed = was_held and lease.state != leases.HELD
     following = _claim(tx, project, annotator_id, may_hold=not closed) if claim_next else None

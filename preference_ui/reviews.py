@@ -1,4 +1,4 @@
-"""The lead's inbox: items whose raters disagree or that people skipped, and decisions on them."""
+"""The lead's inbox: items whose raters disagree, that people skipped, that nobody is left to take; and decisions."""
 
 from __future__ import annotations
 
@@ -39,16 +39,38 @@ _RANKED_HERE = Annotator.id.in_(
     .where(_other.project_id == bindparam("project"), Lease.state.in_(leases.VOTED))
 )
 # Leads who never ranked in the project are not counted on. Accounts without a password cannot log in.
-_TAKERS = exists().where(
+_CAN_TAKE = and_(
     Annotator.active,
     Annotator.password_hash.is_not(None),
     (Annotator.role == "annotator") | _RANKED_HERE,
-    ~_HAD_IT,
+)
+_TAKERS = exists().where(_CAN_TAKE, ~_HAD_IT).correlate(Item)
+_LEFT_OVER = and_(
+    Item.project_id == bindparam("project"), Item.kind == "normal", Item.state == "open", Item.active == 0, ~_TAKERS
 )
 _WAITING = select(Item.id).where(
     Item.project_id == bindparam("project"),
     Item.kind == "normal",
-    (Item.state == "review") | and_(Item.state == "open", Item.skips > 0, Item.active == 0, ~_TAKERS.correlate(Item)),
+    (Item.state == "review") | and_(Item.skips > 0, _LEFT_OVER),
+)
+# Who has had the fewest tasks: one that nobody is left to take is among them.
+_RAREST = (
+    select(Annotator.id)
+    .where(_CAN_TAKE)
+    .order_by(
+        select(func.count())
+        .where(Lease.annotator_id == Annotator.id, Lease.state.not_in(leases.GIVEN_BACK))
+        .scalar_subquery()
+    )
+    .limit(1)
+)
+_STRANDED = select(Item.id).where(
+    Item.id.in_(
+        select(Lease.item_id).where(
+            Lease.annotator_id == bindparam("rarest"), Lease.state.not_in(leases.GIVEN_BACK)
+        )
+    ),
+    _LEFT_OVER,
 )
 
 
@@ -62,6 +84,7 @@ class InboxEntry:
         votes: what each rater said.
         skip_reasons: why people skipped it.
         num_decisions: decisions taken on it before.
+        is_short: it is open, and has fewer votes than it asks for.
     """
 
     item_id: str
@@ -71,6 +94,7 @@ class InboxEntry:
     votes: tuple[JudgmentRecord, ...]
     skip_reasons: tuple[str, ...]
     num_decisions: int
+    is_short: bool
 
 
 @dataclass(frozen=True)
@@ -94,14 +118,21 @@ def _settled(session: Session) -> set[str]:
     return {*session.scalars(quiet), *session.scalars(select(Item.id).where(Item.state == "retired"))}
 
 
+def _stranded(session: Session, project_id: str) -> set[str]:
+    """Open items that everybody who could take them has had. Without anybody who can rank there are none yet."""
+    rarest = session.scalar(_RAREST, {"project": project_id})
+    return set(session.scalars(_STRANDED, {"project": project_id, "rarest": rarest})) if rarest else set()
+
+
 def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) -> list[InboxEntry]:
     """Items that want a decision, the worst first; then those with a flag.
 
     They are those whose raters agree less than ``below``, until a decision that is newer than all votes and skips;
-    those that ``max_skips`` people skipped; and skipped ones that nobody is left to take.
+    those that ``max_skips`` people skipped; and skipped ones that nobody is left to take. Then those with a flag, and
+    last those with too few votes that nobody is left to take though nobody skipped them.
 
     Args:
-        limit: of items in dispute, and again of items that are only flagged: neither hides the other.
+        limit: of items in dispute, again of items that are only flagged, and again of the last: none hides another.
     """
     with store.read() as session:
         info = load_project(session, project)
@@ -109,7 +140,9 @@ def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) 
         waiting = set(session.scalars(_WAITING, {"project": info.id}))
         disputed = {i for i, score in scores.items() if score < below} - settled | waiting
         order = sorted(disputed, key=lambda i: (scores.get(i, 1.0), i))[:limit]
-        order += sorted(flagged_items(session, info.id) - disputed - settled)[:limit]
+        flagged = flagged_items(session, info.id) - disputed - settled
+        order += sorted(flagged)[:limit]
+        order += sorted(_stranded(session, info.id) - disputed - flagged - settled)[:limit]
         return _entries(session, info, order)
 
 
@@ -152,11 +185,13 @@ def _entries(session: Session, info: ProjectInfo, order: Sequence[str]) -> list[
     for record in snapshot.judgments:
         votes.setdefault(record.item_id, []).append(record)
     found = session.execute(
-        select(Item.id, Prompt.messages_json)
+        select(Item.id, Prompt.messages_json, Item.state)
         .join(Prompt, Prompt.id == Item.prompt_id)
         .where(Item.project_id == info.id, Item.id.in_(order))
     )
-    prompts = {item_id: messages for item_id, messages in found}
+    prompts, states = {}, {}
+    for item_id, messages, state in found:
+        prompts[item_id], states[item_id] = messages, state
     members: dict[str, list[tuple[str, str]]] = {}
     for item_id, response_id in session.execute(
         select(ItemResponse.item_id, ItemResponse.response_id)
@@ -179,6 +214,7 @@ def _entries(session: Session, info: ProjectInfo, order: Sequence[str]) -> list[
             votes=tuple(votes.get(item_id, ())),
             skip_reasons=tuple(skips.get(item_id, ())),
             num_decisions=counts[item_id],
+            is_short=states[item_id] == "open",
         )
         for item_id in order
         if item_id in prompts
@@ -254,7 +290,7 @@ def decide(
 
 
 def _reopen(tx: Transaction, item: Item) -> None:
-    item.state = "done" if item.done >= item.needed else "open"
+    leases.reopen(tx, item)
     item.skips = 0
     again = {"state": "released", "skip_reason": None, "decided_at": None}
     tx.session.execute(update(Lease).where(Lease.item_id == item.id, Lease.state == "skipped").values(again))

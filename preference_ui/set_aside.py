@@ -165,6 +165,6 @@ def _put_back(tx: Transaction, lease: Lease, item: Item, actor: str) -> None:
     given = select(func.max(Judgment.created)).where(Judgment.lease_id == lease.id, Judgment.retracted.is_(False))
     lease.decided_at = tx.session.scalar(given)  # not now: its owner answered then
     _revise(tx, lease, item, RESTORE, actor, {})
-    has_room = item.kind == "gold" or (item.state == "open" and item.active + item.done < item.needed)
-    lease.state = "done" if has_room else "surplus"
-    leases.move_item(tx, item, done=1 if has_room else 0)
+    counts = leases.has_room(item)
+    lease.state = "done" if counts else "surplus"
+    leases.move_item(tx, item, done=1 if counts else 0)

@@ -36,7 +36,10 @@ def _choices(lead: LeadPage, entries: list[InboxEntry]) -> list[tuple[str, str]]
             why.append(lead.say("inbox.skipped", count=len(entry.skip_reasons)))
         if len(entry.votes) > 1:
             why.append(lead.say("inbox.agreement", value=percent(entry.agreement)))
-        why += [f"⚑ {code}" for code in flagged_with(entry.votes)]
+        flags = flagged_with(entry.votes)
+        if entry.is_short and not entry.skip_reasons and not flags:
+            why.append(lead.say("inbox.stranded"))
+        why += [f"⚑ {code}" for code in flags]
         choices.append((" · ".join([entry.prompt[-1].content[:60], *why]), entry.item_id))
     return choices
 
