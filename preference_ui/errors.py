@@ -71,6 +71,28 @@ class AlreadyDecided(DataError):
         return f"{self.handle} has decided this item meanwhile; look at it again"
 
 
+class StaleAccount(DataError):
+    """An account was changed by somebody else after the caller looked at it; nothing was stored.
+
+    Args:
+        handle: whose account.
+    """
+
+    def __init__(self, handle: str) -> None:
+        super().__init__(handle)
+        self.handle = handle
+
+    def __str__(self) -> str:
+        return f"the account {self.handle!r} was changed meanwhile; look at it again"
+
+
+class StaleItem(DataError):
+    """An item was changed by somebody else after the caller looked at it; nothing was stored."""
+
+    def __str__(self) -> str:
+        return "the item was changed meanwhile; look at it again"
+
+
 class GenerationError(RlhfError):
     """The policy that should write candidates cannot be loaded, died, or did not answer in time."""
 
@@ -108,7 +130,9 @@ __all__ = [
     "LeaseError",
     "LockedOut",
     "RlhfError",
+    "StaleAccount",
     "StaleGuideline",
+    "StaleItem",
     "StoreError",
     "TaskTaken",
     "VoteConflict",

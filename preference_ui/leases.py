@@ -15,6 +15,7 @@ from preference_ui.errors import LeaseError
 from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Annotator, Item, ItemResponse, Lease
+from preference_ui.places import move_item
 from preference_ui.projects import ProjectInfo
 
 HELD = "active"
@@ -44,14 +45,6 @@ _STALE_ITEMS = (
 _STALE_LEASES = (
     select(Lease)
     .where(Lease.item_id == bindparam("item"), Lease.state == HELD, Lease.expires < bindparam("now"))
-    .with_for_update()
-    .execution_options(**_FRESH)
-)
-_LATE = (
-    select(Lease)
-    .where(Lease.item_id == bindparam("item"), Lease.state == "surplus")
-    .order_by(Lease.decided_at, Lease.id)
-    .limit(bindparam("room"))
     .with_for_update()
     .execution_options(**_FRESH)
 )
@@ -127,56 +120,6 @@ def shown_order(lease: Lease) -> list[str]:
     return list(json.loads(lease.permutation_json))
 
 
-def move_item(tx: Transaction, item: Item, *, active: int = 0, done: int = 0, skips: int = 0) -> None:
-    """Add to an item's counters and derive its state from them. The caller holds the row.
-
-    A place that becomes free goes to the oldest late vote, if there is one. The caller has given the lease that left
-    the place its new state.
-    """
-    item.active += active
-    item.done += done
-    item.skips += skips
-    if active + done < 0:
-        fill_with_late(tx, item)
-    _derive_state(item)
-    tx.session.flush()
-
-
-def has_room(item: Item) -> bool:
-    """Whether another vote counts towards the item's overlap. Of gold everybody's does."""
-    return item.kind == "gold" or (item.state != "retired" and item.active + item.done < item.needed)
-
-
-def _derive_state(item: Item) -> None:
-    if item.kind == "gold" or item.state == "retired":
-        return
-    if item.done >= item.needed:
-        item.state = "done"
-    elif item.state == "done":
-        item.state = "open"
-
-
-def fill_with_late(tx: Transaction, item: Item) -> int:
-    """Let votes that came late count while the item has room for them, the oldest first; returns how many."""
-    if item.kind == "gold" or not has_room(item):
-        return 0
-    tx.session.flush()
-    late = tx.session.scalars(_LATE, {"item": item.id, "room": item.needed - item.active - item.done}).all()
-    for lease in late:
-        lease.state = "done"
-        item.done += 1
-        tx.record("system", "lease.count", "lease", lease.id, {"item": item.id})
-    return len(late)
-
-
-def reopen(tx: Transaction, item: Item) -> None:
-    """Put an item back into the queue, or among the complete ones when its votes, late ones included, suffice."""
-    item.state = "open"
-    fill_with_late(tx, item)
-    _derive_state(item)
-    tx.session.flush()
-
-
 def expire_stale(tx: Transaction) -> int:
     """Give back every lease whose time is over; returns how many."""
     # Rows somebody works on at this moment are left for the next claim.
@@ -241,12 +184,14 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
         .where(
             Lease.annotator_id == annotator_id,
             Lease.state.in_(VOTED),
-            Lease.created <= before,
+            # Since the answer that stands: a task may have been seen long before it was answered.
+            Lease.decided_at <= before,
             Item.project_id == project.id,
             Item.kind == "normal",
+            Item.state != "retired",
             ~asked_again,
         )
-        .order_by(Lease.created)
+        .order_by(Lease.decided_at, Lease.id)
     )
     count = tx.session.scalar(select(func.count()).select_from(query.order_by(None).subquery()))
     if not count:
@@ -376,25 +321,3 @@ def _add_lease(
     )
     tx.session.add(lease)
     return lease
-
-
-def extend_on_disagreement(tx: Transaction, item: Item, agreement: float, project: ProjectInfo) -> bool:
-    """Ask for one more vote when the raters of a full item disagree and the project allows it."""
-    settings = project.settings
-    if (
-        item.kind != "normal"
-        or item.state != "done"
-        or item.needed >= item.base_needed + settings.adaptive_extra
-        or agreement >= settings.adaptive_agreement
-    ):
-        return False
-    ask_one_more(tx, item)
-    tx.record("system", "item.extend", "item", item.id, {"needed": item.needed, "agreement": round(agreement, 6)})
-    return True
-
-
-def ask_one_more(tx: Transaction, item: Item) -> None:
-    """One more vote, which a late one may be. The caller holds the row and records why."""
-    item.needed += 1
-    fill_with_late(tx, item)
-    move_item(tx, item)

@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.drafts import save_draft
 from preference_ui.errors import LeaseError, TooSoon, VoteConflict
@@ -166,7 +166,7 @@ def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_n
             was_held = lease.state == leases.HELD
             lease.state, lease.skip_reason, lease.decided_at = "skipped", reason, tx.now
             tx.session.flush()
-            leases.move_item(tx, item, active=-1 if was_held else 0, skips=1)
+            places.move_item(tx, item, active=-1 if was_held else 0, skips=1)
             if item.kind == "normal" and item.state == "open" and item.skips >= project.settings.max_skips:
                 item.state = "review"
                 tx.session.flush()
@@ -193,11 +193,11 @@ def _place_vote(tx: Transaction, lease: Lease, item: Item) -> None:
         return
     if lease.state == leases.HELD:
         lease.state, step = "done", (-1, 1)
-    elif leases.has_room(item):
+    elif places.has_room(item):
         lease.state, step = "done", (0, 1)
     else:
         lease.state, step = "surplus", (0, 0)
-    leases.move_item(tx, item, active=step[0], done=step[1])
+    places.move_item(tx, item, active=step[0], done=step[1])
 
 
 def _agreement(session: Session, item_id: str) -> float:
@@ -259,7 +259,7 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
         if item.state == "done" and project.settings.adaptive_extra:
             agreement = _agreement(tx.session, item.id)
             # A late vote may fill the place at once.
-            while leases.extend_on_disagreement(tx, item, agreement, project):
+            while places.extend_on_disagreement(tx, item, agreement, project):
                 pass
     # A replay may find its lease held again: the answer was taken back in another tab.
     closed = was_held and lease.state != leases.HELD

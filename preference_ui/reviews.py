@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Select, and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import AlreadyDecided, DataError
 from preference_ui.events import Transaction
@@ -66,9 +66,7 @@ _RAREST = (
 )
 _STRANDED = select(Item.id).where(
     Item.id.in_(
-        select(Lease.item_id).where(
-            Lease.annotator_id == bindparam("rarest"), Lease.state.not_in(leases.GIVEN_BACK)
-        )
+        select(Lease.item_id).where(Lease.annotator_id == bindparam("rarest"), Lease.state.not_in(leases.GIVEN_BACK))
     ),
     _LEFT_OVER,
 )
@@ -262,7 +260,7 @@ def decide(
             based_on = seen.guideline_version if seen is not None else None
             version = add_guideline(tx, item.project_id, new_guideline, note, decided_by, based_on)
         if retire:
-            item.state = "retired"
+            places.retire(tx, item)
         elif item.state in ("review", "open"):
             _reopen(tx, item)
         tx.session.flush()
@@ -290,7 +288,7 @@ def decide(
 
 
 def _reopen(tx: Transaction, item: Item) -> None:
-    leases.reopen(tx, item)
+    places.reopen(tx, item)
     item.skips = 0
     again = {"state": "released", "skip_reason": None, "decided_at": None}
     tx.session.execute(update(Lease).where(Lease.item_id == item.id, Lease.state == "skipped").values(again))

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction
@@ -158,13 +158,13 @@ def _retract(tx: Transaction, lease: Lease, item: Item, actor: str, reason: str)
         None,
         None,
     )
-    leases.move_item(tx, item, done=step)
+    places.move_item(tx, item, done=step)
 
 
 def _put_back(tx: Transaction, lease: Lease, item: Item, actor: str) -> None:
     given = select(func.max(Judgment.created)).where(Judgment.lease_id == lease.id, Judgment.retracted.is_(False))
     lease.decided_at = tx.session.scalar(given)  # not now: its owner answered then
     _revise(tx, lease, item, RESTORE, actor, {})
-    counts = leases.has_room(item)
+    counts = places.has_room(item)
     lease.state = "done" if counts else "surplus"
-    leases.move_item(tx, item, done=1 if counts else 0)
+    places.move_item(tx, item, done=1 if counts else 0)

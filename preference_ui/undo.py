@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, select
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import FrozenAnswer, LateAnswer, LeaseError, TaskTaken
 from preference_ui.events import Transaction
@@ -89,7 +89,7 @@ def _withdraw(tx: Transaction, annotator_id: str, lease_id: str) -> Assignment:
         raise LeaseError("this answer is taken back already; load the page again")
     lease.claimed, lease.decided_at = tx.now, None
     # The item first: its row must have room before the lease counts as held again.
-    leases.move_item(tx, item, **step)
+    places.move_item(tx, item, **step)
     leases.hold(tx, lease, project)
     return assignment_of(tx.session, lease)
 

@@ -69,9 +69,7 @@ def test_pressing_twice_takes_back_one(store: Store, make_project: MakeProject, 
     assert lease_row(store, first).state == "done"
 
 
-def test_a_vote_sent_again_after_its_undo_brings_the_task_that_is_held(
-    store: Store, make_project: MakeProject
-) -> None:
+def test_a_vote_sent_again_after_its_undo_brings_the_task_that_is_held(store: Store, make_project: MakeProject) -> None:
     """The answer to the first sending was lost, and another tab took the vote back before it was sent again."""
     make_project(3)
     (ann,) = people(store, "ann")
