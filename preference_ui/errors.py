@@ -5,6 +5,27 @@ from __future__ import annotations
 from rlhf.errors import ConfigError, DataError, RlhfError
 
 
+class Worded(RlhfError):
+    """An error that a page can say in its reader's language.
+
+    Attributes:
+        key: of the catalogue, below ``lead.refused.``.
+        values: what to fill in; ``field`` is the name of a setting.
+    """
+
+    def __init__(self, text: str, key: str, **values: object) -> None:
+        super().__init__(text)
+        self.key, self.values = key, values
+
+
+class WordedConfigError(Worded, ConfigError):
+    """A ``ConfigError`` in words."""
+
+
+class WordedDataError(Worded, DataError):
+    """A ``DataError`` in words."""
+
+
 class StoreError(RlhfError):
     """The store cannot be opened, migrated or trusted."""
 
@@ -93,6 +114,20 @@ class StaleItem(DataError):
         return "the item was changed meanwhile; look at it again"
 
 
+class StaleSettings(DataError):
+    """A project's settings were changed by somebody else after the caller looked at them; nothing was stored."""
+
+    def __str__(self) -> str:
+        return "the project's settings were changed meanwhile; load them again and put the change into them"
+
+
+class StaleVote(DataError):
+    """A vote was changed or taken back after the caller looked at it; nothing was stored."""
+
+    def __str__(self) -> str:
+        return "a vote that should be set aside was changed meanwhile; look at it again"
+
+
 class GenerationError(RlhfError):
     """The policy that should write candidates cannot be loaded, died, or did not answer in time."""
 
@@ -133,7 +168,12 @@ __all__ = [
     "StaleAccount",
     "StaleGuideline",
     "StaleItem",
+    "StaleSettings",
+    "StaleVote",
     "StoreError",
     "TaskTaken",
     "VoteConflict",
+    "Worded",
+    "WordedConfigError",
+    "WordedDataError",
 ]

@@ -15,6 +15,8 @@ from preference_ui.ids import canonical_json, sha256_text
 from preference_ui.models import Event
 
 GENESIS = "0" * 64
+# Votes that a lead takes out, and lets count again.
+SET_ASIDE, RESTORE = "judgment.set_aside", "judgment.restore"
 # Any constant shared by all writers of one PostgreSQL database will do.
 CHAIN_LOCK = 0x70726566
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from preference_ui import places
 from preference_ui.db import Store
-from preference_ui.errors import DataError, StaleItem
+from preference_ui.errors import DataError, StaleItem, WordedDataError
 from preference_ui.events import Transaction
 from preference_ui.ids import checked_text
 from preference_ui.models import Item, Prompt
@@ -145,7 +145,7 @@ def change_item(
         StaleItem: see ``seen``.
     """
     if priority is not None and not math.isfinite(priority):
-        raise DataError(f"priority {priority} must be a finite number")
+        raise WordedDataError(f"priority {priority} must be a finite number", "priority")
 
     def change(tx: Transaction) -> None:
         project_id = load_project(tx.session, project).id

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from preference_ui.db import Store
-from preference_ui.errors import ConfigError, DataError, StaleAccount
+from preference_ui.errors import ConfigError, DataError, StaleAccount, WordedConfigError
 from preference_ui.events import Transaction
 from preference_ui.ids import checked_text, new_id
 from preference_ui.models import ROLES, Annotator, AuthSession
@@ -46,7 +46,11 @@ def checked_password_hash(password: str) -> str:
         ConfigError: it is too short.
     """
     if len(password) < MIN_PASSWORD_CHARACTERS:
-        raise ConfigError(f"the password needs at least {MIN_PASSWORD_CHARACTERS} characters")
+        raise WordedConfigError(
+            f"the password needs at least {MIN_PASSWORD_CHARACTERS} characters",
+            "password",
+            count=MIN_PASSWORD_CHARACTERS,
+        )
     return hash_password(password)
 
 
@@ -66,7 +70,7 @@ def create_annotator(
     """
     name = normal_handle(handle)
     if not name or len(name) > 64:
-        raise ConfigError("a handle has 1 to 64 characters")
+        raise WordedConfigError("a handle has 1 to 64 characters", "handle")
     if role not in ROLES:
         raise ConfigError(f"role {role!r} is not one of {', '.join(ROLES)}")
     password_hash = checked_password_hash(password) if password is not None else None
@@ -74,7 +78,7 @@ def create_annotator(
 
     def change(tx: Transaction) -> None:
         if tx.session.scalar(select(Annotator.id).where(Annotator.handle == name)):
-            raise ConfigError(f"there is an account {name!r} already")
+            raise WordedConfigError(f"there is an account {name!r} already", "taken", name=name)
         tx.session.execute(
             insert(Annotator).values(
                 id=annotator_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Prompt
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import Tiers, mean_agreement
+from preference_ui.set_aside import set_one_aside
 from rlhf.data.schema import Message
 
 VERDICTS = ("guideline_unclear", "rater_error", "subjective")
@@ -228,6 +229,8 @@ def decide(
     decided_by: str,
     new_guideline: str | None = None,
     retire: bool = False,
+    aside: Collection[str] = (),
+    one_more: bool = False,
     seen: Seen | None = None,
 ) -> int:
     """Rule on an item; with ``new_guideline`` the ruling also publishes a guideline version.
@@ -235,13 +238,17 @@ def decide(
     Args:
         retire: take the item out of the queue for good. Otherwise an item that still needs votes goes on, its skips
             forgotten: those who skipped it are asked again.
+        aside: judgment ids of votes to set aside, with the note as reason. Their places are free, and their authors are
+            asked again; on a retired item nobody is.
+        one_more: ask for one more vote, beyond all that the project's settings ask for.
         seen: refuse when the guideline or the decisions on the item are no longer those that the caller looked at.
 
     Returns:
         The guideline version in force after the decision.
 
     Raises:
-        DataError: an unknown item or verdict.
+        DataError: an unknown item or verdict, or votes to set aside without a note.
+        StaleVote: a vote to set aside is not the one that counts now.
         AlreadyDecided, StaleGuideline: somebody else was faster, see ``seen``; nothing is stored.
     """
     if verdict not in VERDICTS:
@@ -259,6 +266,10 @@ def decide(
             checked_text(new_guideline, "guideline")
             based_on = seen.guideline_version if seen is not None else None
             version = add_guideline(tx, item.project_id, new_guideline, note, decided_by, based_on)
+        for judgment_id in aside:
+            set_one_aside(tx, item, judgment_id, actor=decided_by, reason=note)
+        if one_more:
+            places.ask_one_more(tx, item)
         if retire:
             places.retire(tx, item)
         elif item.state in ("review", "open"):
@@ -280,7 +291,7 @@ def decide(
             "item.decide",
             "item",
             item_id,
-            {"verdict": verdict, "note": note, "guideline": version, "retired": retire},
+            {"verdict": verdict, "note": note, "guideline": version, "retired": retire, "needed": item.needed},
         )
         return version
 

@@ -10,6 +10,7 @@ from preference_ui.people import Person
 from preference_ui.projects import ProjectInfo
 from preference_ui.render import direction, markdown_html, plain_html
 from preference_ui.views import Assignment
+from preference_ui.zones import zone_of
 
 
 def text_json(text: str) -> dict[str, str]:
@@ -40,9 +41,9 @@ def task_json(task: Assignment | None, project: ProjectInfo) -> dict[str, Any] |
     }
 
 
-def progress_json(site: Site, person: Person) -> dict[str, int]:
-    """Counts for the progress line."""
-    counts = site.progress.of(site.project, person.id)
+def progress_json(site: Site, person: Person, zone: str) -> dict[str, int]:
+    """Counts for the progress line; ``zone`` names the time zone of the page's reader."""
+    counts = site.progress.of(site.project, person.id, zone_of(zone))
     return {
         "today": counts.mine_today,
         "mine": counts.mine_total,
