@@ -112,7 +112,7 @@ def test_an_accounts_role_goes_to_nobody_else(place: tuple[Server, Store], visit
     expect(page.get_by_label("Active")).not_to_be_checked(timeout=30_000)
     role_box(page, "Reviewer").check()
     page.get_by_role("button", name="Change", exact=True).click()
-    page.wait_for_selector("text=Changed.")
+    expect(page.locator("table.people tr:has-text('cid') td").nth(1)).to_have_text("Reviewer", timeout=30_000)
     person = find_annotator(store, "cid")
     assert person is not None and (person.role, person.active) == ("reviewer", False)
     assert lead.errors == []
