@@ -17,6 +17,7 @@ from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Annotator, Item, ItemResponse, Lease
 from preference_ui.places import move_item
 from preference_ui.projects import ProjectInfo
+from preference_ui.searches import NEXT_GOLD, ROOM, next_normal
 
 HELD = "active"
 GIVEN_BACK = ("expired", "released")
@@ -48,13 +49,8 @@ _STALE_LEASES = (
     .with_for_update()
     .execution_options(**_FRESH)
 )
-_ROOM = select(Item).where(
-    Item.project_id == bindparam("project"),
-    Item.state == "open",
-    (Item.kind == "gold") | (Item.active + Item.done < Item.needed),
-)
 _GIVEN_BACK = (
-    _ROOM.join(Lease, Lease.item_id == Item.id)
+    ROOM.join(Lease, Lease.item_id == Item.id)
     .where(Lease.annotator_id == bindparam("who"), Lease.state.in_(GIVEN_BACK))
     # What is kept for this person comes first.
     .order_by(Item.reserved_until.is_(None), Lease.created)
@@ -62,20 +58,6 @@ _GIVEN_BACK = (
     .with_for_update(of=Item, skip_locked=True)
     .execution_options(**_FRESH)
 )
-_UNSEEN = (
-    _ROOM.where(
-        Item.kind == bindparam("kind"),
-        Item.reserved_until.is_(None) | (Item.reserved_until <= bindparam("now")),
-        ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
-    )
-    .limit(1)
-    .with_for_update(of=Item, skip_locked=True)
-    .execution_options(**_FRESH)
-)
-# Items that others began come first, so that the overlap of an item is complete soon.
-_NEXT_NORMAL = _UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
-# Gold stays open for everybody: its count of answers must not decide what comes next.
-_NEXT_GOLD = _UNSEEN.order_by(Item.priority.desc(), Item.id)
 _RESERVED = (
     select(Lease.id)
     .join(Item, Item.id == Lease.item_id)
@@ -239,11 +221,11 @@ def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[It
     settings = project.settings
     draw = tx.rng.random()
     who = {"who": annotator_id, "project": project.id, "now": tx.now}
-    normal = tx.session.scalars(_NEXT_NORMAL, who | {"kind": "normal"}).first()
+    normal = next_normal(tx, annotator_id, project.id)
     if normal is None and settings.gold_rate < 1:
         return None
     if draw < settings.gold_rate:
-        gold = tx.session.scalars(_NEXT_GOLD, who | {"kind": "gold"}).first()
+        gold = tx.session.scalars(NEXT_GOLD, who | {"kind": "gold"}).first()
         if gold is not None:
             return gold, []
     elif draw < settings.gold_rate + settings.repeat_rate:
@@ -265,7 +247,7 @@ def lock_free_item(tx: Transaction, annotator_id: str, project: ProjectInfo, ite
         LeaseError: it has none, or the annotator had it before.
     """
     item = tx.session.scalars(
-        _ROOM.where(
+        ROOM.where(
             Item.id == bindparam("item"),
             Item.kind == "normal",
             ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
