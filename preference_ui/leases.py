@@ -58,6 +58,7 @@ _GIVEN_BACK = (
     .with_for_update(of=Item, skip_locked=True)
     .execution_options(**_FRESH)
 )
+_GIVEN_BACK_GOLD = _GIVEN_BACK.where(Item.kind == "gold")
 _RESERVED = (
     select(Lease.id)
     .join(Item, Item.id == Lease.item_id)
@@ -139,9 +140,12 @@ def give_back(tx: Transaction, annotator_id: str, lease_id: str) -> None:
     tx.record(annotator_id, "lease.release", "lease", lease.id, {"item": item.id})
 
 
-def resume_given_back(tx: Transaction, annotator_id: str, project: ProjectInfo) -> Lease | None:
+def resume_given_back(
+    tx: Transaction, annotator_id: str, project: ProjectInfo, *, only_gold: bool = False
+) -> Lease | None:
     """Take up again an own lease that expired or was released, with its order and draft."""
-    item = tx.session.scalars(_GIVEN_BACK, {"who": annotator_id, "project": project.id}).first()
+    given_back = _GIVEN_BACK_GOLD if only_gold else _GIVEN_BACK
+    item = tx.session.scalars(given_back, {"who": annotator_id, "project": project.id}).first()
     if item is None:
         return None
     query = select(Lease).where(Lease.item_id == item.id, Lease.annotator_id == annotator_id)
@@ -209,7 +213,9 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
     return item, shown_order(source_lease)
 
 
-def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[Item, list[str]] | None:
+def choose(
+    tx: Transaction, annotator_id: str, project: ProjectInfo, *, only_gold: bool = False
+) -> tuple[Item, list[str]] | None:
     """Pick the next item: normal, or now and then gold or a repeat, which nothing shown tells apart.
 
     Without normal work there is nothing to mix into and the answer is None (a ``gold_rate`` of 1 makes a
@@ -219,8 +225,11 @@ def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[It
         The locked item, and for a repeat the order shown the first time (else an empty list).
     """
     settings = project.settings
-    draw = tx.rng.random()
     who = {"who": annotator_id, "project": project.id, "now": tx.now}
+    if only_gold:
+        gold = tx.session.scalars(NEXT_GOLD, who | {"kind": "gold"}).first()
+        return None if gold is None else (gold, [])
+    draw = tx.rng.random()
     normal = next_normal(tx, annotator_id, project.id)
     if normal is None and settings.gold_rate < 1:
         return None

@@ -22,6 +22,7 @@ from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Item, Judgment, Lease
 from preference_ui.progress import Progress, progress
 from preference_ui.projects import ProjectInfo, load_project
+from preference_ui.qualification import QUALIFIED, QUALIFYING, REFUSED, admit, settle
 from preference_ui.ranking import mean_agreement
 from preference_ui.undo import last_decided, refuse_frozen, withdraw
 from preference_ui.views import (
@@ -61,6 +62,7 @@ def _claim(
     tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold: bool = True, reserved: bool = False
 ) -> Assignment | None:
     """Claim for a locked annotator. ``may_hold=False`` when the caller just closed the only lease held."""
+    state = admit(tx, project, annotator_id)
     held = leases.held_lease(tx, annotator_id) if may_hold else None
     if held is not None:
         lease, item = leases.lock_lease(tx, annotator_id, held)
@@ -70,9 +72,12 @@ def _claim(
             return assignment_of(tx.session, lease)
         leases.give_back(tx, annotator_id, held)
     leases.expire_stale(tx)
-    resumed = leases.resume_given_back(tx, annotator_id, project)
+    if state == REFUSED:
+        return None
+    only_gold = state == QUALIFYING
+    resumed = leases.resume_given_back(tx, annotator_id, project, only_gold=only_gold)
     if resumed is None:
-        chosen = leases.choose(tx, annotator_id, project)
+        chosen = leases.choose(tx, annotator_id, project, only_gold=only_gold)
         if chosen is None:
             return None
         resumed = leases.lease_item(tx, annotator_id, project, *chosen)
@@ -143,6 +148,8 @@ def reserve(store: Store, project: str, annotator_id: str, item_id: str) -> None
     def change(tx: Transaction) -> None:
         leases.lock_annotator(tx, annotator_id)
         info = load_project(tx.session, project)
+        if admit(tx, info, annotator_id) != QUALIFIED:
+            raise LeaseError("the qualification round of this project comes first")
         leases.reserve_item(tx, annotator_id, info, leases.lock_free_item(tx, annotator_id, info, item_id))
 
     store.transact(change)
@@ -256,6 +263,8 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
                 "digest": digest,
             },
         )
+        if item.kind == "gold":
+            settle(tx, project, annotator_id)
         if item.state == "done" and project.settings.adaptive_extra:
             agreement = _agreement(tx.session, item.id)
             # A late vote may fill the place at once.

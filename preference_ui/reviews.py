@@ -18,7 +18,7 @@ from preference_ui.events import Transaction
 from preference_ui.export import JudgmentRecord, read_snapshot
 from preference_ui.guidelines import add_guideline
 from preference_ui.ids import checked_text, new_id
-from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Prompt
+from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Membership, Prompt
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import Tiers, mean_agreement
 from preference_ui.set_aside import set_one_aside
@@ -40,8 +40,13 @@ _RANKED_HERE = Annotator.id.in_(
     .where(_other.project_id == bindparam("project"), Lease.state.in_(leases.VOTED))
 )
 # Leads who never ranked in the project are not counted on. Accounts without a password cannot log in.
+_OUTSIDE = exists().where(
+    Membership.project_id == bindparam("project"), Membership.annotator_id == Annotator.id,
+    Membership.state != "qualified",
+)  # fmt: skip
 _CAN_TAKE = and_(
     Annotator.active,
+    ~_OUTSIDE.correlate(Annotator),
     Annotator.password_hash.is_not(None),
     (Annotator.role == "annotator") | _RANKED_HERE,
 )

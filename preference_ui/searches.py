@@ -43,12 +43,13 @@ _UNSEEN = (
 _NEXT_NORMAL = _UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
 # Gold stays open for everybody: its count of answers must not decide what comes next.
 NEXT_GOLD = _UNSEEN.order_by(Item.priority.desc(), Item.id)
-_PRIORITY, _DONE = bindparam("priority"), bindparam("done")
 # On from a place, as three ranges of the index: what is as far and as urgent, as far and less urgent, less far.
 _ONWARD = (
-    _NEXT_NORMAL.where(Item.done == _DONE, Item.priority == _PRIORITY, Item.id >= bindparam("last")),
-    _NEXT_NORMAL.where(Item.done == _DONE, Item.priority < _PRIORITY),
-    _NEXT_NORMAL.where(Item.done < _DONE),
+    _NEXT_NORMAL.where(
+        Item.done == bindparam("done"), Item.priority == bindparam("priority"), Item.id >= bindparam("last")
+    ),
+    _NEXT_NORMAL.where(Item.done == bindparam("done"), Item.priority < bindparam("priority")),
+    _NEXT_NORMAL.where(Item.done < bindparam("done")),
 )
 # By their ids alone: together with the queue's columns SQLite would rather walk the queue.
 _CHANGED = select(Item.id, Item.done, Item.priority).where(Item.id.in_(bindparam("changed", expanding=True)))
@@ -126,7 +127,7 @@ def _with_changes(tx: Transaction, end: _End | None) -> _End | None:
     rows = tx.run(_SINCE, {"seq": end.seq}).all()
     if len(rows) > MAX_EVENTS or any(row.action == "items.add" for row in rows):
         return None
-    events = (*rows, *tx.pending)
+    events: list[Any] = [*rows, *tx.pending]
     items = {e.entity_id if e.entity == "item" else json.loads(e.payload_json).get("item") for e in events}
     changed = end.changed | {item for item in items if item}
     return replace(end, seq=tx.head_seq, changed=changed) if len(changed) <= MAX_EVENTS else None

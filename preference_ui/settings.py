@@ -46,6 +46,8 @@ class ProjectSettings:
         min_seconds: a vote sooner than this after the claim is refused (0: any).
         ask_rationale: whether the page offers a free-text reason.
         allow_edits: whether the page offers to rewrite a response.
+        qualify_items: gold items that who ranks here for the first time must answer before anything else (0: none).
+        qualify_share: share of them to be right; see ``qualification``.
         time_zone: name of the zone (IANA) in which the lead's pages count days.
     """
 
@@ -65,6 +67,8 @@ class ProjectSettings:
     min_seconds: float = 0.0
     ask_rationale: bool = True
     allow_edits: bool = True
+    qualify_items: int = 0
+    qualify_share: float = 0.75
     time_zone: str = "UTC"
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class ProjectSettings:
             ("gold_rate", self.gold_rate + self.repeat_rate <= 1, "at most 1 together with repeat_rate", "together"),
             ("repeat_after_seconds", self.repeat_after_seconds >= 0, "0 or more", "zero"),
             ("lease_seconds", self.lease_seconds >= 1, "at least 1", "one"),
+            ("qualify_items", self.qualify_items >= 0, "0 or more", "zero"),
+            ("qualify_share", 0 <= self.qualify_share <= 1, "between 0 and 1", "share"),
             ("max_skips", self.max_skips >= 1, "at least 1", "one"),
             ("min_seconds", 0 <= self.min_seconds < self.lease_seconds, "0 or more and below lease_seconds", "hold"),
             (

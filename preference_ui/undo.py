@@ -11,6 +11,7 @@ from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Item, Lease
 from preference_ui.projects import load_project
+from preference_ui.qualification import settle
 from preference_ui.views import Assignment, assignment_of, judgment_at, stored_vote
 from preference_ui.votes import insert_judgment
 
@@ -91,6 +92,8 @@ def _withdraw(tx: Transaction, annotator_id: str, lease_id: str) -> Assignment:
     # The item first: its row must have room before the lease counts as held again.
     places.move_item(tx, item, **step)
     leases.hold(tx, lease, project)
+    if item.kind == "gold":
+        settle(tx, project, annotator_id)
     return assignment_of(tx.session, lease)
 
 

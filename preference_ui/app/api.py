@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from preference_ui import queue
 from preference_ui.app.limits import RateLimit
-from preference_ui.app.payload import boot_json, progress_json, questions_json, task_json, text_json
+from preference_ui.app.payload import boot_json, questions_json, standing_json, task_json, text_json
 from preference_ui.app.site import Site
 from preference_ui.errors import (
     AuthError,
@@ -88,7 +88,7 @@ class RankingApi:
         return {
             "task": task_json(task, project),
             "questions": questions_json(project),
-            "progress": progress_json(self.site, person, body[ZONE]),
+            **standing_json(self.site, person, body[ZONE]),
             # What the page must name to take it back: pressing the button twice takes back one.
             "last": queue.last_decided(self.site.store, self.site.project, person.id),
             **more,

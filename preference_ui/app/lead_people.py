@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,12 @@ import gradio as gr
 
 from preference_ui.app.boxes import Shown, note_box
 from preference_ui.app.dashboard import number
+from preference_ui.app.lead_round import Ruling, round_group, round_words
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import ConfigError, DataError, StaleAccount
 from preference_ui.people import Person, create_annotator, get_annotator, list_annotators, update_annotator
+from preference_ui.projects import load_project
+from preference_ui.qualification import standings
 from preference_ui.set_aside import restore, set_aside, vote_counts
 
 if TYPE_CHECKING:
@@ -32,7 +36,9 @@ class ShownPerson(Shown):
 
 def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
     raters = {r.annotator_id: r for r in lead.dashboard.figures(renew=renew)[1].raters}
-    heads = ("name", "role", "active", "answers", "reliability")
+    heads = ("name", "role", "active", "answers", "reliability", "round")
+    with lead.site.store.read() as session:
+        rounds = standings(session, load_project(session, lead.site.project))
     lines = []
     for person in list_annotators(lead.site.store):
         found = raters.get(person.id)
@@ -42,6 +48,7 @@ def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
             "✓" if person.active else "–",
             str(found.votes if found else 0),
             number(found.beta) if found else "–",
+            round_words(lead, rounds.get(person.id)),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th scope='col'>{html.escape(lead.say(f'people.{name}'))}</th>" for name in heads)
@@ -76,6 +83,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
                 ask = gr.Button(lead.say("people.aside.ask"))
                 sure = gr.Button("", variant="stop", visible=False)
                 undo = gr.Button(lead.say("people.aside.undo"))
+            round_buttons = round_group(lead)
 
     def load(request: gr.Request) -> tuple[str, Any]:
         lead.caller(request, "reviewer")
@@ -167,6 +175,18 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
     ask.click(refusable(confirm), [who, why], [sure, asked], **event)
     sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
     undo.click(refusable(take_back), who, table, **event)
+
+    def ruling(act: Ruling, done: str) -> Callable[..., str]:
+        def rule(person_id: str | None, request: gr.Request) -> str:
+            boss, person = chosen(person_id, request)
+            act(lead.site.store, lead.site.project, person.id, actor=boss.id)
+            gr.Info(html.escape(lead.say(done, name=person.handle)))
+            return _people_html(lead)
+
+        return rule
+
+    for button, act, done in round_buttons:
+        button.click(refusable(ruling(act, done)), who, table, **event)
     add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
     change.click(
         refusable(edit), [who, shown, new_role, active, new_password],

@@ -23,9 +23,12 @@ from preference_ui.zones import find_zone
 if TYPE_CHECKING:
     from preference_ui.app.lead import LeadPage
 
-NUMBERS = ("overlap", "adaptive_extra", "adaptive_agreement", "gold_rate", "repeat_rate", "max_skips", "min_seconds")
-_WHOLE = {"overlap", "adaptive_extra", "max_skips"}
-_SHARES = {"adaptive_agreement", "gold_rate", "repeat_rate"}
+NUMBERS = (
+    "overlap", "adaptive_extra", "adaptive_agreement", "gold_rate", "repeat_rate", "qualify_items", "qualify_share",
+    "max_skips", "min_seconds",
+)  # fmt: skip
+_WHOLE = {"overlap", "adaptive_extra", "qualify_items", "max_skips"}
+_SHARES = {"adaptive_agreement", "gold_rate", "repeat_rate", "qualify_share"}
 SWITCHES = ("allow_ties", "ask_rationale", "allow_edits")
 _SPANS = {"lease_minutes": ("lease_seconds", 60.0), "repeat_days": ("repeat_after_seconds", 86_400.0)}
 # In the order of the form's boxes.

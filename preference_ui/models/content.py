@@ -136,7 +136,7 @@ class ItemResponse(Base):
 
 
 class GoldKey(Base):
-    """The expected tiers of a gold item. Kept apart: no query that feeds the page touches this table."""
+    """The expected tiers of a gold item. Kept apart: all that a page learns of it is whether a round is passed."""
 
     __tablename__ = "gold_key"
 
