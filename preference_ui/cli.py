@@ -114,6 +114,7 @@ def _add_pair_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ties", choices=("soft", "drop"), default="soft")
     parser.add_argument("--weight-by-reliability", action="store_true", help="trust reliable annotators more")
+    parser.add_argument("--with-retired", action="store_true", help="keep the votes on tasks that a lead has retired")
 
 
 def _import(args: argparse.Namespace) -> Table:
@@ -135,6 +136,7 @@ def _export(args: argparse.Namespace) -> Table:
         votes=args.votes,
         ties=args.ties,
         weight_by_reliability=args.weight_by_reliability,
+        with_retired=args.with_retired,
     )
 
 
@@ -145,4 +147,5 @@ def _freeze(args: argparse.Namespace) -> Table:
         votes=args.votes,
         ties=args.ties,
         weight_by_reliability=args.weight_by_reliability,
+        with_retired=args.with_retired,
     )

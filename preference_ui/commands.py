@@ -15,7 +15,14 @@ from preference_ui import backup as backups
 from preference_ui.db import Store, open_store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction, head
-from preference_ui.export import Snapshot, demonstrations, export_preferences, judgment_lines, read_snapshot
+from preference_ui.export import (
+    Snapshot,
+    demonstrations,
+    export_preferences,
+    export_snapshot,
+    judgment_lines,
+    read_snapshot,
+)
 from preference_ui.formats import FORMATS, write_file, write_preferences
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.importing import check_file, import_file
@@ -135,8 +142,9 @@ def prefs_export(
     ties: str = "soft",
     weight_by_reliability: bool = False,
     include_edits: bool = True,
+    with_retired: bool = False,
 ) -> Table:
-    """Write a project's preferences to a file.
+    """Write a project's preferences to a file, without the votes on retired items unless ``with_retired``.
 
     ``sft`` as format writes rewritten responses as demonstrations, ``judgments`` every vote unfolded with its ratings,
     flags and reason, gold and repeated items included.
@@ -148,13 +156,14 @@ def prefs_export(
         raise DataError(f"--format {file_format!r} is not one of {', '.join(EXPORT_FORMATS)}")
     with _Opened(place) as store:
         if file_format in ("sft", "judgments"):
-            with store.read() as session:
-                snapshot = read_snapshot(session, project)
+            snapshot = export_snapshot(store, project, with_retired=with_retired)
             data, count = _demonstration_lines(snapshot) if file_format == "sft" else _votes_lines(snapshot)
             write_file(Path(path), data)
             return Table(f"exported {project}", ("file", "format", "rows"), [(str(path), file_format, str(count))])
         options = pair_options(store, project, votes, ties, weight_by_reliability)
-        preferences = export_preferences(store, project, options, include_edits=include_edits)
+        preferences = export_preferences(
+            store, project, options, include_edits=include_edits, with_retired=with_retired
+        )
         if not preferences:
             raise DataError(f"project {project!r} has no preferences to export yet: people rank in the page "
                             f"(rlhf annotate --project {project.partition('@')[0]})")  # fmt: skip
@@ -305,12 +314,13 @@ def prefs_freeze(
     ties: str = "soft",
     weight_by_reliability: bool = False,
     include_edits: bool = True,
+    with_retired: bool = False,
     actor: str = "command line",
 ) -> Table:
-    """Freeze the votes so far as the next dataset version."""
+    """Freeze the votes so far as the next dataset version, those on retired items only with ``with_retired``."""
     with _Opened(place) as store:
         options = pair_options(store, project, votes, ties, weight_by_reliability)
-        version = freeze(store, project, options, include_edits=include_edits, actor=actor)
+        version = freeze(store, project, options, include_edits=include_edits, with_retired=with_retired, actor=actor)
     return Table(
         f"frozen {version.name}",
         ("rows", "judgments", "sha256", "folder"),

@@ -107,7 +107,7 @@ class Store:
                 return result
             except DBAPIError as error:
                 if attempt + 1 == MAX_ATTEMPTS or not _may_retry(error):
-                    if isinstance(error, OperationalError):
+                    if isinstance(error, (OperationalError, IntegrityError)):
                         raise StoreError(f"the store did not take the write: {error.orig}") from error
                     raise
                 # A lost race is over at once; the growing pause is for a crowd.

@@ -5,6 +5,27 @@ from __future__ import annotations
 from rlhf.errors import ConfigError, DataError, RlhfError
 
 
+class Worded(RlhfError):
+    """An error that a page can say in its reader's language.
+
+    Attributes:
+        key: of the catalogue, below ``lead.refused.``.
+        values: what to fill in; ``field`` is the name of a setting.
+    """
+
+    def __init__(self, text: str, key: str, **values: object) -> None:
+        super().__init__(text)
+        self.key, self.values = key, values
+
+
+class WordedConfigError(Worded, ConfigError):
+    """A ``ConfigError`` in words."""
+
+
+class WordedDataError(Worded, DataError):
+    """A ``DataError`` in words."""
+
+
 class StoreError(RlhfError):
     """The store cannot be opened, migrated or trusted."""
 
@@ -71,6 +92,42 @@ class AlreadyDecided(DataError):
         return f"{self.handle} has decided this item meanwhile; look at it again"
 
 
+class StaleAccount(DataError):
+    """An account was changed by somebody else after the caller looked at it; nothing was stored.
+
+    Args:
+        handle: whose account.
+    """
+
+    def __init__(self, handle: str) -> None:
+        super().__init__(handle)
+        self.handle = handle
+
+    def __str__(self) -> str:
+        return f"the account {self.handle!r} was changed meanwhile; look at it again"
+
+
+class StaleItem(DataError):
+    """An item was changed by somebody else after the caller looked at it; nothing was stored."""
+
+    def __str__(self) -> str:
+        return "the item was changed meanwhile; look at it again"
+
+
+class StaleSettings(DataError):
+    """A project's settings were changed by somebody else after the caller looked at them; nothing was stored."""
+
+    def __str__(self) -> str:
+        return "the project's settings were changed meanwhile; load them again and put the change into them"
+
+
+class StaleVote(DataError):
+    """A vote was changed or taken back after the caller looked at it; nothing was stored."""
+
+    def __str__(self) -> str:
+        return "a vote that should be set aside was changed meanwhile; look at it again"
+
+
 class GenerationError(RlhfError):
     """The policy that should write candidates cannot be loaded, died, or did not answer in time."""
 
@@ -108,8 +165,15 @@ __all__ = [
     "LeaseError",
     "LockedOut",
     "RlhfError",
+    "StaleAccount",
     "StaleGuideline",
+    "StaleItem",
+    "StaleSettings",
+    "StaleVote",
     "StoreError",
     "TaskTaken",
     "VoteConflict",
+    "Worded",
+    "WordedConfigError",
+    "WordedDataError",
 ]

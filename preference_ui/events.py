@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, Executable, insert, select, text
+from sqlalchemy import CursorResult, Engine, Executable, insert, select, text
 from sqlalchemy.orm import Session
 
 from preference_ui.ids import canonical_json, sha256_text
 from preference_ui.models import Event
 
 GENESIS = "0" * 64
+# Votes that a lead takes out, and lets count again.
+SET_ASIDE, RESTORE = "judgment.set_aside", "judgment.restore"
 # Any constant shared by all writers of one PostgreSQL database will do.
 CHAIN_LOCK = 0x70726566
 
@@ -75,6 +77,21 @@ class Transaction:
     def run(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
         """Execute a statement that yields columns, not objects: half the cost of ``session.execute``."""
         return self._connection.execute(statement, values)
+
+    @property
+    def engine(self) -> Engine:
+        """The database written to."""
+        return self._connection.engine
+
+    @property
+    def head_seq(self) -> int:
+        """Position of the last event that this transaction saw when it began."""
+        return int(self._last.seq) if self._last is not None else 0
+
+    @property
+    def pending(self) -> Sequence[PendingEvent]:
+        """Events that this transaction has recorded and not written yet."""
+        return self._pending
 
     def record(
         self, actor: str, action: str, entity: str, entity_id: str, payload: dict[str, Any] | None = None

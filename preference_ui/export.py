@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
+from preference_ui.events import RESTORE
 from preference_ui.ids import canonical_json, sha256_text
 from preference_ui.models import Annotator, Event, Flag, Item, Judgment, Lease, Prompt, Rating, Response, ResponseEdit
 from preference_ui.projects import ProjectInfo, load_project
@@ -29,6 +30,8 @@ class JudgmentRecord:
         margin: the project's margin for the strength given, 0 when none was.
         all_bad: the rater accepts none of the responses.
         created: when this revision was stored; ``first_event``: the chain's position of the rater's first one.
+        answered: when the answer was first given; a change of mind, or setting it aside and back, does not move it.
+        retired: a lead has taken the item, or the one that it repeats, out of the queue.
         edits: ``(response id, better text)``.
         ratings: ``(response id, axis, value)``.
         flags: ``(response id, code)``; no response: the flag is on the whole item.
@@ -54,7 +57,9 @@ class JudgmentRecord:
     guideline_version: int
     revision: int
     created: datetime
+    answered: datetime
     first_event: int
+    retired: bool = False
     edits: tuple[tuple[str, str], ...] = ()
     ratings: tuple[tuple[str, str, int], ...] = ()
     flags: tuple[tuple[str | None, str], ...] = ()
@@ -79,14 +84,23 @@ class Snapshot:
         """Judgments of items of the given kinds."""
         return [j for j in self.judgments if j.kind in kinds]
 
+    def without_retired(self, items: Collection[str] | None = None) -> Snapshot:
+        """Without the judgments of retired items, or of ``items`` instead: what a lead has condemned trains nothing."""
+        left_out = self.retired_items() if items is None else set(items)
+        return dataclasses.replace(self, judgments=[j for j in self.judgments if j.item_id not in left_out])
+
+    def retired_items(self) -> set[str]:
+        """Retired items that have judgments."""
+        return {j.item_id for j in self.judgments if j.retired}
+
 
 _JUDGMENTS = (
     select(
         Judgment.id, Judgment.lease_id, Judgment.retracted, Judgment.tiers_json, Judgment.strength, Judgment.all_bad,
         Judgment.rationale, Judgment.active_ms, Judgment.wall_ms, Judgment.guideline_version, Judgment.revision,
         Judgment.created, Lease.item_id, Lease.annotator_id, Lease.permutation_json, Item.kind, Item.base_needed,
-        Item.needed, Item.repeat_of_lease_id, Annotator.handle, Prompt.content_sha256, Prompt.topic,
-        Prompt.messages_json, Event.seq,
+        Item.needed, Item.repeat_of_lease_id, Item.state, Annotator.handle, Prompt.content_sha256, Prompt.topic,
+        Prompt.messages_json, Event.seq, Event.action,
     )
     .join(Lease, Lease.id == Judgment.lease_id)
     .join(Item, Item.id == Lease.item_id)
@@ -122,7 +136,11 @@ def read_snapshot(
         query = query.where(Event.seq <= up_to_event)
     newest: dict[str, Any] = {}
     first: dict[str, int] = {}
+    answered: dict[str, datetime] = {}
     for row in session.execute(query):
+        before = newest.get(row.lease_id)
+        if before is None or (before.retracted and row.action != RESTORE):
+            answered[row.lease_id] = row.created
         newest[row.lease_id] = row
         first.setdefault(row.lease_id, row.seq)
     rows = sorted((row for row in newest.values() if not row.retracted), key=lambda row: row.seq)
@@ -131,6 +149,7 @@ def read_snapshot(
     flags = _details(session, wanted, Flag.judgment_id, Flag.response_id, Flag.code)
     if margins is None:
         margins = info.settings.strength_margins
+    retired = {row.lease_id for row in rows if row.state == "retired"}
     judgments = [
         JudgmentRecord(
             judgment_id=row.id,
@@ -153,7 +172,9 @@ def read_snapshot(
             guideline_version=row.guideline_version,
             revision=row.revision,
             created=row.created,
+            answered=answered[row.lease_id],
             first_event=first[row.lease_id],
+            retired=row.lease_id in retired or row.repeat_of_lease_id in retired,
             edits=tuple(edits.get(row.id, ())),
             ratings=tuple(ratings.get(row.id, ())),
             flags=tuple(flags.get(row.id, ())),
@@ -200,7 +221,7 @@ def judgment_lines(snapshot: Snapshot) -> bytes:
     for record in snapshot.judgments:
         values = dataclasses.asdict(record)
         values["rater"] = sha256_text(f"{snapshot.project.id}/{record.annotator_id}")[:12]
-        values["created"] = record.created.isoformat()
+        values["created"], values["answered"] = record.created.isoformat(), record.answered.isoformat()
         values["prompt"] = [m.as_dict() for m in snapshot.prompts[record.prompt_sha256]]
         values["texts"] = {r: snapshot.texts[r] for r in record.shown}
         values["ratings"] = [{"response": r, "axis": axis, "value": value} for r, axis, value in record.ratings]
@@ -294,10 +315,25 @@ def demonstrations(snapshot: Snapshot) -> list[DemonstrationRow]:
     return rows
 
 
-def export_preferences(
-    store: Store, project: str, options: PairOptions | None = None, *, include_edits: bool = True
-) -> list[PreferenceRow]:
-    """Preference rows of a project as it stands now, read in one transaction."""
+def export_snapshot(store: Store, project: str, *, with_retired: bool = False) -> Snapshot:
+    """What exports are made of: the project as it stands now, read in one transaction.
+
+    Args:
+        with_retired: keep the votes on items that a lead has retired.
+    """
     with store.read() as session:
         snapshot = read_snapshot(session, project)
+    return snapshot if with_retired else snapshot.without_retired()
+
+
+def export_preferences(
+    store: Store,
+    project: str,
+    options: PairOptions | None = None,
+    *,
+    include_edits: bool = True,
+    with_retired: bool = False,
+) -> list[PreferenceRow]:
+    """Preference rows of ``export_snapshot``."""
+    snapshot = export_snapshot(store, project, with_retired=with_retired)
     return preference_rows(snapshot, options, include_edits=include_edits)

@@ -11,6 +11,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+from preference_ui.errors import WordedDataError
 from rlhf.errors import DataError
 
 _lock = threading.Lock()
@@ -57,9 +58,11 @@ def checked_text(text: str, what: str) -> str:
     if not isinstance(text, str):
         raise DataError(f"{what}: expected text, found {type(text).__name__}")
     if "\x00" in text:
-        raise DataError(f"{what}: holds a NUL character at offset {text.index(chr(0))}; remove it")
+        at = text.index("\0")
+        raise WordedDataError(f"{what}: holds a NUL character at offset {at}; remove it", "character", offset=at)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{what}: is not valid Unicode at offset {error.start}; re-encode it as UTF-8") from error
+        message = f"{what}: is not valid Unicode at offset {error.start}; re-encode it as UTF-8"
+        raise WordedDataError(message, "character", offset=error.start) from error
     return text

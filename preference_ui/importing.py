@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import DataError
 from preference_ui.events import Transaction
@@ -160,7 +160,7 @@ def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id
     }  # fmt: skip
     digest = insert_judgment(tx, vote, order, columns)
     lease.revision, lease.state, lease.decided_at = 1, "done", tx.now
-    leases.move_item(tx, item, active=-1, done=1)
+    places.move_item(tx, item, active=-1, done=1)
     tx.record(
         rater_id, "judgment.import", "judgment", judgment_id,
         {"lease": lease.id, "item": item.id, "revision": 1, "state": "done", "digest": digest,

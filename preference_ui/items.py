@@ -12,8 +12,9 @@ from sqlalchemy import ColumnElement, Text, cast, column, func, select
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.orm import Session
 
+from preference_ui import places
 from preference_ui.db import Store
-from preference_ui.errors import DataError
+from preference_ui.errors import DataError, StaleItem, WordedDataError
 from preference_ui.events import Transaction
 from preference_ui.ids import checked_text
 from preference_ui.models import Item, Prompt
@@ -123,17 +124,28 @@ def _in_a_turn(session: Session, text: str) -> ColumnElement[bool]:
 
 
 def change_item(
-    store: Store, project: str, item_id: str, *, actor: str, priority: float | None = None, retired: bool | None = None
+    store: Store,
+    project: str,
+    item_id: str,
+    *,
+    actor: str,
+    priority: float | None = None,
+    retired: bool | None = None,
+    seen: tuple[float, bool] | None = None,
 ) -> None:
     """Change an item's priority, take it out of the queue, or put it back.
 
     An item that comes back is open or done by its votes. Nothing is recorded where nothing changes.
 
+    Args:
+        seen: priority and whether it was retired when the caller looked: refuse when it is otherwise by now.
+
     Raises:
         DataError: the project has no such item, or the priority is not a finite number.
+        StaleItem: see ``seen``.
     """
     if priority is not None and not math.isfinite(priority):
-        raise DataError(f"priority {priority} must be a finite number")
+        raise WordedDataError(f"priority {priority} must be a finite number", "priority")
 
     def change(tx: Transaction) -> None:
         project_id = load_project(tx.session, project).id
@@ -141,12 +153,17 @@ def change_item(
         item = tx.session.scalar(query)
         if item is None:
             raise DataError(f"project {project!r} has no item {item_id!r}")
+        if seen is not None and seen != (item.priority, item.state == "retired"):
+            raise StaleItem
         changed: dict[str, object] = {}
         if priority is not None and priority != item.priority:
             item.priority = changed["priority"] = priority
         if retired is not None and retired != (item.state == "retired"):
-            back = "done" if item.kind != "gold" and item.done >= item.needed else "open"
-            item.state = changed["state"] = "retired" if retired else back
+            if retired:
+                places.retire(tx, item)
+            else:
+                places.reopen(tx, item)
+            changed["state"] = item.state
         if changed:
             tx.session.flush()
             tx.record(actor, "item.change", "item", item_id, changed)

@@ -15,7 +15,9 @@ from preference_ui.errors import LeaseError
 from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Annotator, Item, ItemResponse, Lease
+from preference_ui.places import move_item
 from preference_ui.projects import ProjectInfo
+from preference_ui.searches import NEXT_GOLD, ROOM, next_normal
 
 HELD = "active"
 GIVEN_BACK = ("expired", "released")
@@ -47,13 +49,8 @@ _STALE_LEASES = (
     .with_for_update()
     .execution_options(**_FRESH)
 )
-_ROOM = select(Item).where(
-    Item.project_id == bindparam("project"),
-    Item.state == "open",
-    (Item.kind == "gold") | (Item.active + Item.done < Item.needed),
-)
 _GIVEN_BACK = (
-    _ROOM.join(Lease, Lease.item_id == Item.id)
+    ROOM.join(Lease, Lease.item_id == Item.id)
     .where(Lease.annotator_id == bindparam("who"), Lease.state.in_(GIVEN_BACK))
     # What is kept for this person comes first.
     .order_by(Item.reserved_until.is_(None), Lease.created)
@@ -61,20 +58,7 @@ _GIVEN_BACK = (
     .with_for_update(of=Item, skip_locked=True)
     .execution_options(**_FRESH)
 )
-_UNSEEN = (
-    _ROOM.where(
-        Item.kind == bindparam("kind"),
-        Item.reserved_until.is_(None) | (Item.reserved_until <= bindparam("now")),
-        ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
-    )
-    .limit(1)
-    .with_for_update(of=Item, skip_locked=True)
-    .execution_options(**_FRESH)
-)
-# Items that others began come first, so that the overlap of an item is complete soon.
-_NEXT_NORMAL = _UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
-# Gold stays open for everybody: its count of answers must not decide what comes next.
-_NEXT_GOLD = _UNSEEN.order_by(Item.priority.desc(), Item.id)
+_GIVEN_BACK_GOLD = _GIVEN_BACK.where(Item.kind == "gold")
 _RESERVED = (
     select(Lease.id)
     .join(Item, Item.id == Lease.item_id)
@@ -119,16 +103,6 @@ def shown_order(lease: Lease) -> list[str]:
     return list(json.loads(lease.permutation_json))
 
 
-def move_item(tx: Transaction, item: Item, *, active: int = 0, done: int = 0, skips: int = 0) -> None:
-    """Add to an item's counters and derive its state from them. The caller holds the row."""
-    item.active += active
-    item.done += done
-    item.skips += skips
-    if item.state in ("open", "done") and item.kind != "gold":
-        item.state = "done" if item.done >= item.needed else "open"
-    tx.session.flush()
-
-
 def expire_stale(tx: Transaction) -> int:
     """Give back every lease whose time is over; returns how many."""
     # Rows somebody works on at this moment are left for the next claim.
@@ -166,9 +140,12 @@ def give_back(tx: Transaction, annotator_id: str, lease_id: str) -> None:
     tx.record(annotator_id, "lease.release", "lease", lease.id, {"item": item.id})
 
 
-def resume_given_back(tx: Transaction, annotator_id: str, project: ProjectInfo) -> Lease | None:
+def resume_given_back(
+    tx: Transaction, annotator_id: str, project: ProjectInfo, *, only_gold: bool = False
+) -> Lease | None:
     """Take up again an own lease that expired or was released, with its order and draft."""
-    item = tx.session.scalars(_GIVEN_BACK, {"who": annotator_id, "project": project.id}).first()
+    given_back = _GIVEN_BACK_GOLD if only_gold else _GIVEN_BACK
+    item = tx.session.scalars(given_back, {"who": annotator_id, "project": project.id}).first()
     if item is None:
         return None
     query = select(Lease).where(Lease.item_id == item.id, Lease.annotator_id == annotator_id)
@@ -193,12 +170,14 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
         .where(
             Lease.annotator_id == annotator_id,
             Lease.state.in_(VOTED),
-            Lease.created <= before,
+            # Since the answer that stands: a task may have been seen long before it was answered.
+            Lease.decided_at <= before,
             Item.project_id == project.id,
             Item.kind == "normal",
+            Item.state != "retired",
             ~asked_again,
         )
-        .order_by(Lease.created)
+        .order_by(Lease.decided_at, Lease.id)
     )
     count = tx.session.scalar(select(func.count()).select_from(query.order_by(None).subquery()))
     if not count:
@@ -234,7 +213,9 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
     return item, shown_order(source_lease)
 
 
-def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[Item, list[str]] | None:
+def choose(
+    tx: Transaction, annotator_id: str, project: ProjectInfo, *, only_gold: bool = False
+) -> tuple[Item, list[str]] | None:
     """Pick the next item: normal, or now and then gold or a repeat, which nothing shown tells apart.
 
     Without normal work there is nothing to mix into and the answer is None (a ``gold_rate`` of 1 makes a
@@ -244,13 +225,16 @@ def choose(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[It
         The locked item, and for a repeat the order shown the first time (else an empty list).
     """
     settings = project.settings
-    draw = tx.rng.random()
     who = {"who": annotator_id, "project": project.id, "now": tx.now}
-    normal = tx.session.scalars(_NEXT_NORMAL, who | {"kind": "normal"}).first()
+    if only_gold:
+        gold = tx.session.scalars(NEXT_GOLD, who | {"kind": "gold"}).first()
+        return None if gold is None else (gold, [])
+    draw = tx.rng.random()
+    normal = next_normal(tx, annotator_id, project.id)
     if normal is None and settings.gold_rate < 1:
         return None
     if draw < settings.gold_rate:
-        gold = tx.session.scalars(_NEXT_GOLD, who | {"kind": "gold"}).first()
+        gold = tx.session.scalars(NEXT_GOLD, who | {"kind": "gold"}).first()
         if gold is not None:
             return gold, []
     elif draw < settings.gold_rate + settings.repeat_rate:
@@ -272,7 +256,7 @@ def lock_free_item(tx: Transaction, annotator_id: str, project: ProjectInfo, ite
         LeaseError: it has none, or the annotator had it before.
     """
     item = tx.session.scalars(
-        _ROOM.where(
+        ROOM.where(
             Item.id == bindparam("item"),
             Item.kind == "normal",
             ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
@@ -328,19 +312,3 @@ def _add_lease(
     )
     tx.session.add(lease)
     return lease
-
-
-def extend_on_disagreement(tx: Transaction, item: Item, agreement: float, project: ProjectInfo) -> bool:
-    """Ask for one more vote when the raters of a full item disagree and the project allows it."""
-    settings = project.settings
-    if (
-        item.kind != "normal"
-        or item.state != "done"
-        or item.needed >= item.base_needed + settings.adaptive_extra
-        or agreement >= settings.adaptive_agreement
-    ):
-        return False
-    item.needed += 1
-    move_item(tx, item)
-    tx.record("system", "item.extend", "item", item.id, {"needed": item.needed, "agreement": round(agreement, 6)})
-    return True

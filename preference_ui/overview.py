@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -15,6 +15,7 @@ from preference_ui.events import head
 from preference_ui.export import JudgmentRecord, Snapshot, read_snapshot
 from preference_ui.models import Item, Prompt
 from preference_ui.ranking import strict_pairs
+from preference_ui.zones import zone_of
 
 DAYS_SHOWN = 30
 # Upper edges of how many times longer the longer text is; the last class is open.
@@ -53,8 +54,10 @@ def head_of(store: Store) -> int:
         return head(session)[0]
 
 
-def overview_of(session: Session, snapshot: Snapshot, today: date) -> Overview:
-    """All series, of a snapshot that this session has read: one consistent reading."""
+def overview_of(session: Session, snapshot: Snapshot, now: datetime) -> Overview:
+    """All series, of a snapshot that this session has read: one consistent reading. Days are the project's."""
+    zone = zone_of(snapshot.project.settings.time_zone)
+    today = now.astimezone(zone).date()
     topics = session.execute(
         select(Prompt.topic, func.sum(Item.done), func.sum(Item.needed))
         .join(Prompt, Prompt.id == Item.prompt_id)
@@ -63,7 +66,7 @@ def overview_of(session: Session, snapshot: Snapshot, today: date) -> Overview:
         .order_by(Prompt.topic)
     ).all()
     records = snapshot.of_kind("normal")
-    counts = Counter(record.created.date() for record in snapshot.judgments)
+    counts = Counter(record.answered.astimezone(zone).date() for record in snapshot.judgments)
     start = max(min(counts, default=today), today - timedelta(days=DAYS_SHOWN - 1))
     days = [start + timedelta(days=n) for n in range((today - start).days + 1)]
     shares, expected = _first_by_place(records)
@@ -84,7 +87,7 @@ def overview_of(session: Session, snapshot: Snapshot, today: date) -> Overview:
 def overview(store: Store, project: str) -> Overview:
     """All series as the store stands now."""
     with store.read() as session:
-        return overview_of(session, read_snapshot(session, project), store.clock().date())
+        return overview_of(session, read_snapshot(session, project), store.clock())
 
 
 def _first_by_place(records: Sequence[JudgmentRecord]) -> tuple[list[float], float]:

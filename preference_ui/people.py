@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from preference_ui.db import Store
-from preference_ui.errors import ConfigError, DataError
+from preference_ui.errors import ConfigError, DataError, StaleAccount, WordedConfigError
 from preference_ui.events import Transaction
 from preference_ui.ids import checked_text, new_id
 from preference_ui.models import ROLES, Annotator, AuthSession
@@ -46,7 +46,11 @@ def checked_password_hash(password: str) -> str:
         ConfigError: it is too short.
     """
     if len(password) < MIN_PASSWORD_CHARACTERS:
-        raise ConfigError(f"the password needs at least {MIN_PASSWORD_CHARACTERS} characters")
+        raise WordedConfigError(
+            f"the password needs at least {MIN_PASSWORD_CHARACTERS} characters",
+            "password",
+            count=MIN_PASSWORD_CHARACTERS,
+        )
     return hash_password(password)
 
 
@@ -66,7 +70,7 @@ def create_annotator(
     """
     name = normal_handle(handle)
     if not name or len(name) > 64:
-        raise ConfigError("a handle has 1 to 64 characters")
+        raise WordedConfigError("a handle has 1 to 64 characters", "handle")
     if role not in ROLES:
         raise ConfigError(f"role {role!r} is not one of {', '.join(ROLES)}")
     password_hash = checked_password_hash(password) if password is not None else None
@@ -74,7 +78,7 @@ def create_annotator(
 
     def change(tx: Transaction) -> None:
         if tx.session.scalar(select(Annotator.id).where(Annotator.handle == name)):
-            raise ConfigError(f"there is an account {name!r} already")
+            raise WordedConfigError(f"there is an account {name!r} already", "taken", name=name)
         tx.session.execute(
             insert(Annotator).values(
                 id=annotator_id,
@@ -135,11 +139,16 @@ def update_annotator(
     trust: float | None = None,
     password: str | None = None,
     consent: bool = False,
+    seen: Person | None = None,
 ) -> Person:
     """Change what is given; closing an account or changing its password ends its sessions.
 
+    Args:
+        seen: the account as the caller looked at it: refuse when its role or state is another one by now.
+
     Raises:
         ConfigError: an unknown role, a negative trust or a short password.
+        StaleAccount: see ``seen``.
     """
     if role is not None and role not in ROLES:
         raise ConfigError(f"role {role!r} is not one of {', '.join(ROLES)}")
@@ -159,6 +168,8 @@ def update_annotator(
             shown["consent"] = True
         if not values:
             return
+        if seen is not None:
+            _refuse_changed(tx, annotator_id, seen)
         tx.session.execute(update(Annotator).where(Annotator.id == annotator_id).values(**values))
         if active is False or password_hash is not None:
             tx.session.execute(update(AuthSession).where(AuthSession.annotator_id == annotator_id).values(revoked=True))
@@ -166,3 +177,13 @@ def update_annotator(
 
     store.transact(change)
     return get_annotator(store, annotator_id)
+
+
+def _refuse_changed(tx: Transaction, annotator_id: str, seen: Person) -> None:
+    row = tx.session.execute(
+        select(Annotator.handle, Annotator.role, Annotator.active).where(Annotator.id == annotator_id).with_for_update()
+    ).first()
+    if row is None:
+        raise DataError(f"no annotator {annotator_id!r}")
+    if (row.role, row.active) != (seen.role, seen.active):
+        raise StaleAccount(row.handle)

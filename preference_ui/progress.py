@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
@@ -18,6 +18,7 @@ from preference_ui.db import Store
 from preference_ui.leases import VOTED
 from preference_ui.models import Item, Lease
 from preference_ui.projects import load_project
+from preference_ui.zones import midnight
 
 REFRESH_SECONDS = 30.0
 
@@ -40,11 +41,12 @@ class _Elsewhere:
     total: int
 
 
-def progress(store: Store, project: str, annotator_id: str) -> Progress:
-    """Counts for the progress line of one annotator, all read now."""
+def progress(store: Store, project: str, annotator_id: str, zone: tzinfo = UTC) -> Progress:
+    """Counts for the progress line of one annotator, all read now; ``zone`` is where the annotator's days begin."""
     with store.read() as session:
         project_id = load_project(session, project).id
-        return _line(store, session, project_id, annotator_id, _elsewhere(session, project_id, annotator_id))
+        since = midnight(store.clock(), zone)
+        return _line(session, project_id, annotator_id, since, _elsewhere(session, project_id, annotator_id))
 
 
 class ProgressLines:
@@ -58,8 +60,8 @@ class ProgressLines:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[datetime, _Elsewhere]] = {}
 
-    def of(self, project: str, annotator_id: str) -> Progress:
-        """Counts for one annotator; the own ones are of this moment."""
+    def of(self, project: str, annotator_id: str, zone: tzinfo = UTC) -> Progress:
+        """Counts for one annotator, whose days begin as in ``zone``; the own ones are of this moment."""
         now = self.store.clock()
         with self.store.read() as session:
             project_id = load_project(session, project).id
@@ -70,13 +72,12 @@ class ProgressLines:
                 elsewhere = _elsewhere(session, *key)
                 with self._lock:
                     self._read[key] = (now, elsewhere)
-            return _line(self.store, session, project_id, annotator_id, elsewhere)
+            return _line(session, project_id, annotator_id, midnight(now, zone), elsewhere)
 
 
-def _line(store: Store, session: Session, project_id: str, annotator_id: str, elsewhere: _Elsewhere) -> Progress:
-    midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
+def _line(session: Session, project_id: str, annotator_id: str, since: datetime, elsewhere: _Elsewhere) -> Progress:
     today, mine = session.execute(
-        select(func.coalesce(func.sum(case((Lease.decided_at >= midnight, 1), else_=0)), 0), func.count())
+        select(func.coalesce(func.sum(case((Lease.decided_at >= since, 1), else_=0)), 0), func.count())
         .select_from(Lease)
         .join(Item, Item.id == Lease.item_id)
         .where(Lease.annotator_id == annotator_id, Lease.state.in_(VOTED), Item.project_id == project_id)

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
-from preference_ui.errors import ConfigError, DataError
+from preference_ui.errors import ConfigError, DataError, StaleSettings
 from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, checked_text, new_id, sha256_text
 from preference_ui.models import (
@@ -190,10 +190,23 @@ def ensure_project(
     return get_project(store, name) if exists else create_project(store, name, guideline=guideline, settings=settings)
 
 
-def update_settings(store: Store, project_id: str, settings: ProjectSettings, *, actor: str) -> None:
-    """Replace a project's settings; items already made keep the overlap they were made with."""
+def update_settings(
+    store: Store, project_id: str, settings: ProjectSettings, *, actor: str, based_on: ProjectSettings | None = None
+) -> None:
+    """Replace a project's settings; items already made keep the overlap they were made with.
+
+    Args:
+        based_on: the settings that these were made from; None: whichever are in force.
+
+    Raises:
+        StaleSettings: others are in force by now.
+    """
 
     def change(tx: Transaction) -> None:
+        row = select(Project.settings_json).where(Project.id == project_id).with_for_update()
+        stored = tx.session.scalar(row)
+        if based_on is not None and (stored is None or ProjectSettings.from_json(stored) != based_on):
+            raise StaleSettings
         tx.session.execute(update(Project).where(Project.id == project_id).values(settings_json=settings.to_json()))
         tx.record(actor, "project.settings", "project", project_id, json.loads(settings.to_json()))
 

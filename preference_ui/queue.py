@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.drafts import save_draft
 from preference_ui.errors import LeaseError, TooSoon, VoteConflict
@@ -22,6 +22,7 @@ from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Item, Judgment, Lease
 from preference_ui.progress import Progress, progress
 from preference_ui.projects import ProjectInfo, load_project
+from preference_ui.qualification import QUALIFIED, QUALIFYING, REFUSED, admit, settle
 from preference_ui.ranking import mean_agreement
 from preference_ui.undo import last_decided, refuse_frozen, withdraw
 from preference_ui.views import (
@@ -61,6 +62,7 @@ def _claim(
     tx: Transaction, project: ProjectInfo, annotator_id: str, *, may_hold: bool = True, reserved: bool = False
 ) -> Assignment | None:
     """Claim for a locked annotator. ``may_hold=False`` when the caller just closed the only lease held."""
+    state = admit(tx, project, annotator_id)
     held = leases.held_lease(tx, annotator_id) if may_hold else None
     if held is not None:
         lease, item = leases.lock_lease(tx, annotator_id, held)
@@ -70,9 +72,12 @@ def _claim(
             return assignment_of(tx.session, lease)
         leases.give_back(tx, annotator_id, held)
     leases.expire_stale(tx)
-    resumed = leases.resume_given_back(tx, annotator_id, project)
+    if state == REFUSED:
+        return None
+    only_gold = state == QUALIFYING
+    resumed = leases.resume_given_back(tx, annotator_id, project, only_gold=only_gold)
     if resumed is None:
-        chosen = leases.choose(tx, annotator_id, project)
+        chosen = leases.choose(tx, annotator_id, project, only_gold=only_gold)
         if chosen is None:
             return None
         resumed = leases.lease_item(tx, annotator_id, project, *chosen)
@@ -143,6 +148,8 @@ def reserve(store: Store, project: str, annotator_id: str, item_id: str) -> None
     def change(tx: Transaction) -> None:
         leases.lock_annotator(tx, annotator_id)
         info = load_project(tx.session, project)
+        if admit(tx, info, annotator_id) != QUALIFIED:
+            raise LeaseError("the qualification round of this project comes first")
         leases.reserve_item(tx, annotator_id, info, leases.lock_free_item(tx, annotator_id, info, item_id))
 
     store.transact(change)
@@ -166,7 +173,7 @@ def skip(store: Store, annotator_id: str, lease_id: str, reason: str, *, claim_n
             was_held = lease.state == leases.HELD
             lease.state, lease.skip_reason, lease.decided_at = "skipped", reason, tx.now
             tx.session.flush()
-            leases.move_item(tx, item, active=-1 if was_held else 0, skips=1)
+            places.move_item(tx, item, active=-1 if was_held else 0, skips=1)
             if item.kind == "normal" and item.state == "open" and item.skips >= project.settings.max_skips:
                 item.state = "review"
                 tx.session.flush()
@@ -193,11 +200,11 @@ def _place_vote(tx: Transaction, lease: Lease, item: Item) -> None:
         return
     if lease.state == leases.HELD:
         lease.state, step = "done", (-1, 1)
-    elif item.kind == "gold" or (item.state == "open" and item.active + item.done < item.needed):
+    elif places.has_room(item):
         lease.state, step = "done", (0, 1)
     else:
         lease.state, step = "surplus", (0, 0)
-    leases.move_item(tx, item, active=step[0], done=step[1])
+    places.move_item(tx, item, active=step[0], done=step[1])
 
 
 def _agreement(session: Session, item_id: str) -> float:
@@ -256,9 +263,16 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
                 "digest": digest,
             },
         )
+        if item.kind == "gold":
+            settle(tx, project, annotator_id)
         if item.state == "done" and project.settings.adaptive_extra:
-            leases.extend_on_disagreement(tx, item, _agreement(tx.session, item.id), project)
-    following = _claim(tx, project, annotator_id, may_hold=not was_held) if claim_next else None
+            agreement = _agreement(tx.session, item.id)
+            # A late vote may fill the place at once.
+            while places.extend_on_disagreement(tx, item, agreement, project):
+                pass
+    # A replay may find its lease held again: the answer was taken back in another tab.
+    closed = was_held and lease.state != leases.HELD
+    following = _claim(tx, project, annotator_id, may_hold=not closed) if claim_next else None
     return Receipt(judgment_id, revision, stored is not None, lease.state != "surplus", following)
 
 

@@ -86,6 +86,12 @@ def tied_pairs(tiers: Tiers) -> list[tuple[str, str]]:
     return [couple for tier in tiers for couple in combinations(tier, 2)]
 
 
+def follows_key(tiers: Tiers, key: Tiers) -> bool:
+    """Whether a ranking has every order of a gold item's key right; what the key ties may stand in any order."""
+    places = place(tiers)
+    return all(places[better] < places[worse] for better, worse in strict_pairs(key))
+
+
 def pair_agreement(one: Tiers, other: Tiers) -> float:
     """Mean agreement of two rankings over their common couples: same 1, tie against order 0.5, opposite 0.
 

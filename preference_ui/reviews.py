@@ -1,26 +1,27 @@
-"""The lead's inbox: items whose raters disagree or that people skipped, and decisions on them."""
+"""The lead's inbox: items whose raters disagree, that people skipped, that nobody is left to take; and decisions."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import AlreadyDecided, DataError
 from preference_ui.events import Transaction
 from preference_ui.export import JudgmentRecord, read_snapshot
 from preference_ui.guidelines import add_guideline
 from preference_ui.ids import checked_text, new_id
-from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Prompt
+from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Membership, Prompt
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import Tiers, mean_agreement
+from preference_ui.set_aside import set_one_aside
 from rlhf.data.schema import Message
 
 VERDICTS = ("guideline_unclear", "rater_error", "subjective")
@@ -39,16 +40,41 @@ _RANKED_HERE = Annotator.id.in_(
     .where(_other.project_id == bindparam("project"), Lease.state.in_(leases.VOTED))
 )
 # Leads who never ranked in the project are not counted on. Accounts without a password cannot log in.
-_TAKERS = exists().where(
+_OUTSIDE = exists().where(
+    Membership.project_id == bindparam("project"), Membership.annotator_id == Annotator.id,
+    Membership.state != "qualified",
+)  # fmt: skip
+_CAN_TAKE = and_(
     Annotator.active,
+    ~_OUTSIDE.correlate(Annotator),
     Annotator.password_hash.is_not(None),
     (Annotator.role == "annotator") | _RANKED_HERE,
-    ~_HAD_IT,
+)
+_TAKERS = exists().where(_CAN_TAKE, ~_HAD_IT).correlate(Item)
+_LEFT_OVER = and_(
+    Item.project_id == bindparam("project"), Item.kind == "normal", Item.state == "open", Item.active == 0, ~_TAKERS
 )
 _WAITING = select(Item.id).where(
     Item.project_id == bindparam("project"),
     Item.kind == "normal",
-    (Item.state == "review") | and_(Item.state == "open", Item.skips > 0, Item.active == 0, ~_TAKERS.correlate(Item)),
+    (Item.state == "review") | and_(Item.skips > 0, _LEFT_OVER),
+)
+# Who has had the fewest tasks: one that nobody is left to take is among them.
+_RAREST = (
+    select(Annotator.id)
+    .where(_CAN_TAKE)
+    .order_by(
+        select(func.count())
+        .where(Lease.annotator_id == Annotator.id, Lease.state.not_in(leases.GIVEN_BACK))
+        .scalar_subquery()
+    )
+    .limit(1)
+)
+_STRANDED = select(Item.id).where(
+    Item.id.in_(
+        select(Lease.item_id).where(Lease.annotator_id == bindparam("rarest"), Lease.state.not_in(leases.GIVEN_BACK))
+    ),
+    _LEFT_OVER,
 )
 
 
@@ -62,6 +88,7 @@ class InboxEntry:
         votes: what each rater said.
         skip_reasons: why people skipped it.
         num_decisions: decisions taken on it before.
+        is_short: it is open, and has fewer votes than it asks for.
     """
 
     item_id: str
@@ -71,6 +98,7 @@ class InboxEntry:
     votes: tuple[JudgmentRecord, ...]
     skip_reasons: tuple[str, ...]
     num_decisions: int
+    is_short: bool
 
 
 @dataclass(frozen=True)
@@ -94,14 +122,21 @@ def _settled(session: Session) -> set[str]:
     return {*session.scalars(quiet), *session.scalars(select(Item.id).where(Item.state == "retired"))}
 
 
+def _stranded(session: Session, project_id: str) -> set[str]:
+    """Open items that everybody who could take them has had. Without anybody who can rank there are none yet."""
+    rarest = session.scalar(_RAREST, {"project": project_id})
+    return set(session.scalars(_STRANDED, {"project": project_id, "rarest": rarest})) if rarest else set()
+
+
 def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) -> list[InboxEntry]:
     """Items that want a decision, the worst first; then those with a flag.
 
     They are those whose raters agree less than ``below``, until a decision that is newer than all votes and skips;
-    those that ``max_skips`` people skipped; and skipped ones that nobody is left to take.
+    those that ``max_skips`` people skipped; and skipped ones that nobody is left to take. Then those with a flag, and
+    last those with too few votes that nobody is left to take though nobody skipped them.
 
     Args:
-        limit: of items in dispute, and again of items that are only flagged: neither hides the other.
+        limit: of items in dispute, again of items that are only flagged, and again of the last: none hides another.
     """
     with store.read() as session:
         info = load_project(session, project)
@@ -109,7 +144,9 @@ def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) 
         waiting = set(session.scalars(_WAITING, {"project": info.id}))
         disputed = {i for i, score in scores.items() if score < below} - settled | waiting
         order = sorted(disputed, key=lambda i: (scores.get(i, 1.0), i))[:limit]
-        order += sorted(flagged_items(session, info.id) - disputed - settled)[:limit]
+        flagged = flagged_items(session, info.id) - disputed - settled
+        order += sorted(flagged)[:limit]
+        order += sorted(_stranded(session, info.id) - disputed - flagged - settled)[:limit]
         return _entries(session, info, order)
 
 
@@ -152,11 +189,13 @@ def _entries(session: Session, info: ProjectInfo, order: Sequence[str]) -> list[
     for record in snapshot.judgments:
         votes.setdefault(record.item_id, []).append(record)
     found = session.execute(
-        select(Item.id, Prompt.messages_json)
+        select(Item.id, Prompt.messages_json, Item.state)
         .join(Prompt, Prompt.id == Item.prompt_id)
         .where(Item.project_id == info.id, Item.id.in_(order))
     )
-    prompts = {item_id: messages for item_id, messages in found}
+    prompts, states = {}, {}
+    for item_id, messages, state in found:
+        prompts[item_id], states[item_id] = messages, state
     members: dict[str, list[tuple[str, str]]] = {}
     for item_id, response_id in session.execute(
         select(ItemResponse.item_id, ItemResponse.response_id)
@@ -179,6 +218,7 @@ def _entries(session: Session, info: ProjectInfo, order: Sequence[str]) -> list[
             votes=tuple(votes.get(item_id, ())),
             skip_reasons=tuple(skips.get(item_id, ())),
             num_decisions=counts[item_id],
+            is_short=states[item_id] == "open",
         )
         for item_id in order
         if item_id in prompts
@@ -194,6 +234,8 @@ def decide(
     decided_by: str,
     new_guideline: str | None = None,
     retire: bool = False,
+    aside: Collection[str] = (),
+    one_more: bool = False,
     seen: Seen | None = None,
 ) -> int:
     """Rule on an item; with ``new_guideline`` the ruling also publishes a guideline version.
@@ -201,13 +243,17 @@ def decide(
     Args:
         retire: take the item out of the queue for good. Otherwise an item that still needs votes goes on, its skips
             forgotten: those who skipped it are asked again.
+        aside: judgment ids of votes to set aside, with the note as reason. Their places are free, and their authors are
+            asked again; on a retired item nobody is.
+        one_more: ask for one more vote, beyond all that the project's settings ask for.
         seen: refuse when the guideline or the decisions on the item are no longer those that the caller looked at.
 
     Returns:
         The guideline version in force after the decision.
 
     Raises:
-        DataError: an unknown item or verdict.
+        DataError: an unknown item or verdict, or votes to set aside without a note.
+        StaleVote: a vote to set aside is not the one that counts now.
         AlreadyDecided, StaleGuideline: somebody else was faster, see ``seen``; nothing is stored.
     """
     if verdict not in VERDICTS:
@@ -225,8 +271,12 @@ def decide(
             checked_text(new_guideline, "guideline")
             based_on = seen.guideline_version if seen is not None else None
             version = add_guideline(tx, item.project_id, new_guideline, note, decided_by, based_on)
+        for judgment_id in aside:
+            set_one_aside(tx, item, judgment_id, actor=decided_by, reason=note)
+        if one_more:
+            places.ask_one_more(tx, item)
         if retire:
-            item.state = "retired"
+            places.retire(tx, item)
         elif item.state in ("review", "open"):
             _reopen(tx, item)
         tx.session.flush()
@@ -246,7 +296,7 @@ def decide(
             "item.decide",
             "item",
             item_id,
-            {"verdict": verdict, "note": note, "guideline": version, "retired": retire},
+            {"verdict": verdict, "note": note, "guideline": version, "retired": retire, "needed": item.needed},
         )
         return version
 
@@ -254,7 +304,7 @@ def decide(
 
 
 def _reopen(tx: Transaction, item: Item) -> None:
-    item.state = "done" if item.done >= item.needed else "open"
+    places.reopen(tx, item)
     item.skips = 0
     again = {"state": "released", "skip_reason": None, "decided_at": None}
     tx.session.execute(update(Lease).where(Lease.item_id == item.id, Lease.state == "skipped").values(again))

@@ -13,17 +13,16 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
-from preference_ui.errors import DataError, StoreError
-from preference_ui.events import Transaction
+from preference_ui.errors import DataError, StaleVote, StoreError
+from preference_ui.events import RESTORE, SET_ASIDE, Transaction
 from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Annotator, Event, Item, Judgment, Lease
 from preference_ui.projects import load_project
 from preference_ui.views import judgment_at, stored_vote
 from preference_ui.votes import insert_judgment
 
-SET_ASIDE, RESTORE = "judgment.set_aside", "judgment.restore"
 # Votes per transaction: people who vote meanwhile wait for one batch at most.
 BATCH = 50
 
@@ -110,6 +109,27 @@ def _aside(project_id: str, annotator_id: str) -> Select[Any]:
     return _newest(project_id, annotator_id).where(Lease.state.in_(leases.GIVEN_BACK), noted)
 
 
+def set_one_aside(tx: Transaction, item: Item, judgment_id: str, *, actor: str, reason: str) -> None:
+    """Retract one vote on an item whose row the caller holds; ``restore`` brings it back with the person's others.
+
+    Raises:
+        DataError: no reason.
+        StaleVote: it is no vote on this item that counts now.
+    """
+    if not reason.strip():
+        raise DataError("a reason is needed: it is all that later readers of the chain will know")
+    lease = tx.session.scalar(
+        select(Lease)
+        .join(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
+        .where(Judgment.id == judgment_id, Lease.item_id == item.id, Lease.state.in_(leases.VOTED))
+        .with_for_update(of=Lease)
+        .execution_options(populate_existing=True)
+    )
+    if lease is None:
+        raise StaleVote
+    _retract(tx, lease, item, actor, reason)
+
+
 def _in_batches(
     store: Store,
     query: Callable[[str, str], Select[Any]],
@@ -158,13 +178,13 @@ def _retract(tx: Transaction, lease: Lease, item: Item, actor: str, reason: str)
         None,
         None,
     )
-    leases.move_item(tx, item, done=step)
+    places.move_item(tx, item, done=step)
 
 
 def _put_back(tx: Transaction, lease: Lease, item: Item, actor: str) -> None:
     given = select(func.max(Judgment.created)).where(Judgment.lease_id == lease.id, Judgment.retracted.is_(False))
     lease.decided_at = tx.session.scalar(given)  # not now: its owner answered then
     _revise(tx, lease, item, RESTORE, actor, {})
-    has_room = item.kind == "gold" or (item.state == "open" and item.active + item.done < item.needed)
-    lease.state = "done" if has_room else "surplus"
-    leases.move_item(tx, item, done=1 if has_room else 0)
+    counts = places.has_room(item)
+    lease.state = "done" if counts else "surplus"
+    places.move_item(tx, item, done=1 if counts else 0)

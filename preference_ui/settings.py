@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from preference_ui.errors import ConfigError
+from preference_ui.errors import ConfigError, WordedConfigError
 from preference_ui.ids import canonical_json
 
 MIN_RESPONSES, MAX_RESPONSES = 2, 9
@@ -46,6 +46,9 @@ class ProjectSettings:
         min_seconds: a vote sooner than this after the claim is refused (0: any).
         ask_rationale: whether the page offers a free-text reason.
         allow_edits: whether the page offers to rewrite a response.
+        qualify_items: gold items that who ranks here for the first time must answer before anything else (0: none).
+        qualify_share: share of them to be right; see ``qualification``.
+        time_zone: name of the zone (IANA) in which the lead's pages count days.
     """
 
     overlap: int = 1
@@ -64,32 +67,47 @@ class ProjectSettings:
     min_seconds: float = 0.0
     ask_rationale: bool = True
     allow_edits: bool = True
+    qualify_items: int = 0
+    qualify_share: float = 0.75
+    time_zone: str = "UTC"
 
     def __post_init__(self) -> None:
+        # Setting, whether the rule holds, the rule, and its key in the page's catalogues.
         rules = [
-            ("overlap", self.overlap >= 1, "at least 1"),
-            ("adaptive_extra", self.adaptive_extra >= 0, "0 or more"),
-            ("adaptive_agreement", 0 <= self.adaptive_agreement <= 1, "between 0 and 1"),
-            ("gold_rate", 0 <= self.gold_rate <= 1, "between 0 and 1"),
-            ("repeat_rate", 0 <= self.repeat_rate <= 1, "between 0 and 1"),
-            ("gold_rate", self.gold_rate + self.repeat_rate <= 1, "at most 1 together with repeat_rate"),
-            ("repeat_after_seconds", self.repeat_after_seconds >= 0, "0 or more"),
-            ("lease_seconds", self.lease_seconds >= 1, "at least 1"),
-            ("max_skips", self.max_skips >= 1, "at least 1"),
-            ("min_seconds", 0 <= self.min_seconds < self.lease_seconds, "0 or more and below lease_seconds"),
+            ("overlap", self.overlap >= 1, "at least 1", "one"),
+            ("adaptive_extra", self.adaptive_extra >= 0, "0 or more", "zero"),
+            ("adaptive_agreement", 0 <= self.adaptive_agreement <= 1, "between 0 and 1", "share"),
+            ("gold_rate", 0 <= self.gold_rate <= 1, "between 0 and 1", "share"),
+            ("repeat_rate", 0 <= self.repeat_rate <= 1, "between 0 and 1", "share"),
+            ("gold_rate", self.gold_rate + self.repeat_rate <= 1, "at most 1 together with repeat_rate", "together"),
+            ("repeat_after_seconds", self.repeat_after_seconds >= 0, "0 or more", "zero"),
+            ("lease_seconds", self.lease_seconds >= 1, "at least 1", "one"),
+            ("qualify_items", self.qualify_items >= 0, "0 or more", "zero"),
+            ("qualify_share", 0 <= self.qualify_share <= 1, "between 0 and 1", "share"),
+            ("max_skips", self.max_skips >= 1, "at least 1", "one"),
+            ("min_seconds", 0 <= self.min_seconds < self.lease_seconds, "0 or more and below lease_seconds", "hold"),
             (
                 "axes",
                 all(a.low < a.high and 0 < len(a.name) <= 24 for a in self.axes),
                 "low < high, short names",
+                "range",
             ),
-            ("axes", len({a.name for a in self.axes}) == len(self.axes), "free of repeated names"),
-            ("flags", all(0 < len(f) <= 24 for f in self.flags), "codes of 1 to 24 characters"),
-            ("strength_margins", all(m >= 0 for m in self.strength_margins), "0 or more each"),
-            ("strength_margins", list(self.strength_margins) == sorted(self.strength_margins), "ascending"),
+            ("axes", len({a.name for a in self.axes}) == len(self.axes), "free of repeated names", "twice"),
+            ("flags", all(0 < len(f) <= 24 for f in self.flags), "codes of 1 to 24 characters", "codes"),
+            ("strength_margins", all(m >= 0 for m in self.strength_margins), "0 or more each", "zero"),
+            (
+                "strength_margins",
+                list(self.strength_margins) == sorted(self.strength_margins),
+                "ascending",
+                "ascending",
+            ),
+            # Whether it is known here is asked where it is set: a store may move to a machine that knows fewer.
+            ("time_zone", 0 < len(self.time_zone) <= 64, "the name of a time zone", "zone"),
         ]
-        for name, holds, rule in rules:
+        for name, holds, rule, key in rules:
             if not holds:
-                raise ConfigError(f"project setting {name}={getattr(self, name)!r} must be {rule}")
+                text = f"project setting {name}={getattr(self, name)!r} must be {rule}"
+                raise WordedConfigError(text, f"setting.{key}", field=name)
 
     @property
     def strength_levels(self) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, select
 
-from preference_ui import leases
+from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import FrozenAnswer, LateAnswer, LeaseError, TaskTaken
 from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Item, Lease
 from preference_ui.projects import load_project
+from preference_ui.qualification import settle
 from preference_ui.views import Assignment, assignment_of, judgment_at, stored_vote
 from preference_ui.votes import insert_judgment
 
@@ -89,8 +90,10 @@ def _withdraw(tx: Transaction, annotator_id: str, lease_id: str) -> Assignment:
         raise LeaseError("this answer is taken back already; load the page again")
     lease.claimed, lease.decided_at = tx.now, None
     # The item first: its row must have room before the lease counts as held again.
-    leases.move_item(tx, item, **step)
+    places.move_item(tx, item, **step)
     leases.hold(tx, lease, project)
+    if item.kind == "gold":
+        settle(tx, project, annotator_id)
     return assignment_of(tx.session, lease)
 
 

@@ -67,13 +67,21 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _options_dict(options: PairOptions, include_edits: bool, margins: Sequence[float]) -> dict[str, Any]:
-    return dataclasses.asdict(options) | {"include_edits": include_edits, "strength_margins": list(margins)}
+def _options_dict(options: PairOptions, include_edits: bool, snapshot: Snapshot, with_retired: bool) -> dict[str, Any]:
+    """All that the rows follow from besides the judgments. Items may be retired, or come back, at any later time."""
+    left_out = [] if with_retired else sorted(snapshot.retired_items())
+    return dataclasses.asdict(options) | {
+        "include_edits": include_edits, "strength_margins": list(snapshot.project.settings.strength_margins),
+        "with_retired": with_retired, "retired_left_out": left_out,
+    }  # fmt: skip
+
+
+_NOT_OF_PAIRS = ("strength_margins", "with_retired", "retired_left_out")
 
 
 def _rows_for(snapshot: Snapshot, options: dict[str, Any]) -> list[PreferenceRow]:
-    """Rows by the options of a version; its margins are in the snapshot's records already."""
-    values = {name: value for name, value in options.items() if name != "strength_margins"}
+    """Rows by the options of a version; its margins are in the snapshot's records, its items chosen already."""
+    values = {name: value for name, value in options.items() if name not in _NOT_OF_PAIRS}
     include_edits = bool(values.pop("include_edits"))
     return preference_rows(snapshot, PairOptions(**values), include_edits=include_edits)
 
@@ -125,9 +133,13 @@ def freeze(
     options: PairOptions | None = None,
     *,
     include_edits: bool = True,
+    with_retired: bool = False,
     actor: str = "system",
 ) -> Version:
     """Freeze the project's judgments as the next version; they cannot be changed from now on.
+
+    Args:
+        with_retired: those on retired items too.
 
     Raises:
         DataError: no such project, or nothing to freeze.
@@ -139,8 +151,9 @@ def freeze(
             tx.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHAIN_LOCK})
         info = load_project(tx.session, project)
         head_seq, head_hash = head(tx.session)
-        settings = _options_dict(options or PairOptions(), include_edits, info.settings.strength_margins)
         snapshot = read_snapshot(tx.session, info.id, head_seq)
+        settings = _options_dict(options or PairOptions(), include_edits, snapshot, with_retired)
+        snapshot = snapshot.without_retired(settings["retired_left_out"])
         rows = _rows_for(snapshot, settings)
         if not rows:
             raise DataError(f"project {info.name!r} has no preferences to freeze yet")
@@ -236,7 +249,7 @@ def load_version(store: Store, project: str, number: int) -> list[PreferenceRow]
         options = json.loads(row.options_json)
         # Versions of earlier programs did not note their margins: today's are tried, and the digest decides.
         snapshot = read_snapshot(session, project, row.head_seq, margins=options.get("strength_margins"))
-        rows = _rows_for(snapshot, options)
+        rows = _rows_for(snapshot.without_retired(options.get("retired_left_out", ())), options)
     if hashlib.sha256(formats.to_jsonl(rows)).hexdigest() != version.sha256:
         state = "was altered" if file.exists() else "is lost"
         raise DataError(

@@ -7,6 +7,7 @@ never vanish silently. What the page sends is a hint; who may do what is decided
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from preference_ui import queue
 from preference_ui.app.limits import RateLimit
-from preference_ui.app.payload import boot_json, progress_json, questions_json, task_json, text_json
+from preference_ui.app.payload import boot_json, questions_json, standing_json, task_json, text_json
 from preference_ui.app.site import Site
 from preference_ui.errors import (
     AuthError,
@@ -38,6 +39,8 @@ from preference_ui.people import Person, update_annotator
 from preference_ui.projects import get_guideline, get_project
 from preference_ui.votes import Vote
 
+logger = logging.getLogger(__name__)
+
 Body = dict[str, Any]
 Handler = Callable[[Person, Body], Body]
 
@@ -46,6 +49,8 @@ ANSWERS_PER_PAGE = 100
 # Whom the page was loaded for. The tabs of a browser share one session: another login in it must not turn what one
 # person does in an open tab into the other's.
 PERSON_HEADER = "x-rlhf-person"
+# Where the page's reader is: "today" begins at that midnight. Handlers find it in the body.
+ZONE_HEADER, ZONE = "x-rlhf-zone", "zone"
 
 
 def _text(body: Body, name: str, limit: int = 200) -> str:
@@ -66,7 +71,6 @@ def _refusal(error: RlhfError) -> JSONResponse:
         (LeaseError, "lease", 409),
         (AuthError, "role", 403),
         (DataError, "data", 422),
-        (StoreError, "server", 503),
     ]
     code, status = next(((c, s) for kind, c, s in known if isinstance(error, kind)), ("data", 422))
     return JSONResponse({"error": code, "detail": str(error)}, status_code=status)
@@ -78,13 +82,13 @@ class RankingApi:
     def __init__(self, site: Site) -> None:
         self.site = site
 
-    def _after(self, person: Person, task: queue.Assignment | None, **more: Any) -> Body:
+    def _after(self, person: Person, body: Body, task: queue.Assignment | None, **more: Any) -> Body:
         """A task always comes with the questions of now: an open page outlives a change of settings."""
         project = get_project(self.site.store, self.site.project)
         return {
             "task": task_json(task, project),
             "questions": questions_json(project),
-            "progress": progress_json(self.site, person),
+            **standing_json(self.site, person, body[ZONE]),
             # What the page must name to take it back: pressing the button twice takes back one.
             "last": queue.last_decided(self.site.store, self.site.project, person.id),
             **more,
@@ -93,7 +97,7 @@ class RankingApi:
     def task(self, person: Person, body: Body) -> Body:
         """Claim, or get back what is held; with ``asked``, what the person asked the model for."""
         asked = body.get("asked") is True
-        return self._after(person, queue.claim(self.site.store, self.site.project, person.id, reserved=asked))
+        return self._after(person, body, queue.claim(self.site.store, self.site.project, person.id, reserved=asked))
 
     def submit(self, person: Person, body: Body) -> Body:
         """Store a vote; the answer is sent after the commit and brings the next task."""
@@ -109,20 +113,22 @@ class RankingApi:
             "duplicate": receipt.duplicate,
             "counted": receipt.counted,
         }
-        return self._after(person, receipt.next, saved=saved)
+        return self._after(person, body, receipt.next, saved=saved)
 
     def skip(self, person: Person, body: Body) -> Body:
         """Decline a task."""
         lease, reason = _text(body, "lease"), _text(body, "reason", 2000)
-        return self._after(person, queue.skip(self.site.store, person.id, lease, reason, claim_next=True), saved={})
+        return self._after(
+            person, body, queue.skip(self.site.store, person.id, lease, reason, claim_next=True), saved={}
+        )
 
     def undo(self, person: Person, body: Body) -> Body:
         """Take back the vote or skip that the page names and hold its task again."""
-        return self._after(person, queue.withdraw(self.site.store, person.id, _text(body, "lease")))
+        return self._after(person, body, queue.withdraw(self.site.store, person.id, _text(body, "lease")))
 
     def recall(self, person: Person, body: Body) -> Body:
         """Show an own answer again, to change it."""
-        return self._after(person, queue.recall(self.site.store, person.id, _text(body, "lease")))
+        return self._after(person, body, queue.recall(self.site.store, person.id, _text(body, "lease")))
 
     def draft(self, person: Person, body: Body) -> Body:
         """Keep an unfinished vote, or with null throw it away."""
@@ -221,12 +227,16 @@ def _make_route(site: Site, handler: Handler, limit: RateLimit | None) -> Callab
             return JSONResponse({"error": "person", "detail": person.handle}, status_code=409)
         if limit is not None and not limit.allows(person.id):
             return JSONResponse({"error": "rate"}, status_code=429)
-        return JSONResponse(handler(person, body))
+        return JSONResponse(handler(person, body | {ZONE: request.headers.get(ZONE_HEADER, "")[:64]}))
 
     async def route(request: Request) -> JSONResponse:
         try:
             body = await _body_of(request)
             return await run_in_threadpool(work, request, body)
+        except (StoreError, SQLAlchemyError) as error:
+            # Always as JSON: the page takes any other answer for a broken connection.
+            logger.error("%s: %s", handler.__name__, error, exc_info=error)
+            return JSONResponse({"error": "server"}, status_code=503)
         except RlhfError as error:
             return _refusal(error)
 

@@ -18,7 +18,8 @@ from preference_ui.errors import AuthError, DataError, GenerationError, LeaseErr
 from preference_ui.i18n import catalogue
 from preference_ui.live import LivePolicy
 from preference_ui.people import get_annotator
-from preference_ui.projects import add_items, get_project
+from preference_ui.projects import add_items, get_project, load_project
+from preference_ui.qualification import QUALIFIED, standing_of
 from preference_ui.settings import MAX_RESPONSES, MIN_RESPONSES
 from rlhf.data.schema import check_text
 
@@ -71,6 +72,9 @@ class AskTab:
             raise self._no("error.role") from error
         if not text:
             raise self._no("ask.empty")
+        with store.read() as session:
+            if standing_of(session, load_project(session, self.site.project), person.id).state != QUALIFIED:
+                raise self._no("ask.not_yet")
         if len(text) > MAX_CHARACTERS:
             raise self._no("ask.long")
         if count not in range(MIN_RESPONSES, MAX_RESPONSES + 1):

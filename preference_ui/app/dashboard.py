@@ -16,8 +16,10 @@ from preference_ui.commands import report_from
 from preference_ui.export import read_snapshot
 from preference_ui.i18n import translate
 from preference_ui.overview import Overview, head_of, overview_of
+from preference_ui.projects import get_project
 from preference_ui.statistics.intervals import Interval
 from preference_ui.statistics.report import ProjectReport, RaterReport
+from preference_ui.zones import zone_of
 
 _TIME_EDGES = (5, 10, 20, 40, 80, 160, 320)
 
@@ -64,7 +66,7 @@ class Dashboard:
             if old is None or head_of(self.site.store) != old.seen.head_seq:
                 with self.site.store.read() as session:
                     snapshot = read_snapshot(session, self.site.project)
-                    seen = overview_of(session, snapshot, self.site.store.clock().date())
+                    seen = overview_of(session, snapshot, self.site.store.clock())
                     report = report_from(session, snapshot)
                 old = _Figures(seen, report, self.site.store.clock(), now)
             cost = time.monotonic() - now
@@ -76,7 +78,9 @@ class Dashboard:
         figures = self._current(renew)
         seen, report = figures.seen, figures.report
         pictures = _pictures(seen, report, locale)
-        as_of = html.escape(translate(locale, "lead.as_of", time=f"{figures.computed:%H:%M}"))
+        zone = get_project(self.site.store, self.site.project).settings.time_zone
+        when = f"{figures.computed.astimezone(zone_of(zone)):%H:%M}"
+        as_of = html.escape(translate(locale, "lead.as_of", time=when, zone=zone))
         return (
             f'<div class="rlhf dashboard"><p class="hint">{as_of}</p><div class="pictures">{"".join(pictures)}</div>'
             f"<h2>{html.escape(translate(locale, 'lead.numbers'))}</h2>"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from preference_ui.app.lead_votes import safe_block
-from preference_ui.app.refusal import Refusal, refusable
+from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import DataError, StaleGuideline
 from preference_ui.guidelines import publish_guideline
 from preference_ui.projects import get_guideline, get_project
@@ -104,7 +104,7 @@ def guideline_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tup
         except StaleGuideline as error:
             raise stale(lead, before, error) from error
         except DataError as error:
-            raise Refusal(str(error)) from error
+            raise in_words(lead.texts, error) from error
         gr.Info(lead.say("guideline.published", version=version))
         return Loaded(version, text), ""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from preference_ui.app.boxes import Shown, note_box
 from preference_ui.app.dashboard import percent
 from preference_ui.app.lead_guideline import GuidelineBox, Loaded, in_force, stale
-from preference_ui.app.lead_votes import flagged_with, task_html
-from preference_ui.app.refusal import Refusal, refusable
-from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline
+from preference_ui.app.lead_votes import flagged_with, label, task_html
+from preference_ui.app.refusal import Refusal, in_words, refusable
+from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline, StaleVote
 from preference_ui.people import Person
 from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of, inbox
 
@@ -21,11 +23,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownTask(Shown):
     """The task on the screen and how many decisions it had then."""
 
     item_id: str = ""
     num_decisions: int = 0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a lead wants done with a task."""
+
+    kind: str
+    why: str
+    retire: bool
+    aside: Sequence[str]
+    one_more: bool
 
 
 def _choices(lead: LeadPage, entries: list[InboxEntry]) -> list[tuple[str, str]]:
@@ -36,16 +49,21 @@ def _choices(lead: LeadPage, entries: list[InboxEntry]) -> list[tuple[str, str]]
             why.append(lead.say("inbox.skipped", count=len(entry.skip_reasons)))
         if len(entry.votes) > 1:
             why.append(lead.say("inbox.agreement", value=percent(entry.agreement)))
-        why += [f"⚑ {code}" for code in flagged_with(entry.votes)]
+        flags = flagged_with(entry.votes)
+        if entry.is_short and not entry.skip_reasons and not flags:
+            why.append(lead.say("inbox.stranded"))
+        why += [f"⚑ {label(lead.texts, 'flag', code)}" for code in flags]
         choices.append((" · ".join([entry.prompt[-1].content[:60], *why]), entry.item_id))
     return choices
 
 
-def _shown(lead: LeadPage, entry: InboxEntry | None) -> tuple[str, Shown]:
+def _shown(lead: LeadPage, entry: InboxEntry | None) -> tuple[str, str, Any]:
+    """The task, the note of which it is, and its votes to choose from."""
     if entry is None:
-        return f'<p class="rlhf">{html.escape(lead.say("inbox.empty"))}</p>', Shown()
+        return f'<p class="rlhf">{html.escape(lead.say("inbox.empty"))}</p>', "", gr.update(choices=[], value=[])
     page = task_html(lead, entry.prompt, entry.responses, entry.votes, entry.skip_reasons)
-    return page, Shown(entry.item_id, entry.num_decisions)
+    votes = [(vote.handle, vote.judgment_id) for vote in entry.votes]
+    return page, ShownTask(entry.item_id, entry.num_decisions).as_text(), gr.update(choices=votes, value=[])
 
 
 def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[GuidelineBox, Any]:
@@ -57,68 +75,79 @@ def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[G
     site, say = lead.site, lead.say
     pick = gr.Dropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
     board = gr.HTML(apply_default_css=False)
-    shown, loaded = gr.State(Shown()), gr.State(Loaded())
+    shown, loaded = note_box(), gr.State(Loaded())
     verdict = gr.Radio(
         [(say(f"inbox.{name}"), name) for name in VERDICTS], value=VERDICTS[0], label=say("inbox.verdict")
     )
     note = gr.Textbox(label=say("inbox.note"), lines=2, max_length=5000)
     words = gr.Textbox(label=say("inbox.new_guideline"), lines=8, max_length=100_000)
+    aside = gr.CheckboxGroup([], label=say("inbox.aside"), info=say("inbox.aside.hint"))
+    one_more = gr.Checkbox(label=say("inbox.one_more"))
     retire = gr.Checkbox(label=say("inbox.retire"))
     button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
 
-    def entries() -> tuple[Any, str, Shown]:
+    def entries() -> tuple[Any, str, str, Any]:
         found = inbox(site.store, site.project)
         first = found[0] if found else None
         return gr.update(choices=_choices(lead, found), value=first.item_id if first else None), *_shown(lead, first)
 
-    def load(request: gr.Request) -> tuple[Any, str, Shown, str, Loaded]:
+    def load(request: gr.Request) -> tuple[Any, ...]:
         lead.caller(request, "reviewer")
         now = in_force(lead)
         return *entries(), now.text, now
 
-    def choose(item: str | None, request: gr.Request) -> tuple[str, Shown]:
+    def choose(item: str | None, request: gr.Request) -> tuple[str, str, Any]:
         lead.caller(request, "reviewer")
         return _shown(lead, entry_of(site.store, site.project, item) if item else None)
 
     def rule(
-        seen: Shown, kind: str, why: str, text: str, before: Loaded, out: bool, request: gr.Request
-    ) -> tuple[Any, ...]:
-        person = lead.caller(request, "reviewer")
-        if not seen.item_id:
+        item: str | None, on_screen: str, kind: str, why: str, text: str, before: Loaded, votes: list[str], more: bool,
+        out: bool, request: gr.Request,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        person, seen = lead.caller(request, "reviewer"), ShownTask.read(on_screen)
+        if not seen.item_id or item is None:
             raise Refusal(say("inbox.nothing"))
+        if seen.item_id != item:
+            raise Refusal(say("items.other"))
+        if votes and not why.strip():
+            raise Refusal(say("people.aside.why"))
         try:
-            words_after, now = _rule(lead, person, seen, kind, why, text, before, out)
+            words_after, now = _rule(lead, person, seen, Wish(kind, why, out, votes, more), text, before)
         except AlreadyDecided as error:
             # The reason stays in its box: it may fit the next task, or be wanted elsewhere.
             gr.Warning(html.escape(say("inbox.already", name=error.handle)))
-            return *entries(), text, before, why, out
-        return *entries(), words_after, now, "", False
+            return *entries(), text, before, why, more, out
+        except StaleVote:
+            gr.Warning(html.escape(say("inbox.stale_vote")))
+            task = _shown(lead, entry_of(site.store, site.project, item))
+            return gr.skip(), *task, text, before, why, more, out
+        return *entries(), words_after, now, "", False, False
 
-    page.load(refusable(load), None, [pick, board, shown, words, loaded], **event)
-    pick.input(refusable(choose), pick, [board, shown], **event)
+    task = [board, shown, aside]
+    page.load(refusable(load), None, [pick, *task, words, loaded], **event)
+    pick.input(refusable(choose), pick, task, trigger_mode="always_last", **event)
     done = button.click(
-        refusable(rule), [shown, verdict, note, words, loaded, retire],
-        [pick, board, shown, words, loaded, note, retire], **event,
+        refusable(rule), [pick, shown, verdict, note, words, loaded, aside, one_more, retire],
+        [pick, *task, words, loaded, note, one_more, retire], **event,
     )  # fmt: skip
     return GuidelineBox(words, loaded), done
 
 
-def _rule(
-    lead: LeadPage, person: Person, seen: Shown, kind: str, why: str, text: str, before: Loaded, retire: bool
-) -> tuple[str, Loaded]:
+def _rule(lead: LeadPage, person: Person, seen: ShownTask, wish: Wish, text: str, before: Loaded) -> tuple[str, Loaded]:
     """Only "unclear" makes a new version, and only when the lead changed the text; returns what the box then holds."""
-    changed = kind == "guideline_unclear" and bool(text.strip()) and not before.is_untouched(text)
+    changed = wish.kind == "guideline_unclear" and bool(text.strip()) and not before.is_untouched(text)
     try:
         version = decide(
-            lead.site.store, seen.item_id, kind, why, decided_by=person.id, new_guideline=text if changed else None,
-            retire=retire, seen=Seen(before.version if changed else None, seen.num_decisions),
+            lead.site.store, seen.item_id, wish.kind, wish.why, decided_by=person.id,
+            new_guideline=text if changed else None, retire=wish.retire, aside=wish.aside, one_more=wish.one_more,
+            seen=Seen(before.version if changed else None, seen.num_decisions),
         )  # fmt: skip
     except StaleGuideline as error:
         raise stale(lead, before, error) from error
-    except AlreadyDecided:
+    except (AlreadyDecided, StaleVote):
         raise
     except DataError as error:
-        raise Refusal(str(error)) from error
+        raise in_words(lead.texts, error) from error
     gr.Info(lead.say("inbox.decided.version", version=version) if changed else lead.say("inbox.decided"))
     if changed:
         return text, Loaded(version, text)

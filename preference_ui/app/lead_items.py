@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from preference_ui.app.boxes import Shown, note_box
 from preference_ui.app.lead_votes import task_html
-from preference_ui.app.refusal import Refusal, refusable
-from preference_ui.errors import DataError
+from preference_ui.app.refusal import Refusal, in_words, refusable
+from preference_ui.errors import DataError, StaleItem
 from preference_ui.items import STATES, ItemLine, change_item, find_items, get_item
 from preference_ui.reviews import entry_of
 
@@ -24,6 +27,21 @@ def _label(lead: LeadPage, line: ItemLine) -> str:
     if line.priority:
         parts.append(lead.say("items.urgent", value=f"{line.priority:g}"))
     return " · ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class ShownItem(Shown):
+    """The item whose priority and state the boxes hold, and as what."""
+
+    item_id: str = ""
+    priority: float = 0.0
+    retired: bool = False
+
+
+def boxes(line: ItemLine) -> tuple[float, bool, str]:
+    """Values of the boxes, and the note of what they hold."""
+    retired = line.state == "retired"
+    return line.priority, retired, ShownItem(line.item_id, line.priority, retired).as_text()
 
 
 def items_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
@@ -48,13 +66,14 @@ def items_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
                 priority = gr.Number(0, label=say("items.priority"))
                 retired = gr.Checkbox(label=say("items.retired"))
                 save = gr.Button(say("items.save"))
+            shown = note_box()
 
     def listed(words: str, kind: str, number: int, item_id: str | None = None) -> tuple[Any, int, str]:
         """The page of that number, or the last one; ``item_id`` stays chosen when it is on it."""
         try:
             page = find_items(site.store, site.project, text=words, state=kind, page=number)
         except DataError as error:
-            raise Refusal(str(error)) from error
+            raise in_words(lead.texts, error) from error
         if number > page.num_pages:
             return listed(words, kind, page.num_pages, item_id)
         chosen = item_id if any(line.item_id == item_id for line in page.lines) else None
@@ -70,32 +89,46 @@ def items_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
         lead.caller(request, "reviewer")
         return gr.skip() if number is None else listed(words, kind, max(1, int(number)))
 
-    def show(item_id: str | None, request: gr.Request) -> Any:
+    def show(item_id: str | None, request: gr.Request) -> tuple[Any, ...]:
         lead.caller(request, "reviewer")
         line = get_item(site.store, site.project, item_id) if item_id else None
         entry = entry_of(site.store, site.project, item_id) if item_id else None
         if line is None or entry is None:
-            return "", 0, False
-        body = task_html(lead, entry.prompt, entry.responses, entry.votes, entry.skip_reasons)
-        return body, line.priority, line.state == "retired"
+            return "", 0, False, ""
+        return task_html(lead, entry.prompt, entry.responses, entry.votes, entry.skip_reasons), *boxes(line)
 
     def change(
-        item_id: str | None, value: float | None, out: bool, words: str, kind: str, number: float | None,
+        item_id: str | None, before: str, value: float | None, out: bool, words: str, kind: str, number: float | None,
         request: gr.Request,
-    ) -> tuple[Any, int, str]:  # fmt: skip
-        person = lead.caller(request, "reviewer")
+    ) -> tuple[Any, ...]:  # fmt: skip
+        person, seen = lead.caller(request, "reviewer"), ShownItem.read(before)
         if item_id is None:
             raise Refusal(say("items.nothing"))
+        if seen.item_id != item_id:
+            raise Refusal(say("items.other"))
         try:
-            change_item(site.store, site.project, item_id, actor=person.id, priority=value, retired=out)
+            change_item(
+                site.store, site.project, item_id, actor=person.id, seen=(seen.priority, seen.retired),
+                priority=value if value != seen.priority else None, retired=out if out != seen.retired else None,
+            )  # fmt: skip
+        except StaleItem:
+            gr.Warning(html.escape(say("items.stale")))
         except DataError as error:
-            raise Refusal(str(error)) from error
-        gr.Info(say("items.changed"))
-        return listed(words, kind, max(1, int(number or 1)), item_id)
+            raise in_words(lead.texts, error) from error
+        else:
+            gr.Info(say("items.changed"))
+        line = get_item(site.store, site.project, item_id)
+        return *listed(words, kind, max(1, int(number or 1)), item_id), *(boxes(line) if line else (0, False, ""))
 
     query, results = [text, state], [found, page_number, count]
     for trigger in (tab.select, search.click, text.submit, state.input):
         trigger(refusable(first), query, results, **event)
     page_number.input(refusable(turn), [*query, page_number], results, **event)
-    found.change(refusable(show), found, [board, priority, retired], **event)
-    save.click(refusable(change), [found, priority, retired, *query, page_number], results, **event)
+    # The newest choice counts: without it one made while an answer is on its way would be dropped.
+    found.change(
+        refusable(show), found, [board, priority, retired, shown], trigger_mode="always_last", **event
+    )  # fmt: skip
+    save.click(
+        refusable(change), [found, shown, priority, retired, *query, page_number],
+        [*results, priority, retired, shown], **event,
+    )  # fmt: skip

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from preference_ui.app.boxes import Shown, note_box
 from preference_ui.app.dashboard import number
-from preference_ui.app.refusal import Refusal, refusable
-from preference_ui.errors import ConfigError, DataError
+from preference_ui.app.lead_round import Ruling, round_group, round_words
+from preference_ui.app.refusal import Refusal, in_words, refusable
+from preference_ui.errors import ConfigError, DataError, StaleAccount
 from preference_ui.people import Person, create_annotator, get_annotator, list_annotators, update_annotator
+from preference_ui.projects import load_project
+from preference_ui.qualification import standings
 from preference_ui.set_aside import restore, set_aside, vote_counts
 
 if TYPE_CHECKING:
@@ -19,9 +25,20 @@ if TYPE_CHECKING:
 _ROLES = ("annotator", "reviewer", "admin")
 
 
+@dataclass(frozen=True)
+class ShownPerson(Shown):
+    """Whose role and state the boxes hold, and as what."""
+
+    person_id: str = ""
+    role: str = ""
+    active: bool = True
+
+
 def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
     raters = {r.annotator_id: r for r in lead.dashboard.figures(renew=renew)[1].raters}
-    heads = ("name", "role", "active", "answers", "reliability")
+    heads = ("name", "role", "active", "answers", "reliability", "round")
+    with lead.site.store.read() as session:
+        rounds = standings(session, load_project(session, lead.site.project))
     lines = []
     for person in list_annotators(lead.site.store):
         found = raters.get(person.id)
@@ -31,6 +48,7 @@ def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
             "✓" if person.active else "–",
             str(found.votes if found else 0),
             number(found.beta) if found else "–",
+            round_words(lead, rounds.get(person.id)),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th scope='col'>{html.escape(lead.say(f'people.{name}'))}</th>" for name in heads)
@@ -42,6 +60,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
     """Add the tab's contents to a page that is being built."""
     roles = [(lead.texts[f"role.{role}"], role) for role in _ROLES]
     table, asked = gr.HTML(apply_default_css=False), gr.State("")
+    shown = note_box()
     with gr.Row():
         with gr.Column():
             gr.Markdown(f"## {lead.say('people.new')}")
@@ -64,6 +83,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
                 ask = gr.Button(lead.say("people.aside.ask"))
                 sure = gr.Button("", variant="stop", visible=False)
                 undo = gr.Button(lead.say("people.aside.undo"))
+            round_buttons = round_group(lead)
 
     def load(request: gr.Request) -> tuple[str, Any]:
         lead.caller(request, "reviewer")
@@ -77,29 +97,41 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
                 lead.site.store, handle, role=kind, password=secret, locale=lead.locale, actor=boss.id
             )
         except (ConfigError, DataError) as error:
-            raise Refusal(str(error)) from error
+            raise in_words(lead.texts, error) from error
         gr.Info(html.escape(lead.say("people.added", name=person.handle)))
         return *load(request), "", ""
 
     def pick(person_id: str | None, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
-        if person_id is None:
-            return gr.skip()
-        person = get_annotator(lead.site.store, person_id)
-        return person.role, person.active
+        return boxes(person_id) if person_id else gr.skip()
 
-    def edit(person_id: str | None, kind: str, on: bool, secret: str, request: gr.Request) -> Any:
-        boss = lead.caller(request, "admin")
+    def boxes(person_id: str) -> tuple[str, bool, str]:
+        person = get_annotator(lead.site.store, person_id)
+        return person.role, person.active, ShownPerson(person.id, person.role, person.active).as_text()
+
+    def edit(
+        person_id: str | None, before: str, kind: str, on: bool, secret: str, request: gr.Request
+    ) -> tuple[Any, ...]:  # fmt: skip
+        boss, seen = lead.caller(request, "admin"), ShownPerson.read(before)
         if person_id is None:
             raise Refusal(lead.say("people.nobody"))
+        if seen.person_id != person_id:
+            raise Refusal(lead.say("people.other"))
         if person_id == boss.id and (kind != "admin" or not on):
             raise Refusal(lead.texts["error.role"])
+        role, active = kind if kind != seen.role else None, on if on != seen.active else None
+        was = replace(get_annotator(lead.site.store, person_id), role=seen.role, active=seen.active)
         try:
-            update_annotator(lead.site.store, person_id, actor=boss.id, role=kind, active=on, password=secret or None)
+            update_annotator(
+                lead.site.store, person_id, actor=boss.id, role=role, active=active, password=secret or None, seen=was
+            )
+        except StaleAccount as error:
+            gr.Warning(html.escape(lead.say("people.stale", name=error.handle)))
+            return *load(request), *boxes(person_id), secret
         except (ConfigError, DataError) as error:
-            raise Refusal(str(error)) from error
+            raise in_words(lead.texts, error) from error
         gr.Info(lead.say("people.changed"))
-        return *load(request), ""
+        return *load(request), *boxes(person_id), ""
 
     def chosen(person_id: str | None, request: gr.Request) -> tuple[Person, Person]:
         """The admin who asks, and the person chosen."""
@@ -125,7 +157,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         try:
             count = set_aside(lead.site.store, lead.site.project, person.id, reason, actor=boss.id)
         except DataError as error:
-            raise Refusal(str(error)) from error
+            raise in_words(lead.texts, error) from error
         gr.Info(html.escape(lead.say("people.aside.done", count=count, name=person.handle)))
         return _people_html(lead, renew=True), "", gr.update(visible=False), ""
 
@@ -138,9 +170,25 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         return _people_html(lead, renew=True)
 
     page.load(refusable(load), None, [table, who], **event)
-    who.input(refusable(pick), who, [new_role, active], **event)
+    # The newest choice counts: without it one made while an answer is on its way would be dropped.
+    who.input(refusable(pick), who, [new_role, active, shown], trigger_mode="always_last", **event)
     ask.click(refusable(confirm), [who, why], [sure, asked], **event)
     sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
     undo.click(refusable(take_back), who, table, **event)
+
+    def ruling(act: Ruling, done: str) -> Callable[..., str]:
+        def rule(person_id: str | None, request: gr.Request) -> str:
+            boss, person = chosen(person_id, request)
+            act(lead.site.store, lead.site.project, person.id, actor=boss.id)
+            gr.Info(html.escape(lead.say(done, name=person.handle)))
+            return _people_html(lead)
+
+        return rule
+
+    for button, act, done in round_buttons:
+        button.click(refusable(ruling(act, done)), who, table, **event)
     add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
-    change.click(refusable(edit), [who, new_role, active, new_password], [table, who, new_password], **event)
+    change.click(
+        refusable(edit), [who, shown, new_role, active, new_password],
+        [table, who, new_role, active, shown, new_password], **event,
+    )  # fmt: skip

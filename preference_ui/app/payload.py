@@ -7,9 +7,11 @@ from typing import Any
 from preference_ui.app.site import Site, page_digest
 from preference_ui.i18n import HTML_LANG, LOCALES, catalogue
 from preference_ui.people import Person
-from preference_ui.projects import ProjectInfo
+from preference_ui.projects import ProjectInfo, load_project
+from preference_ui.qualification import QUALIFIED, standing_of
 from preference_ui.render import direction, markdown_html, plain_html
 from preference_ui.views import Assignment
+from preference_ui.zones import zone_of
 
 
 def text_json(text: str) -> dict[str, str]:
@@ -40,9 +42,25 @@ def task_json(task: Assignment | None, project: ProjectInfo) -> dict[str, Any] |
     }
 
 
-def progress_json(site: Site, person: Person) -> dict[str, int]:
-    """Counts for the progress line."""
-    counts = site.progress.of(site.project, person.id)
+def standing_json(site: Site, person: Person, zone: str) -> dict[str, Any]:
+    """Whether the person may rank here, and the progress line: during the qualification round of the round alone.
+
+    Args:
+        zone: name of the reader's time zone.
+    """
+    with site.store.read() as session:
+        project = load_project(session, site.project)
+        standing = standing_of(session, project, person.id)
+    if standing.state == QUALIFIED:
+        return {"standing": standing.state, "progress": progress_json(site, person, zone)}
+    # How many are right is the lead's affair: it would tell the keys one by one.
+    line = {"today": 0, "mine": 0, "done": standing.answered, "total": project.settings.qualify_items, "round": True}
+    return {"standing": standing.state, "progress": line}
+
+
+def progress_json(site: Site, person: Person, zone: str) -> dict[str, int]:
+    """Counts for the progress line; ``zone`` names the time zone of the page's reader."""
+    counts = site.progress.of(site.project, person.id, zone_of(zone))
     return {
         "today": counts.mine_today,
         "mine": counts.mine_total,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-HEAD = "0002"
+HEAD = "0003"
 _UPGRADE_LOCK = 0x70726567
 
 

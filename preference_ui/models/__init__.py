@@ -13,7 +13,15 @@ from preference_ui.models.content import (
     RewardScore,
 )
 from preference_ui.models.ledger import DatasetVersion, Event
-from preference_ui.models.people import ROLES, Annotator, AnnotatorStat, AuthSession, LoginAttempt
+from preference_ui.models.people import (
+    MEMBER_STATES,
+    ROLES,
+    Annotator,
+    AnnotatorStat,
+    AuthSession,
+    LoginAttempt,
+    Membership,
+)
 from preference_ui.models.work import (
     LEASE_STATES,
     Decision,
@@ -26,6 +34,7 @@ from preference_ui.models.work import (
 
 __all__ = [
     "LEASE_STATES",
+    "MEMBER_STATES",
     "ROLES",
     "Annotator",
     "AnnotatorStat",
@@ -42,6 +51,7 @@ __all__ = [
     "Judgment",
     "Lease",
     "LoginAttempt",
+    "Membership",
     "PolicyVersion",
     "Project",
     "Prompt",

@@ -85,7 +85,8 @@ class Item(Base):
     """A ranking task: one prompt with its responses.
 
     Invariants (checked by ``backup.verify``): ``active`` and ``done`` equal the counts of leases in those
-    states; ``active + done <= needed`` for kinds other than gold; ``needed <= base_needed + adaptive_extra``.
+    states; ``active + done <= needed`` for kinds other than gold. ``needed`` exceeds ``base_needed`` by the extra votes
+    on a disagreement (``adaptive_extra`` at most) and by those that a lead has asked for.
     """
 
     __tablename__ = "item"
@@ -135,7 +136,7 @@ class ItemResponse(Base):
 
 
 class GoldKey(Base):
-    """The expected tiers of a gold item. Kept apart: no query that feeds the page touches this table."""
+    """The expected tiers of a gold item. Kept apart: all that a page learns of it is whether a round is passed."""
 
     __tablename__ = "gold_key"
 

@@ -54,6 +54,30 @@ class LoginAttempt(Base):
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+MEMBER_STATES = ("qualifying", "qualified", "refused")
+
+
+class Membership(Base):
+    """How one annotator stands in a project's qualification round; nobody has a row before the first claim.
+
+    ``answered`` and ``right`` count the round that runs or ran last; ``decided_at`` is when somebody or the round's end
+    last decided, and a round counts only what was first answered after it.
+    """
+
+    __tablename__ = "membership"
+    __table_args__ = (
+        CheckConstraint("state IN ('qualifying', 'qualified', 'refused')", name="state"),
+        CheckConstraint('"right" >= 0 AND "right" <= answered', name="counts"),
+    )
+
+    project_id: Mapped[str] = mapped_column(Id, ForeignKey("project.id"), primary_key=True)
+    annotator_id: Mapped[str] = mapped_column(Id, ForeignKey("annotator.id"), primary_key=True)
+    state: Mapped[str] = mapped_column(Kind, default="qualifying")
+    answered: Mapped[int] = mapped_column(Integer, default=0)
+    right: Mapped[int] = mapped_column(Integer, default=0)
+    decided_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class AnnotatorStat(Base):
     """A computed snapshot of one annotator's quality figures in one project."""
 

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from preference_ui.export import JudgmentRecord, Snapshot
-from preference_ui.ranking import Tiers, pair_agreement, place, preference, strict_pairs
+from preference_ui.ranking import Tiers, follows_key, pair_agreement, place, preference, strict_pairs
 from preference_ui.statistics.agreement import (
     alpha_of_coincidences,
     coincidences,
@@ -245,10 +245,7 @@ def _seconds(records: Sequence[JudgmentRecord]) -> float:
 
 def _gold(records: Sequence[JudgmentRecord], gold: dict[str, Tiers]) -> Interval:
     asked = [r for r in records if r.item_id in gold]
-    right = 0
-    for record in asked:
-        places = place(record.tiers)
-        right += all(places[a] < places[b] for a, b in strict_pairs(gold[record.item_id]))
+    right = sum(follows_key(record.tiers, gold[record.item_id]) for record in asked)
     return wilson_interval(right, len(asked))
 
 

@@ -41,7 +41,7 @@ class Shell {
   }
 
   showProgress(counts) {
-    this.line.textContent = t("progress.line", counts);
+    this.line.textContent = t(counts.round ? "progress.round" : "progress.line", counts);
     this.line.dataset.today = counts.today;
     this.bar.max = Math.max(1, counts.total);
     this.bar.value = counts.done;

@@ -16,6 +16,8 @@ export class ServerError extends Error {
   }
 }
 
+// "Today" begins at this reader's midnight.
+const ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
 const TIMEOUT_MS = 20_000;
 
 // All tabs of a browser share one login. Each call says whom this page was loaded for, so that nothing of one person
@@ -28,7 +30,7 @@ export function speakFor(id, whenOther) {
 }
 
 function request(name, body) {
-  const headers = me ? { "X-Rlhf-Person": me } : {};
+  const headers = { "X-Rlhf-Zone": ZONE, ...(me ? { "X-Rlhf-Person": me } : {}) };
   const options = { method: "GET", headers, credentials: "same-origin" };
   if (body === undefined) return [`/api/${name}`, options];
   headers["Content-Type"] = "application/json";

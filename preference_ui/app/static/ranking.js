@@ -69,6 +69,7 @@ export class RankingPage {
 
   // `draft` stands in for what was kept of the task.
   show(answer, { revising = false, draft = null } = {}) {
+    this.standing = answer.standing;
     this.onProgress(answer.progress);
     this.task = answer.task;
     this.questions = answer.questions;
@@ -94,7 +95,8 @@ export class RankingPage {
   }
 
   nothing() {
-    return h("div", { class: "nothing" }, this.status, h("h2", { tabindex: "-1" }, t("task.none.title")), h("p", {}, t("task.none.text")),
+    const why = this.standing === "qualified" ? "none" : "review";
+    return h("div", { class: "nothing" }, this.status, h("h2", { tabindex: "-1" }, t(`task.${why}.title`)), h("p", {}, t(`task.${why}.text`)),
       h("div", { class: "row" },
         h("button", { type: "button", class: "button primary", onclick: () => this.guarded(() => this.load("task", {})) }, t("task.none.again")),
         h("button", { type: "button", class: "button", onclick: () => this.undo() }, t("undo.button"))));

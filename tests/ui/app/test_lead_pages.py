@@ -115,7 +115,7 @@ def test_lead_decides_and_admits(lead_site: tuple[Server, Store], visit: Callabl
         page.get_by_label("Share of gold tasks").fill("0.9")
         page.get_by_label("Share of repeated tasks").fill("0.9")
         page.get_by_role("button", name="Save the settings").click()
-        page.wait_for_selector("text=at most 1 together with repeat_rate")
+        page.wait_for_selector("text=at most 1 together with the share of repeated tasks")
         page.get_by_label("Share of repeated tasks").fill("0.05")
         page.get_by_role("button", name="Save the settings").click()
         page.wait_for_selector("text=The settings are saved")

@@ -137,7 +137,11 @@ def test_a_task_tells_whose_letters_a_reason_speaks_of(
             assert vote.shown["ABCD".index(letter)] == best and f"{letter} is best" in words
             first_words = re.split(r"\W+", snapshot.texts[best].strip())[:2]
             assert all(word in texts[int(number) - 1] for word in first_words)
-            assert f"{vote.handle} " in words and "⚑ pii" in words and f"helpful – {number} ({letter}): 7" in words
+            assert (
+                f"{vote.handle} " in words
+                and "⚑ Personal data" in words
+                and f"Helpful – {number} ({letter}): 7" in words
+            )
             assert ("None is acceptable" in words) is vote.all_bad
         assert page.evaluate("[...document.querySelectorAll('.katex')].every(k => k.textContent.length < 40)")
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import preference_ui
+from preference_ui.app.lead_votes import label, skip_words
+from preference_ui.app.refusal import in_words
+from preference_ui.errors import ConfigError, DataError
 from preference_ui.i18n import LOCALES, catalogue, negotiate, translate
 from preference_ui.render import direction, markdown_html, plain_html
+from preference_ui.settings import Axis, ProjectSettings
 
 _TAGS = set(
     re.findall(
@@ -118,3 +124,51 @@ def test_the_browsers_wish_chooses_the_locale() -> None:
     assert negotiate("da;q=0, fr") == "en"
     assert negotiate("x;q=nonsense,;,") == "en"
     assert translate("da", "progress.line", today=1, mine=2, done=3, total=4) == "I dag 1 · af mig 2 · projektet 3 af 4"
+
+
+def test_every_refusal_has_words_in_every_language() -> None:
+    """What routes answer with, and what errors name, stands in the catalogues."""
+    source = "".join(path.read_text("utf-8") for path in Path(preference_ui.__file__).parent.glob("**/*.py"))
+    codes = set(re.findall(r'"error": "(\w+)"', source)) | set(re.findall(r'\(\w+, "(\w+)", 4\d\d\)', source))
+    assert {"too_large", "rate", "server", "conflict", "late"} <= codes
+    # Logged out is a state of the page, and no page asks for what is not there.
+    wanted = {f"error.{code}" for code in codes - {"login", "not_found"}}
+    worded = set(re.findall(r'Worded\w+Error\(\s*(?:f?"(?:[^"\\]|\\.)*"|\w+),\s*f?"([\w.{}]+)"', source))
+    assert {"taken", "setting.{key}", "zone", "character"} <= worded
+    wanted |= {f"lead.refused.{key}" for key in worded if "{" not in key}
+    for locale in LOCALES:
+        assert wanted <= set(catalogue(locale)), wanted - set(catalogue(locale))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"overlap": 0}, {"adaptive_extra": -1}, {"gold_rate": 2}, {"gold_rate": 0.9, "repeat_rate": 0.9},
+     {"min_seconds": 1000}, {"axes": (Axis("a", 2, 1),)}, {"axes": (Axis("a"), Axis("a"))}, {"flags": ("x" * 25,)},
+     {"strength_margins": (1.0, 0.5)}, {"time_zone": ""}],
+)  # fmt: skip
+def test_every_rule_of_the_settings_has_words(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="project setting") as caught:
+        ProjectSettings(**bad)  # type: ignore[arg-type]
+    said = {str(in_words(catalogue(locale), caught.value)) for locale in LOCALES}
+    assert len(said) == len(LOCALES) and not any(name in words for name in bad for words in said)
+
+
+def test_an_error_is_said_in_the_readers_language() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ProjectSettings(gold_rate=0.9, repeat_rate=0.9)
+    assert str(in_words(catalogue("da"), caught.value)) == (
+        "Andel guldopgaver (0 til 1): højst 1 sammen med andelen af gentagne opgaver."
+    )
+    with pytest.raises(ConfigError) as caught:
+        ProjectSettings(min_seconds=20, lease_seconds=10)
+    assert str(in_words(catalogue("en"), caught.value)).startswith("Fewest seconds per task: must be 0 or more")
+    assert "project setting" in str(caught.value), "the command line says it as before"
+    assert str(in_words(catalogue("zh"), DataError("no item 'x'"))) == "未执行：有内容不符合要求。详情：no item 'x'"
+
+
+def test_codes_of_the_page_are_words_on_the_leads_pages() -> None:
+    texts = catalogue("da")
+    assert label(texts, "flag", "pii") == "Personoplysninger" and label(texts, "axis", "our_own") == "our_own"
+    assert skip_words(texts, "unclear") == texts["skip.unclear"]
+    assert skip_words(texts, "other: kan ikke se den") == f"{texts['skip.other']}: kan ikke se den"
+    assert skip_words(texts, "button") == "button" and skip_words(texts, "too long: really") == "too long: really"

@@ -12,7 +12,7 @@ from preference_ui import auth, passwords
 from preference_ui.auth import login, logout, require_role, session_person
 from preference_ui.backup import verify
 from preference_ui.db import Store, open_store
-from preference_ui.errors import AuthError, ConfigError, LockedOut
+from preference_ui.errors import AuthError, ConfigError, LockedOut, StaleAccount
 from preference_ui.models import AuthSession
 from preference_ui.people import create_annotator, get_annotator, update_annotator
 
@@ -167,6 +167,16 @@ def test_roles_and_bad_accounts(store: Store) -> None:
         with pytest.raises(ConfigError):
             create_annotator(store, **bad)  # type: ignore[arg-type]
     assert get_annotator(store, reviewer.id).role == "reviewer"
+
+
+def test_an_account_is_not_changed_from_an_older_view(store: Store) -> None:
+    seen = create_annotator(store, "ann")
+    update_annotator(store, seen.id, actor="one", active=False)
+    with pytest.raises(StaleAccount, match="'ann' was changed meanwhile"):
+        update_annotator(store, seen.id, actor="other", role="reviewer", seen=seen)
+    now = get_annotator(store, seen.id)
+    assert (now.role, now.active) == ("annotator", False)
+    assert update_annotator(store, seen.id, actor="other", role="reviewer", seen=now).role == "reviewer"
 
 
 def test_unknown_accounts_cost_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 from store_helpers import MakeProject, by_text, claim, item_spec, people
 
@@ -23,7 +23,7 @@ from preference_ui.backup import backup, verify
 from preference_ui.db import Store, open_store
 from preference_ui.errors import ConfigError, StoreError
 from preference_ui.filesystem import filesystem_type, refuse_network_filesystem
-from preference_ui.models import Event, Item, Judgment, Lease
+from preference_ui.models import Event, Item, Judgment, Lease, Project
 from preference_ui.people import ensure_annotator
 from preference_ui.projects import add_items, create_project
 from preference_ui.settings import ProjectSettings
@@ -315,3 +315,15 @@ def test_the_server_of_this_suite_is_postgresql(postgres_server: str) -> None:
     with psycopg.connect(postgres_server) as connection:
         version = connection.execute("SELECT version()").fetchone()
     assert version is not None and version[0].startswith("PostgreSQL")
+
+
+def test_a_write_that_the_database_never_takes_is_an_error_of_the_store(
+    store: Store, make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preference_ui.db.time.sleep", lambda _: None)
+    project = make_project(1)
+    taken = insert(Project).values(
+        id=project.id, name="another", guideline_version=1, settings_json="{}", created=store.clock()
+    )
+    with pytest.raises(StoreError, match="did not take the write"):
+        store.transact(lambda tx: tx.session.execute(taken) and None)

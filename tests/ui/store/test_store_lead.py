@@ -13,10 +13,10 @@ from sqlalchemy import event
 from store_helpers import MakeProject, by_text, claim, people, shown
 
 from preference_ui import commands, queue
-from preference_ui.app.lead_settings import NUMBERS, SWITCHES, read_form
+from preference_ui.app.lead_settings import NUMBERS, SWITCHES, form_values, read_form
 from preference_ui.backup import verify
 from preference_ui.db import Store
-from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline
+from preference_ui.errors import AlreadyDecided, ConfigError, DataError, StaleGuideline, StaleSettings
 from preference_ui.export import export_preferences, read_snapshot
 from preference_ui.guidelines import publish_guideline
 from preference_ui.models import DatasetVersion
@@ -167,10 +167,28 @@ def test_margins_of_past_votes_outlive_the_question(store: Store, make_project: 
     settings = project.settings
     for asked in (False, True):
         form = [getattr(settings, name) for name in (*NUMBERS, *SWITCHES)]
-        settings = read_form(settings, (*form, 15.0, 1.0, asked, "", ""))
+        settings = read_form(settings, (*form, 15.0, 1.0, asked, "", "", "UTC"))
         update_settings(store, project.id, settings, actor=ann)
         assert settings.strength_margins == margins and settings.strength_levels == (3 if asked else 0)
         assert [row.margin for row in export_preferences(store, "helpline")] == [2.0]
+
+
+def test_the_form_writes_what_was_changed_over_what_it_was_filled_with(store: Store, make_project: MakeProject) -> None:
+    project = make_project(1, repeat_after_seconds=1.0, lease_seconds=100.0, flags=("pii",))
+    shown = form_values(project.settings)
+    assert (shown["repeat_days"], shown["lease_minutes"]) == (0.0, 1.6667), "rounded"
+    assert read_form(project.settings, tuple((shown | {"flags": "pii\r\n"}).values())) == project.settings
+    changed = read_form(project.settings, tuple((shown | {"max_skips": 9}).values()))
+    assert changed == replace(project.settings, max_skips=9)
+    for bad, words in (({"lease_minutes": 4}, "at least 5"), ({"overlap": None}, "needs a number"),
+                       ({"axes": "a b"}, "must be a name"), ({"time_zone": "Mars"}, "no time zone")):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            read_form(project.settings, tuple((shown | bad).values()))
+    theirs = replace(project.settings, overlap=3)
+    update_settings(store, project.id, theirs, actor="one", based_on=project.settings)
+    with pytest.raises(StaleSettings, match="changed meanwhile"):
+        update_settings(store, project.id, changed, actor="other", based_on=project.settings)
+    assert get_project(store, project.id).settings == theirs
 
 
 def test_a_version_is_rebuilt_with_the_margins_that_it_was_frozen_with(store: Store, make_project: MakeProject) -> None:

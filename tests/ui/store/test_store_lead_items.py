@@ -13,7 +13,7 @@ from preference_ui import commands, queue
 from preference_ui.backup import verify
 from preference_ui.cli import build_parser
 from preference_ui.db import Store
-from preference_ui.errors import DataError
+from preference_ui.errors import DataError, StaleItem
 from preference_ui.events import tail
 from preference_ui.export import export_preferences
 from preference_ui.items import PAGE_SIZE, change_item, find_items
@@ -66,6 +66,18 @@ def test_an_item_leaves_the_queue_and_comes_back(store: Store, make_project: Mak
         with pytest.raises(DataError):
             change_item(store, "helpline", actor="lead", **wrong)
     assert verify(store).ok
+
+
+def test_a_change_from_an_older_view_is_refused(store: Store, make_project: MakeProject) -> None:
+    make_project(1)
+    (line,) = find_items(store, "helpline").lines
+    change_item(store, "helpline", line.item_id, actor="one", retired=True, seen=(0.0, False))
+    for change in ({"priority": 1.0}, {"retired": False}):
+        with pytest.raises(StaleItem, match="changed meanwhile"):
+            change_item(store, "helpline", line.item_id, actor="other", seen=(0.0, False), **change)
+    change_item(store, "helpline", line.item_id, actor="other", priority=1.0, seen=(0.0, True))
+    (line,) = find_items(store, "helpline").lines
+    assert (line.state, line.priority) == ("retired", 1.0)
 
 
 def test_votes_set_aside_leave_everything_but_frozen_versions(store: Store, make_project: MakeProject) -> None:

@@ -82,7 +82,7 @@ def _plans(store: Store) -> Iterator[list[str]]:
             plans.append("\n".join(str(row[-1]) for row in rows) + f"\n-- {statement}")
 
 
-@pytest.mark.parametrize("act", ["normal", "gold", "undo", "import"])
+@pytest.mark.parametrize("act", ["normal", "onward", "gold", "undo", "import"])
 def test_no_plan_sorts_or_reads_a_whole_table(store: Store, make_project: MakeProject, act: str) -> None:
     project = make_project(0, gold_rate=1.0 if act == "gold" else 0.0, repeat_after_seconds=0)
     _fill(store, project.id)
@@ -91,15 +91,25 @@ def test_no_plan_sorts_or_reads_a_whole_table(store: Store, make_project: MakePr
     queue.submit(store, bo, task.lease_id, by_text(task))
     actions: dict[str, Callable[[], object]] = {
         "normal": lambda: claim(store, ann),
+        "onward": lambda: claim(store, ann),
         "gold": lambda: claim(store, ann),
         "undo": lambda: queue.last_decided(store, "helpline", bo),
         "import": lambda: add_items(store, project.id, [item_spec(1)]),
     }
+    if act == "onward":
+        task = claim(store, ann)
+        queue.submit(store, ann, task.lease_id, by_text(task))
     with _plans(store) as plans:
         actions[act]()
     assert plans
     bad = BAD["postgresql" if store.is_postgres else "sqlite"]
     large = [plan for plan in plans if not any(words in plan for words in FEW)]
     assert [plan for plan in large if any(word in plan.split("\n-- ")[0] for word in bad)] == []
-    needed = {"normal": "ix_item_queue", "gold": "ix_item_gold", "undo": "ix_lease_decided", "import": "ix_item_prompt"}
+    needed = {
+        "normal": "ix_item_queue",
+        "onward": "ix_item_queue",
+        "gold": "ix_item_gold",
+        "undo": "ix_lease_decided",
+        "import": "ix_item_prompt",
+    }
     assert any(needed[act] in plan for plan in plans)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime
 
 import pytest
 from store_helpers import Clock, MakeProject, by_text, claim, count, item_of, item_spec, people, undo
@@ -11,9 +13,11 @@ from preference_ui import progress as progress_module
 from preference_ui import queue
 from preference_ui.db import Store
 from preference_ui.models import Item
+from preference_ui.overview import overview
 from preference_ui.progress import Progress, ProgressLines
-from preference_ui.projects import add_items
+from preference_ui.projects import add_items, update_settings
 from preference_ui.reviews import decide
+from preference_ui.zones import zone_of
 
 Reader = Callable[[str], Progress]
 # Today, mine, done, total.
@@ -140,3 +144,29 @@ def test_what_others_did_is_read_now_and_then(store: Store, make_project: MakePr
     assert lines.of("helpline", bo).project_done == 1
     clock.advance(progress_module.REFRESH_SECONDS)
     assert lines.of("helpline", ann).project_done == 1
+
+
+def test_days_turn_at_midnight_where_people_are(store: Store, make_project: MakeProject, clock: Clock) -> None:
+    """An answer at 23:30 UTC is of the next day in Copenhagen, and of the same day in Los Angeles."""
+    project = make_project(2)
+    (ann,) = people(store, "ann")
+    clock.now = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
+    task = claim(store, ann)
+    queue.submit(store, ann, task.lease_id, by_text(task))
+    lines = ProgressLines(store)
+
+    def today(zone: str) -> tuple[int, int]:
+        where = zone_of(zone)
+        return lines.of("helpline", ann, where).mine_today, queue.progress(store, "helpline", ann, where).mine_today
+
+    clock.now = datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
+    assert {zone: today(zone) for zone in ("UTC", "Europe/Copenhagen", "America/Los_Angeles", "../etc/passwd", "")} == {
+        "UTC": (0, 0), "Europe/Copenhagen": (1, 1), "America/Los_Angeles": (1, 1), "../etc/passwd": (0, 0), "": (0, 0),
+    }  # fmt: skip
+    clock.now = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+    assert today("America/Los_Angeles") == (0, 0)
+    # The lead's days are the project's.
+    assert overview(store, "helpline").per_day[0] == (date(2026, 3, 1), 1)
+    update_settings(store, project.id, replace(project.settings, time_zone="Europe/Copenhagen"), actor="lead")
+    seen = overview(store, "helpline")
+    assert (seen.per_day, seen.today) == ([(date(2026, 3, 2), 1)], 1)

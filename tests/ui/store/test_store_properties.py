@@ -97,6 +97,8 @@ class Schedule:
             assert item.active + item.done <= item.needed <= OVERLAP + EXTRA
             if item.state == "done":
                 assert item.done >= item.needed
+            elif item.active + item.done < item.needed:
+                assert "surplus" not in states, "a late vote takes the place that is free"
             who = [lease.annotator_id for lease in by_item[item.id]]
             assert len(who) == len(set(who))
         active = [lease.annotator_id for lease in leases if lease.state == "active"]

@@ -69,6 +69,22 @@ def test_pressing_twice_takes_back_one(store: Store, make_project: MakeProject, 
     assert lease_row(store, first).state == "done"
 
 
+def test_a_vote_sent_again_after_its_undo_brings_the_task_that_is_held(store: Store, make_project: MakeProject) -> None:
+    """The answer to the first sending was lost, and another tab took the vote back before it was sent again."""
+    make_project(3)
+    (ann,) = people(store, "ann")
+    task = claim(store, ann)
+    vote = by_text(task)
+    queue.submit(store, ann, task.lease_id, vote, claim_next=True)
+    undone = queue.withdraw(store, ann, task.lease_id)
+    for _ in range(2):
+        again = queue.submit(store, ann, task.lease_id, vote, claim_next=True)
+        assert again.duplicate and again.next is not None
+        assert (again.next.lease_id, again.next.revision) == (task.lease_id, undone.revision)
+    assert queue.submit(store, ann, task.lease_id, vote, undone.revision).counted
+    assert verify(store).ok
+
+
 def test_undo_keeps_to_its_project(store: Store, make_project: MakeProject, clock: Clock) -> None:
     make_project(2)
     create_project(store, "other")

@@ -36,7 +36,7 @@ def _records(num_prompts: int, raters: list[str]) -> list[JudgmentRecord]:
                 repeat_of_lease_id=None, annotator_id=rater, handle=rater, prompt_sha256=sha256_text(str(prompt)),
                 topic="", tiers=tuple((name,) for name in names), shown=names, margin=0.0, strength=None, all_bad=False,
                 rationale="", active_ms=1, wall_ms=1, guideline_version=1, revision=1,
-                created=datetime(2026, 1, 1, tzinfo=UTC), first_event=number,
+                created=datetime(2026, 1, 1, tzinfo=UTC), answered=datetime(2026, 1, 1, tzinfo=UTC), first_event=number,
             ))  # fmt: skip
     return records
 

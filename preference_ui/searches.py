@@ -1,0 +1,133 @@
+"""The next item for a person, in the order in which items are given.
+
+A search passes over the person's own items, all of them: where two votes are asked for, they stay open and stand first.
+So the place where a person's last search ended is remembered. Whatever stands before it was no task for this person
+then; the event chain tells what has become one since, and the search goes on from there. A search from the start
+follows when it finds nothing, and now and then, for reservations that ran out and rows that somebody held locked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Engine, bindparam, select
+
+from preference_ui.events import Transaction
+from preference_ui.models import Event, Item, Lease
+
+_FRESH = {"populate_existing": True}
+# More changes than these are dearer to look through than a new search; older places are forgotten.
+MAX_EVENTS, MAX_AGE = 300, timedelta(minutes=10)
+
+ROOM = select(Item).where(
+    Item.project_id == bindparam("project"),
+    Item.state == "open",
+    (Item.kind == "gold") | (Item.active + Item.done < Item.needed),
+)
+_UNSEEN = (
+    ROOM.where(
+        Item.kind == bindparam("kind"),
+        Item.reserved_until.is_(None) | (Item.reserved_until <= bindparam("now")),
+        ~select(Lease.id).where(Lease.item_id == Item.id, Lease.annotator_id == bindparam("who")).exists(),
+    )
+    .limit(1)
+    .with_for_update(of=Item, skip_locked=True)
+    .execution_options(**_FRESH)
+)
+# Items that others began come first, so that the overlap of an item is complete soon.
+_NEXT_NORMAL = _UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
+# Gold stays open for everybody: its count of answers must not decide what comes next.
+NEXT_GOLD = _UNSEEN.order_by(Item.priority.desc(), Item.id)
+# On from a place, as three ranges of the index: what is as far and as urgent, as far and less urgent, less far.
+_ONWARD = (
+    _NEXT_NORMAL.where(
+        Item.done == bindparam("done"), Item.priority == bindparam("priority"), Item.id >= bindparam("last")
+    ),
+    _NEXT_NORMAL.where(Item.done == bindparam("done"), Item.priority < bindparam("priority")),
+    _NEXT_NORMAL.where(Item.done < bindparam("done")),
+)
+# By their ids alone: together with the queue's columns SQLite would rather walk the queue.
+_CHANGED = select(Item.id, Item.done, Item.priority).where(Item.id.in_(bindparam("changed", expanding=True)))
+_ONE = _UNSEEN.where(Item.id == bindparam("item"))
+_SINCE = (
+    select(Event.action, Event.entity, Event.entity_id, Event.payload_json)
+    .where(Event.seq > bindparam("seq"))
+    .order_by(Event.seq)
+    .limit(MAX_EVENTS + 1)
+)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a search ended, at which event of the chain, and which items have changed since and stand before it."""
+
+    done: int
+    priority: float
+    last: str
+    seq: int
+    until: datetime
+    changed: frozenset[str] = frozenset()
+
+    def place(self) -> dict[str, Any]:
+        return {"done": self.done, "priority": self.priority, "last": self.last}
+
+
+_ends: WeakKeyDictionary[Engine, dict[tuple[str, str], _End]] = WeakKeyDictionary()
+
+
+def next_normal(tx: Transaction, annotator_id: str, project_id: str) -> Item | None:
+    """The first normal item with room that the annotator has not had, locked."""
+    ends = _ends.setdefault(tx.engine, {})
+    key = (project_id, annotator_id)
+    who = {"who": annotator_id, "project": project_id, "now": tx.now, "kind": "normal"}
+    end = _with_changes(tx, ends.pop(key, None))
+    if end is not None:
+        found = _changed(tx, end, who)
+        if found is not None:
+            # The others that changed, and this one should the transaction fail, are looked at the next time.
+            ends[key] = end
+            return found
+        end = replace(end, changed=frozenset())
+    found = _first(tx, _ONWARD, who | end.place()) if end is not None else None
+    until = end.until if found is not None and end is not None else tx.now + MAX_AGE
+    found = found or _first(tx, [_NEXT_NORMAL], who)
+    if found is not None:
+        ends[key] = _End(found.done, found.priority, found.id, tx.head_seq, until)
+    return found
+
+
+def _changed(tx: Transaction, end: _End, who: dict[str, Any]) -> Item | None:
+    """The first of the changed items before the place that is one for this person now."""
+    rows = tx.run(_CHANGED, {"changed": sorted(end.changed)}).all() if end.changed else []
+    before = (-end.done, -end.priority, end.last)
+    for *_, item_id in sorted(place for row in rows if (place := (-row.done, -row.priority, row.id)) < before):
+        found = _first(tx, [_ONE], who | {"item": item_id})
+        if found is not None:
+            return found
+    return None
+
+
+def _first(tx: Transaction, queries: Iterable[Any], values: dict[str, Any]) -> Item | None:
+    for query in queries:
+        found: Item | None = tx.session.scalars(query, values).first()
+        if found is not None:
+            return found
+    return None
+
+
+def _with_changes(tx: Transaction, end: _End | None) -> _End | None:
+    """The place with the items that changed since; None when it says too little by now."""
+    if end is None or not end.until - MAX_AGE <= tx.now < end.until:
+        return None
+    rows = tx.run(_SINCE, {"seq": end.seq}).all()
+    if len(rows) > MAX_EVENTS or any(row.action == "items.add" for row in rows):
+        return None
+    events: list[Any] = [*rows, *tx.pending]
+    items = {e.entity_id if e.entity == "item" else json.loads(e.payload_json).get("item") for e in events}
+    changed = end.changed | {item for item in items if item}
+    return replace(end, seq=tx.head_seq, changed=changed) if len(changed) <= MAX_EVENTS else None
