@@ -27,6 +27,7 @@ from preference_ui.sampling import CANDIDATES_FILE, SampleOrder, chosen_project,
 from preference_ui.set_aside import restore, set_aside
 from preference_ui.settings import ProjectSettings
 from preference_ui.statistics import Interval, ProjectReport, project_report
+from preference_ui.statistics.report import RaterReport
 from preference_ui.versions import freeze
 
 Place = Store | str | Path | None
@@ -257,6 +258,10 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
+def _beta(rater: RaterReport) -> str:
+    return "-" if math.isnan(rater.beta) else f"{rater.beta:.2f} ± {rater.beta_error:.2f}"
+
+
 def _range(interval: Interval, percent: bool = True) -> str:
     if math.isnan(interval.value):
         return "-"
@@ -282,7 +287,7 @@ def prefs_stats(place: Place, project: str) -> list[Table]:
     ]  # fmt: skip
     raters = [
         (x.handle, str(x.votes), _number(x.median_seconds), _share(x.agreement_with_others), _range(x.gold_accuracy),
-         _share(x.self_consistency.value), f"{x.beta:.2f} ± {x.beta_error:.2f}", _number(x.reliability))
+         _share(x.self_consistency.value), _beta(x), _number(x.reliability))
         for x in r.raters]  # fmt: skip
     columns = ("rater", "votes", "seconds", "agreement", "gold", "self", "beta", "weight")
     kappa = [
