@@ -228,7 +228,7 @@ def open_store(
                 raise StoreError(f"no preference store at {path}; create one with `rlhf prefs import`")
             path.parent.mkdir(parents=True, exist_ok=True)
         files = files or path.with_name(path.name + ".versions")
-    store = Store(engine, Path(files or "runs/versions"), clock, rng or random.SystemRandom())
+    store = Store(engine, Path(files or "runs/versions").absolute(), clock, rng or random.SystemRandom())
     try:
         _bring_up_to_date(store, create)
     except (OperationalError, DBAPIError) as error:

@@ -121,6 +121,12 @@ def head(session: Session) -> tuple[int, str]:
     return (row.seq, row.hash) if row else (0, GENESIS)
 
 
+def event_at(session: Session, seq: int) -> tuple[int, str]:
+    """An event's sequence number and hash; (0, GENESIS) when there is none. The first one is the store's origin."""
+    row = session.execute(select(Event.seq, Event.hash).where(Event.seq == seq)).first()
+    return (row.seq, row.hash) if row else (0, GENESIS)
+
+
 def tail(session: Session, after: int, limit: int = 1000) -> Sequence[Event]:
     """Events after ``after`` in commit order: the outbox. Keep the last ``seq`` seen and call again."""
     return session.scalars(select(Event).where(Event.seq > after).order_by(Event.seq).limit(limit)).all()
