@@ -48,8 +48,8 @@ def _shown(lead: LeadPage, entry: InboxEntry | None) -> tuple[str, Shown]:
     return page, Shown(entry.item_id, entry.num_decisions)
 
 
-def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[GuidelineBox, Any]:
-    """Add the tab's contents to a page that is being built.
+def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[GuidelineBox, Any]:
+    """Add the contents to a tab that is being built. Nothing is read before somebody opens it.
 
     Returns:
         Its box for a new guideline, and the event of a decision.
@@ -57,12 +57,12 @@ def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[G
     site, say = lead.site, lead.say
     pick = gr.Dropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
     board = gr.HTML(apply_default_css=False)
-    shown, loaded = gr.State(Shown()), gr.State(Loaded())
+    shown, loaded, opened = gr.State(Shown()), gr.State(Loaded()), gr.State(False)
     verdict = gr.Radio(
         [(say(f"inbox.{name}"), name) for name in VERDICTS], value=VERDICTS[0], label=say("inbox.verdict")
     )
     note = gr.Textbox(label=say("inbox.note"), lines=2, max_length=5000)
-    words = gr.Textbox(label=say("inbox.new_guideline"), lines=8, max_length=100_000)
+    words = gr.Textbox("", label=say("inbox.new_guideline"), lines=8, max_length=100_000)
     retire = gr.Checkbox(label=say("inbox.retire"))
     button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
 
@@ -71,10 +71,12 @@ def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[G
         first = found[0] if found else None
         return gr.update(choices=_choices(lead, found), value=first.item_id if first else None), *_shown(lead, first)
 
-    def load(request: gr.Request) -> tuple[Any, str, Shown, str, Loaded]:
+    def load(before: bool, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
+        if before:  # what a lead has typed or chosen outlives a look at another tab
+            return gr.skip()
         now = in_force(lead)
-        return *entries(), now.text, now
+        return *entries(), now.text, now, True
 
     def choose(item: str | None, request: gr.Request) -> tuple[str, Shown]:
         lead.caller(request, "reviewer")
@@ -94,7 +96,7 @@ def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[G
             return *entries(), text, before, why, out
         return *entries(), words_after, now, "", False
 
-    page.load(refusable(load), None, [pick, board, shown, words, loaded], **event)
+    tab.select(refusable(load), opened, [pick, board, shown, words, loaded, opened], **event)
     pick.input(refusable(choose), pick, [board, shown], **event)
     done = button.click(
         refusable(rule), [shown, verdict, note, words, loaded, retire],

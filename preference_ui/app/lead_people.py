@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from preference_ui.app.dashboard import number
+from preference_ui.app.dashboard import POLL_SECONDS, Look, number
 from preference_ui.app.refusal import Refusal, refusable
 from preference_ui.errors import ConfigError, DataError
 from preference_ui.people import Person, create_annotator, get_annotator, list_annotators, update_annotator
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _ROLES = ("annotator", "reviewer", "admin")
 
 
-def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
-    raters = {r.annotator_id: r for r in lead.dashboard.figures(renew=renew)[1].raters}
+def _people_html(lead: LeadPage, look: Look) -> str:
+    raters = {r.annotator_id: r for r in look.figures.report.raters} if look.figures else {}
     heads = ("name", "role", "active", "answers", "reliability")
     lines = []
     for person in list_annotators(lead.site.store):
@@ -29,19 +29,27 @@ def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
             person.handle,
             lead.texts[f"role.{person.role}"],
             "✓" if person.active else "–",
-            str(found.votes if found else 0),
+            "–" if look.figures is None else str(found.votes if found else 0),
             number(found.beta) if found else "–",
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th scope='col'>{html.escape(lead.say(f'people.{name}'))}</th>" for name in heads)
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="rlhf"><table class="people">{body}</table></div>'
+    status = lead.dashboard.status(lead.locale, look)
+    return f'<div class="rlhf">{status}<table class="people">{body}</table></div>'
 
 
-def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
-    """Add the tab's contents to a page that is being built."""
+def _table(lead: LeadPage, *, renew: bool = False) -> tuple[str, Any]:
+    """The table with the figures that there are, and the timer that asks for later ones."""
+    look = lead.dashboard.look(renew=renew)
+    return _people_html(lead, look), gr.Timer(active=look.running)
+
+
+def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
+    """Add the contents to a tab that is being built. Nothing is read before somebody opens it."""
     roles = [(lead.texts[f"role.{role}"], role) for role in _ROLES]
     table, asked = gr.HTML(apply_default_css=False), gr.State("")
+    timer = gr.Timer(POLL_SECONDS, active=False)
     with gr.Row():
         with gr.Column():
             gr.Markdown(f"## {lead.say('people.new')}")
@@ -65,12 +73,16 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
                 sure = gr.Button("", variant="stop", visible=False)
                 undo = gr.Button(lead.say("people.aside.undo"))
 
-    def load(request: gr.Request) -> tuple[str, Any]:
+    def load(request: gr.Request) -> tuple[str, Any, Any]:
         lead.caller(request, "reviewer")
         people = [(p.handle, p.id) for p in list_annotators(lead.site.store)]
-        return _people_html(lead), gr.update(choices=people)
+        return *_table(lead), gr.update(choices=people)
 
-    def insert(handle: str, kind: str, secret: str, request: gr.Request) -> tuple[str, Any, str, str]:
+    def tick(request: gr.Request) -> Any:
+        lead.caller(request, "reviewer")
+        return gr.skip() if lead.dashboard.look().running else _table(lead)
+
+    def insert(handle: str, kind: str, secret: str, request: gr.Request) -> tuple[str, Any, Any, str, str]:
         boss = lead.caller(request, "admin")
         try:
             person = create_annotator(
@@ -127,7 +139,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         except DataError as error:
             raise Refusal(str(error)) from error
         gr.Info(html.escape(lead.say("people.aside.done", count=count, name=person.handle)))
-        return _people_html(lead, renew=True), "", gr.update(visible=False), ""
+        return *_table(lead, renew=True), "", gr.update(visible=False), ""
 
     def take_back(person_id: str | None, request: gr.Request) -> Any:
         boss, person = chosen(person_id, request)
@@ -135,12 +147,13 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         if not count:
             raise Refusal(lead.say("people.aside.none"))
         gr.Info(html.escape(lead.say("people.aside.undone", count=count, name=person.handle)))
-        return _people_html(lead, renew=True)
+        return _table(lead, renew=True)
 
-    page.load(refusable(load), None, [table, who], **event)
+    tab.select(refusable(load), None, [table, timer, who], **event)
+    timer.tick(refusable(tick), None, [table, timer], **event | {"show_progress": "hidden"})
     who.input(refusable(pick), who, [new_role, active], **event)
     ask.click(refusable(confirm), [who, why], [sure, asked], **event)
-    sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
-    undo.click(refusable(take_back), who, table, **event)
-    add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
-    change.click(refusable(edit), [who, new_role, active, new_password], [table, who, new_password], **event)
+    sure.click(refusable(put_aside), [who, asked, why], [table, timer, why, sure, asked], **event)
+    undo.click(refusable(take_back), who, [table, timer], **event)
+    add.click(refusable(insert), [name, role, password], [table, timer, who, name, password], **event)
+    change.click(refusable(edit), [who, new_role, active, new_password], [table, timer, who, new_password], **event)
