@@ -198,15 +198,13 @@ def pair_options(store: Store, project: str, votes: str, ties: str, weight_by_re
 def report_of(store: Store, project: str) -> ProjectReport:
     """The project's statistics, gold keys included; for leads, never for the voting page."""
     with store.read() as session:
-        return report_from(session, read_snapshot(session, project))
+        snapshot = read_snapshot(session, project, texts=False)
+        gold = gold_keys(session, snapshot.project.id)
+    return project_report(snapshot, gold)
 
 
-def report_from(session: Session, snapshot: Snapshot) -> ProjectReport:
-    """``report_of`` on a snapshot that this session has read."""
-    return project_report(snapshot, _gold_keys(session, snapshot.project.id))
-
-
-def _gold_keys(session: Session, project_id: str) -> dict[str, Tiers]:
+def gold_keys(session: Session, project_id: str) -> dict[str, Tiers]:
+    """Expected tiers per gold item id; for leads, never for the voting page."""
     query = select(GoldKey).join(Item, Item.id == GoldKey.item_id).where(Item.project_id == project_id)
     return {key.item_id: json.loads(key.tiers_json) for key in session.scalars(query)}
 
@@ -291,7 +289,8 @@ def prefs_stats(place: Place, project: str) -> list[Table]:
         for x in r.raters]  # fmt: skip
     columns = ("rater", "votes", "seconds", "agreement", "gold", "self", "beta", "weight")
     kappa = [
-        (a, b, _range(r.kappa_intervals[a, b], False), str(pairs)) for (a, b), (_, pairs) in sorted(r.kappa.items())
+        (a, b, _range(r.kappa_intervals[a, b], False) if (a, b) in r.kappa_intervals else _number(value), str(pairs))
+        for (a, b), (value, pairs) in sorted(r.kappa.items())
     ]
     topics = [(topic, str(votes)) for topic, votes in r.topics.items()]
     return [

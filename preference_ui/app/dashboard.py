@@ -12,14 +12,15 @@ from datetime import datetime
 
 from preference_ui.app import charts
 from preference_ui.app.site import Site
-from preference_ui.commands import report_from
+from preference_ui.commands import gold_keys
 from preference_ui.errors import StoreError
 from preference_ui.export import read_snapshot
 from preference_ui.i18n import translate
-from preference_ui.overview import Overview, head_of, overview_of
+from preference_ui.overview import Overview, coverage_of, head_of, overview_of
 from preference_ui.statistics.intervals import Interval
-from preference_ui.statistics.report import ProjectReport, RaterReport
+from preference_ui.statistics.report import KAPPA_RATERS, ProjectReport, RaterReport, project_report
 
+RATERS_SHOWN, ENOUGH_VOTES = 30, 10
 _TIME_EDGES = (5, 10, 20, 40, 80, 160, 320)
 
 
@@ -124,10 +125,12 @@ class Dashboard:
             seen, report, computed = old.seen, old.report, old.computed
         else:
             with self.site.store.read() as session:
-                snapshot = read_snapshot(session, self.site.project)
-                seen = overview_of(session, snapshot, self.site.store.clock().date())
-                report = report_from(session, snapshot)
+                snapshot = read_snapshot(session, self.site.project, texts=False)
+                coverage = coverage_of(session, snapshot.project.id)
+                gold = gold_keys(session, snapshot.project.id)
+            # With the reading over: it would keep the database from tidying up behind everybody who votes meanwhile.
             computed = self.site.store.clock()
+            seen, report = overview_of(snapshot, coverage, computed.date()), project_report(snapshot, gold)
         ended = time.monotonic()
         cost = ended - begun
         fresh_until = ended + max(MAX_AGE_SECONDS, _AGE_PER_COST * cost)
@@ -207,8 +210,8 @@ def _pictures(seen: Overview, report: ProjectReport, locale: str) -> list[str]:
     counts = [float(count) for _, count in seen.per_day]
     places = [chr(ord("A") + place) for place in range(len(seen.first_by_place))]
     lengths = [f"≤ {edge:g}×" if math.isfinite(edge) else f"> {_last_edge(seen):g}×" for edge, _, _ in seen.longer_wins]
-    raters = sorted(report.raters, key=lambda r: -r.beta)[:30]
-    handles = [r.handle for r in raters][:10]
+    raters, cut = _worst_raters(report)
+    handles = [r.handle for r in sorted(report.raters, key=lambda r: (-r.votes, r.handle))][:KAPPA_RATERS]
     topics = sorted(seen.topics.items(), key=lambda entry: entry[1][0] / max(1, entry[1][1]))[:20]
     return [
         picture("quality", _quality(report, locale)),
@@ -220,13 +223,25 @@ def _pictures(seen: Overview, report: ProjectReport, locale: str) -> list[str]:
         picture("length", charts.columns(lengths, [share for _, share, _ in seen.longer_wins],
                 [percent(share) for _, share, _ in seen.longer_wins], reference=0.5) if lengths else "",
                 translate(locale, "lead.bias.length", value=number(report.length_bias))),
-        picture("reliability", charts.spans([_rater_span(r) for r in raters], reference=1.0) if raters else ""),
+        picture("reliability", charts.spans([_rater_span(r) for r in raters], reference=1.0) if raters else "",
+                translate(locale, "lead.chart.reliability.cut", count=len(raters), votes=ENOUGH_VOTES) if cut else ""),
         picture("time", _times(seen.seconds)),
         picture("kappa", charts.grid(handles, _kappa_cells(report, locale)) if report.kappa else ""),
         picture("topics", charts.rows([name or "–" for name, _ in topics], [float(done) for _, (done, _) in topics],
                 [f"{done} / {needed}" for _, (done, needed) in topics],
                 totals=[float(needed) for _, (_, needed) in topics]) if topics else ""),
     ]  # fmt: skip
+
+
+def _worst_raters(report: ProjectReport) -> tuple[list[RaterReport], bool]:
+    """Raters as a picture has room for, and whether some lack. The least reliable come first: a lead looks for them.
+
+    Where not all have room, those with few votes are left out: their figures are mostly the group's.
+    """
+    known = sorted((r for r in report.raters if not math.isnan(r.beta)), key=lambda r: (r.beta, r.handle))
+    if len(known) <= RATERS_SHOWN:
+        return known, False
+    return [r for r in known if r.votes >= ENOUGH_VOTES][:RATERS_SHOWN], True
 
 
 def _rater_span(rater: RaterReport) -> charts.Span:

@@ -14,7 +14,7 @@ from preference_ui.app.lead_votes import flagged_with, task_html
 from preference_ui.app.refusal import Refusal, refusable
 from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline
 from preference_ui.people import Person
-from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of, inbox
+from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of
 
 if TYPE_CHECKING:
     from preference_ui.app.lead import LeadPage
@@ -67,7 +67,7 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
     button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
 
     def entries() -> tuple[Any, str, Shown]:
-        found = inbox(site.store, site.project)
+        found = site.inbox()
         first = found[0] if found else None
         return gr.update(choices=_choices(lead, found), value=first.item_id if first else None), *_shown(lead, first)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,8 +40,8 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(module.report_from)
-    monkeypatch.setattr(module, "report_from", gate)
+    gate = Gate(module.project_report)
+    monkeypatch.setattr(module, "project_report", gate)
     yield gate
     gate.open.set()
 
@@ -126,3 +128,19 @@ def test_a_run_that_fails_is_said_and_tried_again(
     later = time.monotonic() + 61
     monkeypatch.setattr("preference_ui.app.dashboard.time.monotonic", lambda: later)
     assert dashboard.figures()[1].votes == 1
+
+
+def test_the_least_reliable_are_drawn(place: tuple[Store, Dashboard]) -> None:
+    """Of 60 raters, three of whom click at random, and one with two votes; the picture has room for 30."""
+    _, dashboard = place
+    report = dashboard.figures()[1]
+    one = report.raters[0]
+    raters = [
+        dataclasses.replace(one, handle=f"r{n}", beta=0.01 * n if n < 3 else 1 + 0.01 * n, votes=100) for n in range(60)
+    ]
+    raters += [dataclasses.replace(one, handle="new", beta=0.001, votes=2)]
+    raters += [dataclasses.replace(one, handle="gold-only", beta=math.nan, votes=50)]
+    shown, cut = module._worst_raters(dataclasses.replace(report, raters=raters))
+    assert [r.handle for r in shown] == [f"r{n}" for n in range(30)] and cut
+    shown, cut = module._worst_raters(dataclasses.replace(report, raters=[*raters[:5], *raters[-2:]]))
+    assert [r.handle for r in shown] == ["r0", "new", "r1", "r2", "r3", "r4"] and not cut
