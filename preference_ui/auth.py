@@ -69,8 +69,9 @@ def _begin_attempt(tx: Transaction, keys: list[tuple[str, int]]) -> None:
     rows = []
     for key, free in keys:
         row = tx.session.scalar(select(LoginAttempt).where(LoginAttempt.key_sha256 == key).with_for_update())
-        if row is not None and row.locked_until is not None and row.locked_until > tx.now:
-            raise LockedOut((row.locked_until - tx.now).total_seconds())
+        wait = (row.locked_until - tx.now).total_seconds() if row is not None and row.locked_until is not None else 0.0
+        if 0 < wait <= MAX_LOCK_SECONDS:  # no lock is longer: beyond that a wrong clock set it
+            raise LockedOut(wait)
         rows.append((key, free, row))
     for key, free, row in rows:
         if row is None:
