@@ -6,6 +6,7 @@ per account and per address whether or not the account exists.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import insert, select, update
 
 from preference_ui.db import Store
-from preference_ui.errors import AuthError, LockedOut
+from preference_ui.errors import AuthError, LockedOut, StoreError
 from preference_ui.events import Transaction
 from preference_ui.ids import sha256_text
 from preference_ui.models import Annotator, AuthSession, LoginAttempt
@@ -30,6 +31,8 @@ IDLE_HOURS = 12
 ABSOLUTE_DAYS = 7
 # A session's last use is written at most this often: a page view must not cost a disk write.
 TOUCH_SECONDS = 60.0
+# Nor must it wait for one: while others write for longer, the next request notes the use.
+TOUCH_WAIT_MS = 100
 
 _RANK = {"annotator": 0, "reviewer": 1, "admin": 2}
 
@@ -66,8 +69,9 @@ def _begin_attempt(tx: Transaction, keys: list[tuple[str, int]]) -> None:
     rows = []
     for key, free in keys:
         row = tx.session.scalar(select(LoginAttempt).where(LoginAttempt.key_sha256 == key).with_for_update())
-        if row is not None and row.locked_until is not None and row.locked_until > tx.now:
-            raise LockedOut((row.locked_until - tx.now).total_seconds())
+        wait = (row.locked_until - tx.now).total_seconds() if row is not None and row.locked_until is not None else 0.0
+        if 0 < wait <= MAX_LOCK_SECONDS:  # no lock is longer: beyond that a wrong clock set it
+            raise LockedOut(wait)
         rows.append((key, free, row))
     for key, free, row in rows:
         if row is None:
@@ -168,9 +172,14 @@ def session_person(store: Store, token: str | None) -> Person | None:
             return None
         person = person_of(annotator)
     if idle > TOUCH_SECONDS:
-        touch = update(AuthSession).where(AuthSession.token_sha256 == digest)
-        store.transact(lambda tx: tx.session.execute(touch.values(last_seen=tx.now)) and None)
+        _touch(store, digest)
     return person
+
+
+def _touch(store: Store, digest: str) -> None:
+    row = update(AuthSession).where(AuthSession.token_sha256 == digest)
+    with contextlib.suppress(StoreError):
+        store.transact(lambda tx: tx.session.execute(row.values(last_seen=tx.now)) and None, wait_ms=TOUCH_WAIT_MS)
 
 
 def logout(store: Store, token: str) -> None:

@@ -34,6 +34,7 @@ from preference_ui.sampling import CANDIDATES_FILE, SampleOrder, chosen_project,
 from preference_ui.set_aside import restore, set_aside
 from preference_ui.settings import ProjectSettings
 from preference_ui.statistics import Interval, ProjectReport, project_report
+from preference_ui.statistics.report import RaterReport
 from preference_ui.versions import freeze
 
 Place = Store | str | Path | None
@@ -206,15 +207,13 @@ def pair_options(store: Store, project: str, votes: str, ties: str, weight_by_re
 def report_of(store: Store, project: str) -> ProjectReport:
     """The project's statistics, gold keys included; for leads, never for the voting page."""
     with store.read() as session:
-        return report_from(session, read_snapshot(session, project))
+        snapshot = read_snapshot(session, project, texts=False)
+        gold = gold_keys(session, snapshot.project.id)
+    return project_report(snapshot, gold)
 
 
-def report_from(session: Session, snapshot: Snapshot) -> ProjectReport:
-    """``report_of`` on a snapshot that this session has read."""
-    return project_report(snapshot, _gold_keys(session, snapshot.project.id))
-
-
-def _gold_keys(session: Session, project_id: str) -> dict[str, Tiers]:
+def gold_keys(session: Session, project_id: str) -> dict[str, Tiers]:
+    """Expected tiers per gold item id; for leads, never for the voting page."""
     query = select(GoldKey).join(Item, Item.id == GoldKey.item_id).where(Item.project_id == project_id)
     return {key.item_id: json.loads(key.tiers_json) for key in session.scalars(query)}
 
@@ -266,6 +265,10 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
+def _beta(rater: RaterReport) -> str:
+    return "-" if math.isnan(rater.beta) else f"{rater.beta:.2f} ± {rater.beta_error:.2f}"
+
+
 def _range(interval: Interval, percent: bool = True) -> str:
     if math.isnan(interval.value):
         return "-"
@@ -291,11 +294,12 @@ def prefs_stats(place: Place, project: str) -> list[Table]:
     ]  # fmt: skip
     raters = [
         (x.handle, str(x.votes), _number(x.median_seconds), _share(x.agreement_with_others), _range(x.gold_accuracy),
-         _share(x.self_consistency.value), f"{x.beta:.2f} ± {x.beta_error:.2f}", _number(x.reliability))
+         _share(x.self_consistency.value), _beta(x), _number(x.reliability))
         for x in r.raters]  # fmt: skip
     columns = ("rater", "votes", "seconds", "agreement", "gold", "self", "beta", "weight")
     kappa = [
-        (a, b, _range(r.kappa_intervals[a, b], False), str(pairs)) for (a, b), (_, pairs) in sorted(r.kappa.items())
+        (a, b, _range(r.kappa_intervals[a, b], False) if (a, b) in r.kappa_intervals else _number(value), str(pairs))
+        for (a, b), (value, pairs) in sorted(r.kappa.items())
     ]
     topics = [(topic, str(votes)) for topic, votes in r.topics.items()]
     return [

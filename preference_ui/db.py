@@ -86,19 +86,23 @@ class Store:
         with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
 
-    def transact(self, change: Callable[[Transaction], T]) -> T:
+    def transact(self, change: Callable[[Transaction], T], *, wait_ms: int = BUSY_TIMEOUT_MS) -> T:
         """Run ``change`` in one durable write transaction and return its result.
 
         On return everything is committed to disk, events included. ``change`` may run more than once (a
         deadlock or a lost race rolls it back), so it must do nothing but database work.
 
+        Args:
+            wait_ms: how long to wait for SQLite's one write lock.
+
         Raises:
             StoreError: the database stayed locked or kept refusing.
         """
+        engine = self.engine if wait_ms == BUSY_TIMEOUT_MS else self.engine.execution_options(wait_ms=wait_ms)
         for attempt in range(MAX_ATTEMPTS):
             try:
                 with (
-                    Session(self.engine, expire_on_commit=False, autoflush=False) as session,
+                    Session(engine, expire_on_commit=False, autoflush=False) as session,
                     session.begin(),
                 ):
                     tx = Transaction(session, self.clock, self.rng)
@@ -147,22 +151,23 @@ def _sqlite_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("write", True):
-            _take_write_lock(connection)
+        options = connection.get_execution_options()
+        if options.get("write", True):
+            _take_write_lock(connection, options.get("wait_ms", BUSY_TIMEOUT_MS))
         else:
             connection.exec_driver_sql("BEGIN")
 
     return engine
 
 
-def _take_write_lock(connection: Connection) -> None:
-    """Begin a write transaction, waiting at a steady pace for up to ``BUSY_TIMEOUT_MS``.
+def _take_write_lock(connection: Connection, wait_ms: int) -> None:
+    """Begin a write transaction, waiting at a steady pace for up to ``wait_ms``.
 
     SQLite's own waiting sleeps longer the longer it has waited, so that newcomers overtake and one vote may wait
     for seconds. Starting its wait afresh every few milliseconds gives all waiters the same chance.
     """
     driver: Any = connection.connection.dbapi_connection
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    deadline = time.monotonic() + wait_ms / 1000
     driver.execute(f"PRAGMA busy_timeout={_WAIT_STEP_MS}")
     try:
         while time.monotonic() < deadline:
@@ -230,7 +235,7 @@ def open_store(
                 raise StoreError(f"no preference store at {path}; create one with `rlhf prefs import`")
             path.parent.mkdir(parents=True, exist_ok=True)
         files = files or path.with_name(path.name + ".versions")
-    store = Store(engine, Path(files or "runs/versions"), clock, rng or random.SystemRandom())
+    store = Store(engine, Path(files or "runs/versions").absolute(), clock, rng or random.SystemRandom())
     try:
         _bring_up_to_date(store, create)
     except (OperationalError, DBAPIError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CursorResult, Engine, Executable, insert, select, text
@@ -19,6 +19,8 @@ GENESIS = "0" * 64
 SET_ASIDE, RESTORE = "judgment.set_aside", "judgment.restore"
 # Any constant shared by all writers of one PostgreSQL database will do.
 CHAIN_LOCK = 0x70726566
+# Clocks of machines that look after each other differ by less.
+MAX_LEAD_SECONDS = 300.0
 
 
 _LAST = select(Event.seq, Event.hash, Event.created).order_by(Event.seq.desc()).limit(1)
@@ -60,7 +62,9 @@ class Transaction:
 
     Attributes:
         session: use it for reads and writes.
-        now: never earlier than the last recorded event, so a clock set back revives no lease and no session.
+        now: not earlier than the last recorded event, so a clock set back a little revives no lease; of an event more
+            than ``MAX_LEAD_SECONDS`` ahead a wrong clock is to blame, and time would stand still until the right ones
+            have come so far. Then it is this machine's clock; events are stamped in order all the same.
         rng: the store's random source.
     """
 
@@ -72,7 +76,8 @@ class Transaction:
         self._connection = session.connection()
         self._last = self.run(_LAST).first()
         now = clock()
-        self.now = now if self._last is None else max(now, self._last.created)
+        ahead = timedelta(0) if self._last is None else self._last.created - now
+        self.now = now + ahead if 0 < ahead.total_seconds() <= MAX_LEAD_SECONDS else now
 
     def run(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
         """Execute a statement that yields columns, not objects: half the cost of ``session.execute``."""
@@ -135,6 +140,18 @@ class Transaction:
 def head(session: Session) -> tuple[int, str]:
     """Sequence number and hash of the last event; (0, GENESIS) in an empty store."""
     row = session.execute(_LAST).first()
+    return (row.seq, row.hash) if row else (0, GENESIS)
+
+
+def seconds_ahead(session: Session, now: datetime) -> float:
+    """How far the last event is ahead of a clock; 0 when it is behind. See ``MAX_LEAD_SECONDS``."""
+    row = session.execute(_LAST).first()
+    return max(0.0, (row.created - now).total_seconds()) if row else 0.0
+
+
+def event_at(session: Session, seq: int) -> tuple[int, str]:
+    """An event's sequence number and hash; (0, GENESIS) when there is none. The first one is the store's origin."""
+    row = session.execute(select(Event.seq, Event.hash).where(Event.seq == seq)).first()
     return (row.seq, row.hash) if row else (0, GENESIS)
 
 

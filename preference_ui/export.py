@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
@@ -32,6 +32,7 @@ class JudgmentRecord:
         created: when this revision was stored; ``first_event``: the chain's position of the rater's first one.
         answered: when the answer was first given; a change of mind, or setting it aside and back, does not move it.
         retired: a lead has taken the item, or the one that it repeats, out of the queue.
+        imported: ranked elsewhere: nobody saw the responses in the order of ``shown``.
         edits: ``(response id, better text)``.
         ratings: ``(response id, axis, value)``.
         flags: ``(response id, code)``; no response: the flag is on the whole item.
@@ -60,6 +61,7 @@ class JudgmentRecord:
     answered: datetime
     first_event: int
     retired: bool = False
+    imported: bool = False
     edits: tuple[tuple[str, str], ...] = ()
     ratings: tuple[tuple[str, str, int], ...] = ()
     flags: tuple[tuple[str | None, str], ...] = ()
@@ -70,6 +72,7 @@ class Snapshot:
     """A project's current judgments on one consistent reading, in the order they were stored.
 
     Attributes:
+        texts: per response id; ``lengths``: of the texts, in characters.
         extended: items that were given further votes because their raters disagreed, with the number of votes that
             they were made for.
     """
@@ -79,6 +82,7 @@ class Snapshot:
     texts: dict[str, str]
     prompts: dict[str, tuple[Message, ...]]
     extended: dict[str, int]
+    lengths: dict[str, int]
 
     def of_kind(self, *kinds: str) -> list[JudgmentRecord]:
         """Judgments of items of the given kinds."""
@@ -112,6 +116,12 @@ _JUDGMENTS = (
 )  # fmt: skip
 
 
+_WORDS = ("rationale", "messages_json")
+IMPORT = "judgment.import"
+# Events that store an answer again without asking its author.
+_KEPT_AS_THEY_WERE = ("judgment.set_aside", "judgment.restore")
+
+
 def read_snapshot(
     session: Session,
     project: str,
@@ -119,6 +129,7 @@ def read_snapshot(
     *,
     margins: Sequence[float] | None = None,
     item_ids: Sequence[str] | None = None,
+    texts: bool = True,
 ) -> Snapshot:
     """Read the newest, not retracted judgment of every lease.
 
@@ -126,27 +137,36 @@ def read_snapshot(
         up_to_event: as the store stood after this event; a lease's later revisions are not seen.
         margins: per strength; None: the project's own.
         item_ids: only these items (a few); None: all.
+        texts: without them, rationales, prompts, edits and flags are left out too: what statistics ask for.
     """
     info = load_project(session, project)
     wanted = Item.project_id == info.id
     if item_ids is not None:
         wanted &= Item.id.in_(item_ids)
     query = _JUDGMENTS.where(wanted)
+    if not texts:
+        query = query.with_only_columns(*(c for c in query.selected_columns if c.key not in _WORDS))
     if up_to_event is not None:
         query = query.where(Event.seq <= up_to_event)
     newest: dict[str, Any] = {}
     first: dict[str, int] = {}
     answered: dict[str, datetime] = {}
+    imported: dict[str, bool] = {}
     for row in session.execute(query):
         before = newest.get(row.lease_id)
         if before is None or (before.retracted and row.action != RESTORE):
             answered[row.lease_id] = row.created
         newest[row.lease_id] = row
         first.setdefault(row.lease_id, row.seq)
+        if row.action not in _KEPT_AS_THEY_WERE:
+            imported[row.lease_id] = row.action == IMPORT
     rows = sorted((row for row in newest.values() if not row.retracted), key=lambda row: row.seq)
-    edits = _details(session, wanted, ResponseEdit.judgment_id, ResponseEdit.response_id, ResponseEdit.text)
     ratings = _details(session, wanted, Rating.judgment_id, Rating.response_id, Rating.axis, Rating.value)
-    flags = _details(session, wanted, Flag.judgment_id, Flag.response_id, Flag.code)
+    edits: _Details = {}
+    flags: _Details = {}
+    if texts:
+        edits = _details(session, wanted, ResponseEdit.judgment_id, ResponseEdit.response_id, ResponseEdit.text)
+        flags = _details(session, wanted, Flag.judgment_id, Flag.response_id, Flag.code)
     if margins is None:
         margins = info.settings.strength_margins
     retired = {row.lease_id for row in rows if row.state == "retired"}
@@ -166,7 +186,7 @@ def read_snapshot(
             margin=margins[row.strength] if row.strength is not None and row.strength < len(margins) else 0.0,
             strength=row.strength,
             all_bad=row.all_bad,
-            rationale=row.rationale,
+            rationale=row.rationale if texts else "",
             active_ms=row.active_ms,
             wall_ms=row.wall_ms,
             guideline_version=row.guideline_version,
@@ -175,23 +195,32 @@ def read_snapshot(
             answered=answered[row.lease_id],
             first_event=first[row.lease_id],
             retired=row.lease_id in retired or row.repeat_of_lease_id in retired,
+            imported=imported.get(row.lease_id, False),
             edits=tuple(edits.get(row.id, ())),
             ratings=tuple(ratings.get(row.id, ())),
             flags=tuple(flags.get(row.id, ())),
         )
         for row in rows
     ]
-    prompts = {digest: _messages(text) for digest, text in {r.content_sha256: r.messages_json for r in rows}.items()}
-    found = session.execute(
-        select(Response.id, Response.text).join(Item, Item.prompt_id == Response.prompt_id).where(wanted)
+    prompts = {r.content_sha256: r.messages_json for r in rows} if texts else {}
+    words = select(Response.id, Response.text if texts else func.length(Response.text))
+    found: dict[str, Any] = {
+        row[0]: row[1] for row in session.execute(words.join(Item, Item.prompt_id == Response.prompt_id).where(wanted))
+    }
+    return Snapshot(
+        project=info,
+        judgments=judgments,
+        texts=found if texts else {},
+        prompts={digest: _messages(text) for digest, text in prompts.items()},
+        extended={row.item_id: row.base_needed for row in rows if row.needed > row.base_needed},
+        lengths={response: len(text) for response, text in found.items()} if texts else found,
     )
-    extended = {row.item_id: row.base_needed for row in rows if row.needed > row.base_needed}
-    return Snapshot(info, judgments, {row.id: row.text for row in found}, prompts, extended)
 
 
-def _details(
-    session: Session, wanted: ColumnElement[bool], key: Any, *columns: Any
-) -> dict[str, list[tuple[Any, ...]]]:
+_Details = dict[str, list[tuple[Any, ...]]]
+
+
+def _details(session: Session, wanted: ColumnElement[bool], key: Any, *columns: Any) -> _Details:
     """What hangs on judgments, by judgment id: an item's flags first, then by response."""
     query = (
         select(key, *columns)
@@ -200,7 +229,7 @@ def _details(
         .join(Item, Item.id == Lease.item_id)
         .where(wanted)
     )
-    table: dict[str, list[tuple[Any, ...]]] = {}
+    table: _Details = {}
     for judgment_id, *values in session.execute(query):
         table.setdefault(judgment_id, []).append(tuple(values))
     for values in table.values():

@@ -13,6 +13,7 @@ from preference_ui import leases, places
 from preference_ui.db import Store
 from preference_ui.errors import DataError
 from preference_ui.events import Transaction
+from preference_ui.export import IMPORT
 from preference_ui.ids import new_id
 from preference_ui.models import GoldKey, Item, ItemResponse, Lease, Response
 from preference_ui.people import ensure_annotator
@@ -162,7 +163,7 @@ def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id
     lease.revision, lease.state, lease.decided_at = 1, "done", tx.now
     places.move_item(tx, item, active=-1, done=1)
     tx.record(
-        rater_id, "judgment.import", "judgment", judgment_id,
+        rater_id, IMPORT, "judgment", judgment_id,
         {"lease": lease.id, "item": item.id, "revision": 1, "state": "done", "digest": digest,
          "source": candidate.where},
     )  # fmt: skip

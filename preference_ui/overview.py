@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,17 +55,30 @@ def head_of(store: Store) -> int:
         return head(session)[0]
 
 
-def overview_of(session: Session, snapshot: Snapshot, now: datetime) -> Overview:
-    """All series, of a snapshot that this session has read: one consistent reading. Days are the project's."""
-    zone = zone_of(snapshot.project.settings.time_zone)
-    today = now.astimezone(zone).date()
+@dataclass(frozen=True)
+class Coverage:
+    """What is counted where the snapshot was read: ``topic -> (votes given, votes asked for)``, and the chain's end."""
+
+    topics: dict[str, tuple[int, int]]
+    head_seq: int
+
+
+def coverage_of(session: Session, project_id: str) -> Coverage:
+    """Counts of the normal items that are asked for."""
     topics = session.execute(
         select(Prompt.topic, func.sum(Item.done), func.sum(Item.needed))
         .join(Prompt, Prompt.id == Item.prompt_id)
-        .where(Item.project_id == snapshot.project.id, Item.kind == "normal", Item.state != "retired")
+        .where(Item.project_id == project_id, Item.kind == "normal", Item.state != "retired")
         .group_by(Prompt.topic)
         .order_by(Prompt.topic)
     ).all()
+    return Coverage({row[0]: (int(row[1]), int(row[2])) for row in topics}, head(session)[0])
+
+
+def overview_of(snapshot: Snapshot, coverage: Coverage, now: datetime) -> Overview:
+    """All series, of what one session has read. Days are the project's."""
+    zone = zone_of(snapshot.project.settings.time_zone)
+    today = now.astimezone(zone).date()
     records = snapshot.of_kind("normal")
     counts = Counter(record.answered.astimezone(zone).date() for record in snapshot.judgments)
     start = max(min(counts, default=today), today - timedelta(days=DAYS_SHOWN - 1))
@@ -73,45 +87,47 @@ def overview_of(session: Session, snapshot: Snapshot, now: datetime) -> Overview
     return Overview(
         per_day=[(day, counts[day]) for day in days],
         today=counts[today],
-        done=sum(int(row[1]) for row in topics),
-        needed=sum(int(row[2]) for row in topics),
+        done=sum(done for done, _ in coverage.topics.values()),
+        needed=sum(needed for _, needed in coverage.topics.values()),
         first_by_place=shares,
         first_expected=expected,
-        longer_wins=_longer_wins(records, snapshot.texts),
+        longer_wins=_longer_wins(records, snapshot.lengths),
         seconds=[r.active_ms / 1000 for r in records if r.active_ms],
-        topics={row[0]: (int(row[1]), int(row[2])) for row in topics},
-        head_seq=head(session)[0],
+        topics=coverage.topics,
+        head_seq=coverage.head_seq,
     )
 
 
 def overview(store: Store, project: str) -> Overview:
     """All series as the store stands now."""
     with store.read() as session:
-        return overview_of(session, read_snapshot(session, project), store.clock())
+        snapshot = read_snapshot(session, project, texts=False)
+        coverage = coverage_of(session, snapshot.project.id)
+    return overview_of(snapshot, coverage, store.clock())
 
 
 def _first_by_place(records: Sequence[JudgmentRecord]) -> tuple[list[float], float]:
-    """Over the most common number of responses, so that places compare."""
-    sizes = Counter(len(r.shown) for r in records)
+    """Over the most common number of responses, so that places compare; imported rankings have no places."""
+    given = [r for r in records if not r.imported]
+    sizes = Counter(len(r.shown) for r in given)
     if not sizes:
         return [], 0.0
     size = sizes.most_common(1)[0][0]
-    chosen = [r for r in records if len(r.shown) == size]
+    chosen = [r for r in given if len(r.shown) == size]
     wins = Counter(r.shown.index(r.tiers[0][0]) for r in chosen if len(r.tiers[0]) == 1)
     total = sum(wins.values())
     return ([wins[place] / total for place in range(size)], 1 / size) if total else ([], 1 / size)
 
 
-def _longer_wins(records: Sequence[JudgmentRecord], texts: dict[str, str]) -> list[tuple[float, float, int]]:
+def _longer_wins(records: Sequence[JudgmentRecord], lengths: dict[str, int]) -> list[tuple[float, float, int]]:
     wins = [0] * (len(LENGTH_EDGES) + 1)
     pairs = [0] * (len(LENGTH_EDGES) + 1)
     for record in records:
         for better, worse in strict_pairs(record.tiers):
-            long, short = len(texts[better]), len(texts[worse])
+            long, short = lengths[better], lengths[worse]
             if long == short:
                 continue
-            ratio = max(long, short) / max(1, min(long, short))
-            bin_ = sum(ratio > edge for edge in LENGTH_EDGES)
+            bin_ = bisect_left(LENGTH_EDGES, (long if long > short else short) / max(1, min(long, short)))
             pairs[bin_] += 1
             wins[bin_] += long > short
     edges = [*LENGTH_EDGES, float("inf")]

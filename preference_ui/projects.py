@@ -96,11 +96,12 @@ def create_project(
     """Create a project with version 1 of its guideline.
 
     Raises:
-        ConfigError: the name is taken, empty, or holds ``@``, ``#`` or ``/`` (they end a name in a store spec).
+        ConfigError: the name is taken, empty, holds ``@``, ``#`` or ``/`` (they end a name in a store spec), or is no
+            name of a folder.
     """
     settings = settings or ProjectSettings()
-    if not name.strip() or len(name) > 200 or set(name) & set("@#/"):
-        raise ConfigError(f"project name {name!r} must be 1 to 200 characters without @, # and /")
+    if not name.strip() or len(name) > 200 or set(name) & set("@#/\\") or name in (".", ".."):
+        raise ConfigError(f"project name {name!r} must be 1 to 200 characters without @, #, / and \\, not . or ..")
     checked_text(guideline, "guideline")
 
     def change(tx: Transaction) -> None:

@@ -189,7 +189,7 @@ def _refuse_bad_revision(tx: Transaction, lease: Lease, revision: int, project: 
         raise VoteConflict(f"this task is at revision {lease.revision}, not {revision - 1}; load the page again")
     if lease.state == "skipped":
         raise LeaseError("this task was skipped; undo the skip first")
-    if lease.state == leases.HELD and (tx.now - lease.claimed).total_seconds() < project.settings.min_seconds:
+    if lease.state == leases.HELD and 0 <= (tx.now - lease.claimed).total_seconds() < project.settings.min_seconds:
         raise TooSoon(f"please take at least {project.settings.min_seconds:g} seconds for a task")
 
 
@@ -247,7 +247,7 @@ def _submit(tx: Transaction, annotator_id: str, lease_id: str, vote: Vote, revis
                 "retracted": False,
                 "supersedes": previous.id if previous else None,
                 "guideline_version": lease.guideline_version,
-                "wall_ms": min(2**31 - 1, int((tx.now - lease.claimed).total_seconds() * 1000)),
+                "wall_ms": min(2**31 - 1, max(0, int((tx.now - lease.claimed).total_seconds() * 1000))),
             },
         )
         tx.record(

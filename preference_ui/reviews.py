@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Select, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from preference_ui import leases, places
+from preference_ui.agreements import Agreements, current_votes
 from preference_ui.db import Store
 from preference_ui.errors import AlreadyDecided, DataError
 from preference_ui.events import Transaction
@@ -20,7 +20,7 @@ from preference_ui.guidelines import add_guideline
 from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Membership, Prompt
 from preference_ui.projects import ProjectInfo, load_project
-from preference_ui.ranking import Tiers, mean_agreement
+from preference_ui.ranking import mean_agreement
 from preference_ui.set_aside import set_one_aside
 from rlhf.data.schema import Message
 
@@ -128,7 +128,9 @@ def _stranded(session: Session, project_id: str) -> set[str]:
     return set(session.scalars(_STRANDED, {"project": project_id, "rarest": rarest})) if rarest else set()
 
 
-def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) -> list[InboxEntry]:
+def inbox(
+    store: Store, project: str, *, below: float = 0.75, limit: int = 100, known: Agreements | None = None
+) -> list[InboxEntry]:
     """Items that want a decision, the worst first; then those with a flag.
 
     They are those whose raters agree less than ``below``, until a decision that is newer than all votes and skips;
@@ -137,10 +139,11 @@ def inbox(store: Store, project: str, *, below: float = 0.75, limit: int = 100) 
 
     Args:
         limit: of items in dispute, again of items that are only flagged, and again of the last: none hides another.
+        known: what an earlier reading left, so that only changed items are read.
     """
     with store.read() as session:
         info = load_project(session, project)
-        scores, settled = agreements(session, info.id), _settled(session)
+        scores, settled = (known or Agreements()).read(session, info.id), _settled(session)
         waiting = set(session.scalars(_WAITING, {"project": info.id}))
         disputed = {i for i, score in scores.items() if score < below} - settled | waiting
         order = sorted(disputed, key=lambda i: (scores.get(i, 1.0), i))[:limit]
@@ -156,30 +159,9 @@ def entry_of(store: Store, project: str, item_id: str) -> InboxEntry | None:
         return next(iter(_entries(session, load_project(session, project), [item_id])), None)
 
 
-def _current_votes(project_id: str) -> Select[Any]:
-    """Joins to the votes of normal items that count now; the caller adds columns and groups."""
-    return (
-        select(Lease.item_id)
-        .join(Item, Item.id == Lease.item_id)
-        .join(Judgment, (Judgment.lease_id == Lease.id) & (Judgment.revision == Lease.revision))
-        .where(Item.project_id == project_id, Item.kind == "normal", Judgment.retracted.is_(False))
-    )
-
-
-def agreements(session: Session, project_id: str) -> dict[str, float]:
-    """Mean pair agreement of every item on which at least two people differ; on all others it is 1."""
-    votes = _current_votes(project_id)
-    differ = votes.group_by(Lease.item_id).having(func.count(Judgment.tiers_json.distinct()) > 1)
-    tiers: dict[str, list[Tiers]] = {}
-    query = votes.add_columns(Judgment.tiers_json).where(Lease.item_id.in_(differ))
-    for item_id, text in session.execute(query):
-        tiers.setdefault(item_id, []).append(json.loads(text))
-    return {item_id: mean_agreement(rankings) for item_id, rankings in tiers.items()}
-
-
 def flagged_items(session: Session, project_id: str) -> set[str]:
     """Items with a flag in a vote that counts now."""
-    return set(session.scalars(_current_votes(project_id).join(Flag, Flag.judgment_id == Judgment.id).distinct()))
+    return set(session.scalars(current_votes(project_id).join(Flag, Flag.judgment_id == Judgment.id).distinct()))
 
 
 def _entries(session: Session, info: ProjectInfo, order: Sequence[str]) -> list[InboxEntry]:

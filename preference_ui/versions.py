@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,15 +23,19 @@ from sqlalchemy.orm import Session
 
 from preference_ui import export, formats, ranking
 from preference_ui.db import Store, open_store
-from preference_ui.errors import DataError
-from preference_ui.events import CHAIN_LOCK, Transaction, head
+from preference_ui.errors import DataError, StoreError
+from preference_ui.events import Transaction, event_at, head
 from preference_ui.export import Snapshot, preference_rows, read_snapshot
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import DatasetVersion
-from preference_ui.projects import load_project
+from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import PairOptions, mean_agreement
 from rlhf.data.schema import PreferenceRow
 
+# Others may freeze the same project between the reading and the marking, and then it is read anew.
+MAX_TRIES = 5
+MAX_FOLDER_BYTES = 200
+STALE_SECONDS = 86_400.0
 _SPEC = re.compile(r"store:(?:(?P<store>[^#]+)#)?(?P<project>[^@#/]+)(?:@v(?P<number>[0-9]+))?")
 
 
@@ -114,17 +119,42 @@ belong on the same side of a split. Options: `{canonical_json(manifest["options"
 """
 
 
-def _write_version(folder: Path, snapshot: Snapshot, rows: list[PreferenceRow], manifest: dict[str, Any]) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    for stale in (partial, folder):
-        # A folder without a row in the store is what a crash before the commit left.
-        shutil.rmtree(stale, ignore_errors=True)
+def _folder_of(store: Store, session: Session, info: ProjectInfo, number: int) -> Path:
+    """Where a version lies: under its store's origin, since stores may share a directory."""
+    _, chain = event_at(session, 1)
+    name = info.name
+    if name in (".", "..") or "\\" in name or len(name.encode("utf-8")) > MAX_FOLDER_BYTES:
+        name = info.id
+    return store.files / chain[:12] / name / f"v{number}"
+
+
+def _clear(session: Session, folder: Path) -> None:
+    """Remove what crashes left: files at the place of a version that no store knows yet, and parts of a day ago.
+
+    Raises:
+        StoreError: it is not this store's: its manifest names no event of this chain.
+    """
+    for part in folder.parent.glob(".v*.partial"):
+        if time.time() - part.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(part, ignore_errors=True)
+    if not folder.exists():
+        return
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        noted = manifest["head_seq"], manifest["head_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        noted = 0, ""
+    if noted[0] < 1 or event_at(session, noted[0]) != noted:
+        raise StoreError(f"{folder} holds something that this store did not write; move it away and freeze again")
+    shutil.rmtree(folder)
+
+
+def _write_files(partial: Path, snapshot: Snapshot, rows: list[PreferenceRow], manifest: dict[str, Any]) -> None:
     formats.write_file(partial / "preferences.jsonl", formats.to_jsonl(rows))
     formats.write_file(partial / "preferences.parquet", formats.to_parquet(rows))
     formats.write_file(partial / "judgments.jsonl", export.judgment_lines(snapshot))
     formats.write_file(partial / "README.md", _card(snapshot, rows, manifest).encode("utf-8"))
     formats.write_file(partial / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode("utf-8"))
-    partial.replace(folder)
 
 
 def freeze(
@@ -138,57 +168,89 @@ def freeze(
 ) -> Version:
     """Freeze the project's judgments as the next version; they cannot be changed from now on.
 
+    The votes are read at one event of the chain, and the files written, while people go on voting; only the marking
+    holds the write lock. An answer that its author changes meanwhile is frozen as it was at that event and stays free.
+
     Args:
         with_retired: those on retired items too.
 
     Raises:
         DataError: no such project, or nothing to freeze.
+        StoreError: a folder that is not this store's is in the way, or others keep freezing the same project.
     """
+    for _ in range(MAX_TRIES):
+        version = _try_freeze(store, project, options or PairOptions(), include_edits, actor, with_retired=with_retired)
+        if version is not None:
+            return version
+    raise StoreError(f"project {project!r} is being frozen by others all the time; wait for them and freeze again")
 
-    def change(tx: Transaction) -> int:
-        if store.is_postgres:
-            # Nobody may commit between the reading and the marking.
-            tx.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHAIN_LOCK})
-        info = load_project(tx.session, project)
-        head_seq, head_hash = head(tx.session)
-        snapshot = read_snapshot(tx.session, info.id, head_seq)
-        settings = _options_dict(options or PairOptions(), include_edits, snapshot, with_retired)
+
+def _try_freeze(
+    store: Store, project: str, options: PairOptions, include_edits: bool, actor: str, *, with_retired: bool
+) -> Version | None:
+    """One try; None when another version was frozen meanwhile."""
+    with store.read() as session:
+        info = load_project(session, project)
+        head_seq, head_hash = head(session)
+        snapshot = read_snapshot(session, info.id, head_seq)
+        settings = _options_dict(options, include_edits, snapshot, with_retired)
         snapshot = snapshot.without_retired(settings["retired_left_out"])
-        rows = _rows_for(snapshot, settings)
-        if not rows:
-            raise DataError(f"project {info.name!r} has no preferences to freeze yet")
-        parent = tx.session.scalar(
-            select(DatasetVersion)
-            .where(DatasetVersion.project_id == info.id)
-            .order_by(DatasetVersion.number.desc())
-            .limit(1)
-        )
+        parent = _find(session, info.id, None)
         number = parent.number + 1 if parent else 1
-        folder = store.files / info.name / f"v{number}"
-        digest = hashlib.sha256(formats.to_jsonl(rows)).hexdigest()
-        manifest = {
-            "name": f"{info.name}@v{number}", "sha256": digest, "num_rows": len(rows),
-            "num_judgments": len(snapshot.judgments), "head_seq": head_seq, "head_hash": head_hash,
-            "options": settings, "code_sha256": _code_digest(), "created": tx.now.isoformat(),
-            "parent": parent.number if parent else None,
-        }  # fmt: skip
-        version_id = new_id()
-        tx.session.execute(insert(DatasetVersion).values(
-            id=version_id, project_id=info.id, number=number, parent_id=parent.id if parent else None,
-            options_json=canonical_json(settings), code_sha256=manifest["code_sha256"], num_rows=len(rows),
-            num_judgments=len(snapshot.judgments), sha256=digest, path=str(folder), head_seq=head_seq,
-            head_hash=head_hash, created=tx.now))  # fmt: skip
-        frozen = [{"lease": r.lease_id, "version": version_id} for r in snapshot.judgments]
-        tx.run(_MARK, frozen)
-        tx.record(actor, "dataset.freeze", "dataset_version", version_id, manifest)
-        _write_version(folder, snapshot, rows, manifest)
-        return number
+        folder = _folder_of(store, session, info, number)
+    rows = _rows_for(snapshot, settings)
+    if not rows:
+        raise DataError(f"project {info.name!r} has no preferences to freeze yet")
+    version_id, created = new_id(), store.clock()
+    digest = hashlib.sha256(formats.to_jsonl(rows)).hexdigest()
+    manifest = {
+        "name": f"{info.name}@v{number}", "sha256": digest, "num_rows": len(rows),
+        "num_judgments": len(snapshot.judgments), "head_seq": head_seq, "head_hash": head_hash,
+        "options": settings, "code_sha256": _code_digest(), "created": created.isoformat(),
+        "parent": parent.number if parent else None,
+    }  # fmt: skip
+    row = {
+        "id": version_id, "project_id": info.id, "number": number, "parent_id": parent.id if parent else None,
+        "options_json": canonical_json(settings), "code_sha256": manifest["code_sha256"], "num_rows": len(rows),
+        "num_judgments": len(snapshot.judgments), "sha256": digest, "path": str(folder), "head_seq": head_seq,
+        "head_hash": head_hash, "created": created,
+    }  # fmt: skip
 
-    number = store.transact(change)
+    def change(tx: Transaction) -> bool:
+        newest = _find(tx.session, info.id, None)
+        if (newest.number if newest else 0) != number - 1:
+            return False
+        tx.session.execute(insert(DatasetVersion).values(row))
+        _clear(tx.session, folder)  # nobody else has this number from here on
+        tx.run(_MARK, {"version": version_id, "project": info.id, "head": head_seq})
+        if left_out := [{"version": version_id, "item": item} for item in settings["retired_left_out"]]:
+            tx.run(_UNMARK, left_out)
+        tx.record(actor, "dataset.freeze", "dataset_version", version_id, manifest)
+        return True
+
+    partial = folder.with_name(f".{folder.name}.{version_id}.partial")
+    try:
+        _write_files(partial, snapshot, rows, manifest)
+        if not store.transact(change):
+            return None
+        # Were it to end here, the version would be there without its files, and they follow from the store.
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return get_version(store, project, number)
 
 
-_MARK = text("UPDATE lease SET frozen_in = :version WHERE id = :lease AND frozen_in IS NULL")
+# Answers changed since the event that the version was read at are in it as they were; they are not what it holds.
+_MARK = text(
+    """UPDATE lease SET frozen_in = :version WHERE frozen_in IS NULL
+    AND item_id IN (SELECT id FROM item WHERE project_id = :project)
+    AND EXISTS (
+        SELECT 1 FROM judgment JOIN event ON event.entity_id = judgment.id AND event.entity = 'judgment'
+        WHERE judgment.lease_id = lease.id AND judgment.revision = lease.revision AND event.seq <= :head
+        AND NOT judgment.retracted)"""
+)
+
+_UNMARK = text("UPDATE lease SET frozen_in = NULL WHERE frozen_in = :version AND item_id = :item")
 
 
 def _find(session: Session, project_id: str, number: int | None) -> DatasetVersion | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 # Before gradio is imported: it reads the switch then.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -26,11 +26,14 @@ def guarded_app(title: str, address: Address) -> FastAPI:
     return app
 
 
-def mount_page(app: FastAPI, page: gr.Blocks, path: str, *, who: Callable[[Request], str | None], head: str) -> None:
+Who = Callable[[Request], str | Awaitable[str | None] | None]
+
+
+def mount_page(app: FastAPI, page: gr.Blocks, path: str, *, who: Who, head: str) -> None:
     """Mounts a Gradio page that serves no files and shows no errors.
 
     Args:
-        who: the visitor's id, None for one who may not see the page.
+        who: the visitor's id, None for one who may not see the page; asked on the event loop, so it waits for nothing.
         head: HTML of the page's head.
     """
     gr.mount_gradio_app(

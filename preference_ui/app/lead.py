@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from preference_ui.app.dashboard import Dashboard
+from preference_ui.app.dashboard import POLL_SECONDS, Dashboard, Look
 from preference_ui.app.lead_guideline import follow, guideline_tab
 from preference_ui.app.lead_inbox import inbox_tab
 from preference_ui.app.lead_items import items_tab
@@ -55,12 +55,12 @@ class LeadPage:
             with gr.Tabs():
                 with gr.Tab(self.say("dashboard")):
                     self._overview(page)
-                with gr.Tab(self.say("inbox")):
-                    draft, decided = inbox_tab(self, page, _EVENT)
+                with gr.Tab(self.say("inbox")) as tab:
+                    draft, decided = inbox_tab(self, tab, _EVENT)
                 with gr.Tab(self.say("items")) as tab:
                     items_tab(self, tab, _EVENT)
-                with gr.Tab(self.say("people")):
-                    people_tab(self, page, _EVENT)
+                with gr.Tab(self.say("people")) as tab:
+                    people_tab(self, tab, _EVENT)
                 with gr.Tab(self.say("guideline")):
                     text, published = guideline_tab(self, page, _EVENT)
                 with gr.Tab(self.say("settings")):
@@ -72,15 +72,26 @@ class LeadPage:
 
     def _overview(self, page: gr.Blocks) -> None:
         refresh = gr.Button(self.say("refresh"), size="sm", elem_classes=["narrow"])
-        board = gr.HTML(apply_default_css=False)
+        status, board = gr.HTML(apply_default_css=False), gr.HTML(apply_default_css=False)
+        timer = gr.Timer(POLL_SECONDS, active=False)
 
-        def show(request: gr.Request) -> str:
+        def show(request: gr.Request) -> tuple[str, str, Any]:
             self.caller(request, "reviewer")
-            return self.dashboard.render(self.locale)
+            look = self.dashboard.look()
+            return self._status(look), self.dashboard.page(self.locale, look), gr.Timer(active=look.running)
 
-        def renew(request: gr.Request) -> str:
+        def renew(request: gr.Request) -> tuple[str, Any]:
             self.caller(request, "reviewer")
-            return self.dashboard.render(self.locale, renew=True)
+            look = self.dashboard.look(renew=True)
+            return self._status(look), gr.Timer(active=True)
 
-        page.load(refusable(show), None, board, **_EVENT)
-        refresh.click(refusable(renew), None, board, **_EVENT)
+        def tick(request: gr.Request) -> Any:
+            return gr.skip() if self.dashboard.look().running else show(request)
+
+        whole = [status, board, timer]
+        page.load(refusable(show), None, whole, **_EVENT)
+        refresh.click(refusable(renew), None, [status, timer], **_EVENT)
+        timer.tick(refusable(tick), None, whole, **_EVENT | {"show_progress": "hidden"})
+
+    def _status(self, look: Look) -> str:
+        return self.dashboard.status(self.locale, look)

@@ -16,7 +16,7 @@ from preference_ui.app.lead_votes import flagged_with, label, task_html
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline, StaleVote
 from preference_ui.people import Person
-from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of, inbox
+from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of
 
 if TYPE_CHECKING:
     from preference_ui.app.lead import LeadPage
@@ -66,8 +66,8 @@ def _shown(lead: LeadPage, entry: InboxEntry | None) -> tuple[str, str, Any]:
     return page, ShownTask(entry.item_id, entry.num_decisions).as_text(), gr.update(choices=votes, value=[])
 
 
-def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[GuidelineBox, Any]:
-    """Add the tab's contents to a page that is being built.
+def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[GuidelineBox, Any]:
+    """Add the contents to a tab that is being built. Nothing is read before somebody opens it.
 
     Returns:
         Its box for a new guideline, and the event of a decision.
@@ -75,26 +75,28 @@ def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[G
     site, say = lead.site, lead.say
     pick = gr.Dropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
     board = gr.HTML(apply_default_css=False)
-    shown, loaded = note_box(), gr.State(Loaded())
+    shown, loaded, opened = note_box(), gr.State(Loaded()), gr.State(False)
     verdict = gr.Radio(
         [(say(f"inbox.{name}"), name) for name in VERDICTS], value=VERDICTS[0], label=say("inbox.verdict")
     )
     note = gr.Textbox(label=say("inbox.note"), lines=2, max_length=5000)
-    words = gr.Textbox(label=say("inbox.new_guideline"), lines=8, max_length=100_000)
+    words = gr.Textbox("", label=say("inbox.new_guideline"), lines=8, max_length=100_000)
     aside = gr.CheckboxGroup([], label=say("inbox.aside"), info=say("inbox.aside.hint"))
     one_more = gr.Checkbox(label=say("inbox.one_more"))
     retire = gr.Checkbox(label=say("inbox.retire"))
     button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
 
     def entries() -> tuple[Any, str, str, Any]:
-        found = inbox(site.store, site.project)
+        found = site.inbox()
         first = found[0] if found else None
         return gr.update(choices=_choices(lead, found), value=first.item_id if first else None), *_shown(lead, first)
 
-    def load(request: gr.Request) -> tuple[Any, ...]:
+    def load(before: bool, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
+        if before:  # what a lead has typed or chosen outlives a look at another tab
+            return gr.skip()
         now = in_force(lead)
-        return *entries(), now.text, now
+        return *entries(), now.text, now, True
 
     def choose(item: str | None, request: gr.Request) -> tuple[str, str, Any]:
         lead.caller(request, "reviewer")
@@ -124,7 +126,7 @@ def inbox_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tuple[G
         return *entries(), words_after, now, "", False, False
 
     task = [board, shown, aside]
-    page.load(refusable(load), None, [pick, *task, words, loaded], **event)
+    tab.select(refusable(load), opened, [pick, *task, words, loaded, opened], **event)
     pick.input(refusable(choose), pick, task, trigger_mode="always_last", **event)
     done = button.click(
         refusable(rule), [pick, shown, verdict, note, words, loaded, aside, one_more, retire],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from preference_ui.app.boxes import Shown, note_box
-from preference_ui.app.dashboard import number
+from preference_ui.app.dashboard import POLL_SECONDS, Look, number
 from preference_ui.app.lead_round import Ruling, round_group, round_words
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import ConfigError, DataError, StaleAccount
@@ -34,8 +34,8 @@ class ShownPerson(Shown):
     active: bool = True
 
 
-def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
-    raters = {r.annotator_id: r for r in lead.dashboard.figures(renew=renew)[1].raters}
+def _people_html(lead: LeadPage, look: Look) -> str:
+    raters = {r.annotator_id: r for r in look.figures.report.raters} if look.figures else {}
     heads = ("name", "role", "active", "answers", "reliability", "round")
     with lead.site.store.read() as session:
         rounds = standings(session, load_project(session, lead.site.project))
@@ -46,21 +46,28 @@ def _people_html(lead: LeadPage, *, renew: bool = False) -> str:
             person.handle,
             lead.texts[f"role.{person.role}"],
             "✓" if person.active else "–",
-            str(found.votes if found else 0),
+            "–" if look.figures is None else str(found.votes if found else 0),
             number(found.beta) if found else "–",
             round_words(lead, rounds.get(person.id)),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th scope='col'>{html.escape(lead.say(f'people.{name}'))}</th>" for name in heads)
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="rlhf"><table class="people">{body}</table></div>'
+    status = lead.dashboard.status(lead.locale, look)
+    return f'<div class="rlhf">{status}<table class="people">{body}</table></div>'
 
 
-def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
-    """Add the tab's contents to a page that is being built."""
+def _table(lead: LeadPage, *, renew: bool = False) -> tuple[str, Any]:
+    """The table with the figures that there are, and the timer that asks for later ones."""
+    look = lead.dashboard.look(renew=renew)
+    return _people_html(lead, look), gr.Timer(active=look.running)
+
+
+def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
+    """Add the contents to a tab that is being built. Nothing is read before somebody opens it."""
     roles = [(lead.texts[f"role.{role}"], role) for role in _ROLES]
     table, asked = gr.HTML(apply_default_css=False), gr.State("")
-    shown = note_box()
+    shown, timer = note_box(), gr.Timer(POLL_SECONDS, active=False)
     with gr.Row():
         with gr.Column():
             gr.Markdown(f"## {lead.say('people.new')}")
@@ -85,12 +92,16 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
                 undo = gr.Button(lead.say("people.aside.undo"))
             round_buttons = round_group(lead)
 
-    def load(request: gr.Request) -> tuple[str, Any]:
+    def load(request: gr.Request) -> tuple[str, Any, Any]:
         lead.caller(request, "reviewer")
         people = [(p.handle, p.id) for p in list_annotators(lead.site.store)]
-        return _people_html(lead), gr.update(choices=people)
+        return *_table(lead), gr.update(choices=people)
 
-    def insert(handle: str, kind: str, secret: str, request: gr.Request) -> tuple[str, Any, str, str]:
+    def tick(request: gr.Request) -> Any:
+        lead.caller(request, "reviewer")
+        return gr.skip() if lead.dashboard.look().running else _table(lead)
+
+    def insert(handle: str, kind: str, secret: str, request: gr.Request) -> tuple[str, Any, Any, str, str]:
         boss = lead.caller(request, "admin")
         try:
             person = create_annotator(
@@ -159,7 +170,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         except DataError as error:
             raise in_words(lead.texts, error) from error
         gr.Info(html.escape(lead.say("people.aside.done", count=count, name=person.handle)))
-        return _people_html(lead, renew=True), "", gr.update(visible=False), ""
+        return *_table(lead, renew=True), "", gr.update(visible=False), ""
 
     def take_back(person_id: str | None, request: gr.Request) -> Any:
         boss, person = chosen(person_id, request)
@@ -167,28 +178,29 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         if not count:
             raise Refusal(lead.say("people.aside.none"))
         gr.Info(html.escape(lead.say("people.aside.undone", count=count, name=person.handle)))
-        return _people_html(lead, renew=True)
+        return _table(lead, renew=True)
 
-    page.load(refusable(load), None, [table, who], **event)
+    tab.select(refusable(load), None, [table, timer, who], **event)
+    timer.tick(refusable(tick), None, [table, timer], **event | {"show_progress": "hidden"})
     # The newest choice counts: without it one made while an answer is on its way would be dropped.
     who.input(refusable(pick), who, [new_role, active, shown], trigger_mode="always_last", **event)
     ask.click(refusable(confirm), [who, why], [sure, asked], **event)
-    sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
-    undo.click(refusable(take_back), who, table, **event)
+    sure.click(refusable(put_aside), [who, asked, why], [table, timer, why, sure, asked], **event)
+    undo.click(refusable(take_back), who, [table, timer], **event)
 
-    def ruling(act: Ruling, done: str) -> Callable[..., str]:
-        def rule(person_id: str | None, request: gr.Request) -> str:
+    def ruling(act: Ruling, done: str) -> Callable[..., tuple[str, Any]]:
+        def rule(person_id: str | None, request: gr.Request) -> tuple[str, Any]:
             boss, person = chosen(person_id, request)
             act(lead.site.store, lead.site.project, person.id, actor=boss.id)
             gr.Info(html.escape(lead.say(done, name=person.handle)))
-            return _people_html(lead)
+            return _table(lead)
 
         return rule
 
     for button, act, done in round_buttons:
-        button.click(refusable(ruling(act, done)), who, table, **event)
-    add.click(refusable(insert), [name, role, password], [table, who, name, password], **event)
+        button.click(refusable(ruling(act, done)), who, [table, timer], **event)
+    add.click(refusable(insert), [name, role, password], [table, timer, who, name, password], **event)
     change.click(
         refusable(edit), [who, shown, new_role, active, new_password],
-        [table, who, new_role, active, shown, new_password], **event,
+        [table, timer, who, new_role, active, shown, new_password], **event,
     )  # fmt: skip

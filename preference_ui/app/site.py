@@ -10,12 +10,14 @@ from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
+from preference_ui.agreements import Agreements
 from preference_ui.app.address import Address
 from preference_ui.auth import session_person
 from preference_ui.db import Store
 from preference_ui.i18n import LOCALES, catalogue, negotiate
 from preference_ui.people import Person
 from preference_ui.progress import ProgressLines
+from preference_ui.reviews import InboxEntry, inbox
 
 STATIC = Path(__file__).with_name("static")
 LOCALE_COOKIE = "rlhf_locale"
@@ -39,6 +41,14 @@ class Site:
     def progress(self) -> ProgressLines:
         """The progress lines of those who rank here."""
         return ProgressLines(self.store)
+
+    @cached_property
+    def _agreements(self) -> Agreements:
+        return Agreements()
+
+    def inbox(self) -> list[InboxEntry]:
+        """What wants the lead's decision."""
+        return inbox(self.store, self.project, known=self._agreements)
 
     @property
     def session_cookie(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -47,8 +48,9 @@ def build_app(site: Site, policy: LivePolicy | None = None) -> FastAPI:
 def _mount(app: FastAPI, site: Site, page: gr.Blocks, path: str, locale: str, role: str) -> None:
     ranks = {"annotator": 0, "reviewer": 1, "admin": 2}
 
-    def who(request: Request) -> str | None:
-        person = site.visitor(request)
+    async def who(request: Request) -> str | None:
+        # Gradio calls it on the event loop, and the database may have to wait.
+        person = await run_in_threadpool(site.visitor, request)
         return person.id if person is not None and ranks[person.role] >= ranks[role] else None
 
     title = f"{translate(locale, 'app.title')} · {site.project}"

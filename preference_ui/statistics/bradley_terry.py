@@ -9,6 +9,8 @@ The annotator term follows Chen et al. (2013), "Pairwise ranking aggregation in 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ _QUALITY_SPREAD = 1.5
 _BETA_SPREAD = 0.75
 _BIAS_SPREAD = 2.0
 _MAX_ROUNDS = 50
+# A group whose mean is no larger follows no quality in common: there is nothing to measure by.
+_LEAST_MEAN = 0.05
 _TOLERANCE = 2e-3
 # Expectation-maximisation creeps; steps up to twice as long still lead uphill.
 _STRIDE = 1.8
@@ -50,20 +54,30 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class RaterModel:
-    """The fit: reliability per rater (mean 1), quality per response, and the two biases in logits."""
+    """The fit: reliability per rater, quality per response, and the two biases in logits.
+
+    Attributes:
+        beta, beta_error: (rater,) with mean 1 over those who compared anything; NaN for all others.
+        rounds: of expectation-maximisation that it took.
+    """
 
     beta: np.ndarray
     beta_error: np.ndarray
     quality: np.ndarray
     position_bias: float
     length_bias: float
+    rounds: int = 0
 
     def reliability(self) -> np.ndarray:
-        """Weights in [0, 1] for training: a rater's beta against the median rater's, negative ones 0."""
-        typical = float(np.median(self.beta)) if self.beta.size else 1.0
+        """Weights in [0, 1] for training: a rater's beta against the median rater's, negative ones 0.
+
+        Who compared nothing yet counts as the group's mean.
+        """
+        known = self.beta[~np.isnan(self.beta)]
+        typical = float(np.median(known)) if known.size else 1.0
         if typical <= 0:
             return np.ones_like(self.beta)
-        return np.clip(self.beta / typical, 0.0, 1.0)
+        return np.clip(np.where(np.isnan(self.beta), 1.0, self.beta) / typical, 0.0, 1.0)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -222,19 +236,30 @@ def fit_rater_model(data: Comparisons, num_raters: int, num_responses: int) -> R
 
     Integrating over the qualities matters: a response has only a few votes, and a plain joint maximum would
     explain a random clicker's votes by quality. The spread of the qualities is estimated along the way. The
-    same votes give the same fit.
+    same votes give the same fit; raters without comparisons have no part in it.
     """
+    beta, error = np.full(num_raters, math.nan), np.full(num_raters, math.nan)
+    if data.first.size == 0:
+        return RaterModel(beta, error, np.zeros(num_responses), 0.0, 0.0)
+    present, rater = np.unique(data.rater, return_inverse=True)
+    fit = _fit(dataclasses.replace(data, rater=rater), present.size, num_responses)
+    beta[present], error[present] = fit.beta, fit.beta_error
+    return dataclasses.replace(fit, beta=beta, beta_error=error)
+
+
+def _fit(data: Comparisons, num_raters: int, num_responses: int) -> RaterModel:
+    """The fit of raters who all have comparisons."""
     quality = np.zeros(num_responses)
     rest = np.concatenate([np.ones(num_raters), np.zeros(2)])
     spread = _QUALITY_SPREAD
-    if data.first.size == 0:
-        return RaterModel(rest[:-2], np.full(num_raters, _BETA_SPREAD), quality, 0.0, 0.0)
     layout = _layout(data, num_responses)
     group = layout.group[data.first]
     num_draws = int(np.clip(_DRAWS_TIMES_COMPARISONS // data.first.size, _MIN_DRAWS, _MAX_DRAWS)) // 2
     half = np.random.default_rng(0).standard_normal((num_draws, *layout.shape))
     noise = np.concatenate([half, -half])
-    for _ in range(_MAX_ROUNDS):
+    rounds, moved = 0, math.inf
+    while rounds < _MAX_ROUNDS and moved >= _STRIDE * _TOLERANCE:
+        rounds += 1
         quality, covariance = _fit_quality(data, rest, quality, spread, layout)
         draws = _draw(data, rest, (quality, covariance), spread, layout, noise)
         square = (draws.share[:, layout.group] * draws.quality**2).sum(axis=0)
@@ -242,16 +267,36 @@ def fit_rater_model(data: Comparisons, num_raters: int, num_responses: int) -> R
         before = np.append(rest, np.log(spread))
         step = np.append(_improve_rest(data, draws.gap, weight, rest), 0.5 * np.log(square.mean())) - before
         after = before + _STRIDE * step
-        rest, spread = after[:-1], float(np.clip(np.exp(after[-1]), 0.2, 5.0))
-        if np.abs(step).max() < _TOLERANCE:
-            break
-    scale = float(rest[:num_raters].mean())
-    scale = scale if scale > 0.05 else 1.0
+        # Steep raters of close qualities are the same votes as flat raters of distant ones; only the prior tells them
+        # apart. Its best scale is known, so the fit need not creep there.
+        scale = _best_scale(after[:num_raters])
+        rest, spread = after[:-1].copy(), float(np.clip(np.exp(after[-1]) / scale, 0.2, 5.0))
+        rest[:num_raters] *= scale
+        quality = quality / scale
+        moved = float(np.abs(np.append(rest, np.log(spread)) - before).max())
     share = _sigmoid(rest[data.rater] * draws.gap + _offset(data, rest))
     seen = (weight * share * (1 - share) * draws.gap**2).sum(axis=0)
-    error = 1 / np.sqrt(np.bincount(data.rater, seen, num_raters) + 1 / _BETA_SPREAD**2)
-    mean = (draws.share[:, layout.group] * draws.quality).sum(axis=0)
-    return RaterModel(rest[:num_raters] / scale, error / scale, mean * scale, float(rest[-2]), float(rest[-1]))
+    variance = 1 / (np.bincount(data.rater, seen, num_raters) + 1 / _BETA_SPREAD**2)
+    beta, mean = _about_the_mean(rest[:num_raters], variance)
+    average = (draws.share[:, layout.group] * draws.quality).sum(axis=0)
+    return RaterModel(beta / mean, np.sqrt(variance) / mean, average * mean, float(rest[-2]), float(rest[-1]), rounds)
+
+
+def _best_scale(beta: np.ndarray) -> float:
+    """The factor at which the prior likes these betas best."""
+    total = float(beta.sum())
+    return total / float((beta**2).sum()) if total > _LEAST_MEAN * beta.size else 1.0
+
+
+def _about_the_mean(beta: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Betas as if the prior's centre, 1, had been the group's mean, and that mean.
+
+    In a group with clickers the mean is below 1, and who has few votes would stand above the group for that alone.
+    ``share`` is how much of a beta is the prior's; a beta that is nothing else has no part in the mean.
+    """
+    share = variance / _BETA_SPREAD**2
+    mean = float((beta - share).sum() / (1 - share).sum())
+    return (beta - share * (1 - mean), mean) if mean > _LEAST_MEAN else (beta, 1.0)
 
 
 def comparisons_of(rows: Sequence[tuple[int, int, int, float, float, float, float]]) -> Comparisons:

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from preference_ui.export import JudgmentRecord, Snapshot
-from preference_ui.ranking import Tiers, follows_key, pair_agreement, place, preference, strict_pairs
+from preference_ui.ranking import Tiers, follows_key, pair_agreement, place, preference
 from preference_ui.statistics.agreement import (
     alpha_of_coincidences,
     coincidences,
@@ -34,8 +34,11 @@ Places = tuple[int, ...]
 # Few rankings differ in more than names (75 of four responses), so figures of two are kept.
 _PATTERNS = 20_000
 _UNITS_AT_ONCE = 10_000
-# The rater model takes so many couples of responses (10 000 votes on four), and more where there are many raters.
-MODEL_COUPLES, MODEL_COUPLES_PER_RATER = 60_000, 600
+# The rater model takes so many couples of responses (10 000 votes on four), more where there are many raters, and above
+# the last number only those of raters who have none yet.
+MODEL_COUPLES, MODEL_COUPLES_PER_RATER, MODEL_COUPLES_MOST = 60_000, 600, 120_000
+# Intervals of kappa for the couples of so many raters, those with the most votes: what a picture has room for.
+KAPPA_RATERS = 10
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class ProjectReport:
         alpha_pairs: Krippendorff's alpha, nominal, on "first, tie, second" per response couple.
         alpha_axes: Krippendorff's alpha, ordinal, per rating axis.
         kappa: Cohen's kappa on pair labels by couple of handles, with the number of shared response couples.
-        kappa_intervals: the same with a bootstrap interval by item.
-        first_slot: share of votes that put the response shown first alone on top; ``first_slot_expected`` is the
-            share without position bias, ``first_slot_p`` the chance of a share as extreme.
+        kappa_intervals: a bootstrap interval by item for couples of the ``KAPPA_RATERS`` raters with the most votes.
+        first_slot: share of votes given here that put the response shown first alone on top;
+            ``first_slot_expected`` is the share without position bias, ``first_slot_p`` the chance of one as extreme.
         longer_preferred: share of strict pairs won by the longer text.
         gold_accuracy: share of gold items with every expected order right.
         self_consistency: pair agreement of repeated answers with the first ones.
@@ -105,14 +108,25 @@ class ProjectReport:
         return {r.annotator_id: r.reliability for r in self.raters}
 
 
-def _items(records: Sequence[JudgmentRecord]) -> dict[str, list[JudgmentRecord]]:
-    grouped: dict[str, list[JudgmentRecord]] = {}
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """A judgment with its ranking in the form in which rankings are compared."""
+
+    record: JudgmentRecord
+    places: Places
+
+
+Items = dict[str, list[_Vote]]
+
+
+def _items(records: Sequence[JudgmentRecord]) -> Items:
+    grouped: Items = {}
     for record in records:
-        grouped.setdefault(record.item_id, []).append(record)
+        grouped.setdefault(record.item_id, []).append(_Vote(record, _places(record)))
     return grouped
 
 
-def _first_votes(items: dict[str, list[JudgmentRecord]], extended: dict[str, int]) -> dict[str, list[JudgmentRecord]]:
+def _first_votes(items: Items, extended: dict[str, int]) -> Items:
     """Without the extra votes that only items in dispute get: they would distort every figure of agreement.
 
     An item's first votes are those of the people who were asked first, whenever they changed their minds.
@@ -120,7 +134,7 @@ def _first_votes(items: dict[str, list[JudgmentRecord]], extended: dict[str, int
     first = dict(items)
     for item_id, overlap in extended.items():
         if item_id in items:
-            first[item_id] = sorted(items[item_id], key=lambda r: r.first_event)[:overlap]
+            first[item_id] = sorted(items[item_id], key=lambda v: v.record.first_event)[:overlap]
     return first
 
 
@@ -145,16 +159,44 @@ def _tau(one: Places, other: Places) -> float:
     return kendall_tau_b(one, other)
 
 
-def _agreement(items: dict[str, list[JudgmentRecord]]) -> tuple[Interval, Interval]:
-    agree: list[tuple[float, float]] = []
-    taus: list[tuple[float, float]] = []
-    for records in items.values():
-        couples = list(combinations([_places(r) for r in records], 2))
-        if couples:
-            agree.append((sum(_agree(a, b) for a, b in couples), len(couples)))
-            values = [v for v in (_tau(a, b) for a, b in couples) if not math.isnan(v)]
-            taus.append((sum(values), len(values)))
-    return _ratio(agree), _ratio(taus)
+@dataclass(frozen=True)
+class _Pattern:
+    """What the rankings of one item add to the figures of agreement: sums, with the number of what is summed."""
+
+    agree: tuple[float, float]
+    tau: tuple[float, float]
+    coincidences: np.ndarray
+
+
+def _pattern(rankings: Sequence[Places]) -> _Pattern:
+    couples = list(combinations(rankings, 2))
+    taus = [v for v in (_tau(a, b) for a, b in couples) if not math.isnan(v)]
+    agree = sum(_agree(a, b) for a, b in couples), float(len(couples))
+    return _Pattern(agree, (sum(taus), float(len(taus))), _item_coincidences(rankings))
+
+
+def _agreement(items: Items) -> tuple[Interval, Interval, Interval]:
+    """Pair agreement, tau-b and Krippendorff's alpha of pair labels.
+
+    Items whose rankings differ in names only count alike, so each pattern of rankings is looked at once.
+    """
+    numbers: dict[tuple[Places, ...], int] = {}
+    found: list[_Pattern] = []
+    of_item = []
+    for votes in items.values():
+        if len(votes) > 1:
+            key = tuple(sorted(vote.places for vote in votes))
+            number = numbers.setdefault(key, len(found))
+            if number == len(found):
+                found.append(_pattern(key))
+            of_item.append(number)
+    if not of_item:
+        nothing = Interval(math.nan, math.nan, math.nan, 0)
+        return nothing, nothing, nothing
+    rows = np.array(of_item)
+    agree, tau = (np.array([getattr(p, name) for p in found])[rows] for name in ("agree", "tau"))
+    alpha = _alpha_pairs(np.stack([p.coincidences for p in found])[rows])
+    return ratio_interval(agree[:, 0], agree[:, 1]), ratio_interval(tau[:, 0], tau[:, 1]), alpha
 
 
 def _ratio(rows: list[tuple[float, float]]) -> Interval:
@@ -162,8 +204,7 @@ def _ratio(rows: list[tuple[float, float]]) -> Interval:
     return ratio_interval(table[:, 0], table[:, 1])
 
 
-@lru_cache(maxsize=_PATTERNS)
-def _item_coincidences(rankings: tuple[Places, ...]) -> np.ndarray:
+def _item_coincidences(rankings: Sequence[Places]) -> np.ndarray:
     """Of one item's pair labels: (label, label)."""
     return _mirrored(coincidences(np.array([_labels(places) for places in rankings]), 3).sum(axis=0))
 
@@ -176,16 +217,13 @@ def _confusion(one: Places, other: Places) -> np.ndarray:
     return 2 * _mirrored(table)
 
 
-def _alpha_pairs(items: dict[str, list[JudgmentRecord]], num_samples: int = 1000) -> Interval:
-    shared = [records for records in items.values() if len(records) > 1]
-    if not shared:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    matrices = np.stack([_item_coincidences(tuple(map(_places, records))) for records in shared])
+def _alpha_pairs(matrices: np.ndarray, num_samples: int = 1000) -> Interval:
+    """Of coincidences per item: (item, label, label)."""
     scale = np.arange(3.0)
     value = alpha_of_coincidences(matrices.sum(axis=0), "nominal", scale)
     sums = resampled_sums(matrices, num_samples, seed=0)
     samples = np.array([alpha_of_coincidences(m, "nominal", scale) for m in sums])
-    return percentile_interval(value, samples, len(shared))
+    return percentile_interval(value, samples, len(matrices))
 
 
 def _mirrored(matrix: np.ndarray) -> np.ndarray:
@@ -194,22 +232,24 @@ def _mirrored(matrix: np.ndarray) -> np.ndarray:
 
 
 def _kappa(
-    items: dict[str, list[JudgmentRecord]], num_samples: int = 400
+    items: Items, shown: set[str], num_samples: int = 400
 ) -> tuple[dict[tuple[str, str], tuple[float, int]], dict[tuple[str, str], Interval]]:
-    """Cohen's kappa per couple of handles with the number of pair labels, and its interval by item."""
+    """Cohen's kappa per couple of handles with the number of pair labels; by item its interval for those shown."""
     tables: dict[tuple[str, str], list[np.ndarray]] = {}
-    for records in items.values():
-        ordered = sorted(records, key=lambda r: r.handle)
-        for i, j in combinations(range(len(ordered)), 2):
-            table = _confusion(_places(ordered[i]), _places(ordered[j]))
-            tables.setdefault((ordered[i].handle, ordered[j].handle), []).append(table)
+    for votes in items.values():
+        if len(votes) > 1:
+            ordered = sorted(votes, key=lambda v: v.record.handle)
+            for one, other in combinations(ordered, 2):
+                table = _confusion(one.places, other.places)
+                tables.setdefault((one.record.handle, other.record.handle), []).append(table)
     values, intervals = {}, {}
     for couple, found in tables.items():
         stack = np.stack(found)
-        value = _kappa_of(stack.sum(axis=0)[None])[0]
-        values[couple] = (float(value), round(float(stack.sum()) / 2))
-        samples = _kappa_of(resampled_sums(stack, num_samples, seed=0))
-        intervals[couple] = percentile_interval(float(value), samples, len(found))
+        value = float(_kappa_of(stack.sum(axis=0)[None])[0])
+        values[couple] = (value, round(float(stack.sum()) / 2))
+        if shown.issuperset(couple):
+            samples = _kappa_of(resampled_sums(stack, num_samples, seed=0))
+            intervals[couple] = percentile_interval(value, samples, len(found))
     return values, intervals
 
 
@@ -222,19 +262,26 @@ def _kappa_of(tables: np.ndarray) -> np.ndarray:
 
 
 def _first_slot(records: Sequence[JudgmentRecord]) -> tuple[Interval, float, float]:
-    single = [r for r in records if len(r.tiers[0]) == 1]
+    single = [r for r in records if len(r.tiers[0]) == 1 and not r.imported]
     hits = sum(r.tiers[0][0] == r.shown[0] for r in single)
     expected = float(np.mean([1 / len(r.shown) for r in single])) if single else math.nan
     p = binomial_test(hits, len(single), expected) if single else 1.0
     return wilson_interval(hits, len(single)), expected, p
 
 
-def _longer(items: dict[str, list[JudgmentRecord]], texts: dict[str, str]) -> Interval:
+def _longer(items: Items, lengths: dict[str, int]) -> Interval:
     rows = []
-    for records in items.values():
-        pairs = [p for r in records for p in strict_pairs(r.tiers) if len(texts[p[0]]) != len(texts[p[1]])]
-        rows.append((sum(len(texts[a]) > len(texts[b]) for a, b in pairs), len(pairs)))
-    return _ratio([(float(a), float(b)) for a, b in rows])
+    for votes in items.values():
+        won = total = 0
+        for vote in votes:
+            tiers = [[lengths[name] for name in tier] for tier in vote.record.tiers]
+            for high, low in combinations(tiers, 2):
+                for a in high:
+                    for b in low:
+                        won += a > b
+                        total += a != b
+        rows.append((float(won), float(total)))
+    return _ratio(rows)
 
 
 def _seconds(records: Sequence[JudgmentRecord]) -> float:
@@ -272,47 +319,50 @@ def _modelled(records: Sequence[JudgmentRecord], num_raters: int) -> Sequence[Ju
     for record, count in zip(records, couples, strict=True):
         prompts.setdefault(record.prompt_sha256, Counter())[record.annotator_id] += count
     taken: Counter[str] = Counter()
-    chosen = set()
+    total, chosen = 0, set()
     for prompt in sorted(prompts):
-        if any(taken[rater] < enough for rater in prompts[prompt]):
+        limit = enough if total < MODEL_COUPLES_MOST else 1
+        if any(taken[rater] < limit for rater in prompts[prompt]):
             chosen.add(prompt)
             taken.update(prompts[prompt])
+            total += prompts[prompt].total()
     return [record for record in records if record.prompt_sha256 in chosen]
 
 
-def _model(records: Sequence[JudgmentRecord], texts: dict[str, str], raters: dict[str, int]) -> RaterModel:
+def _model(records: Sequence[JudgmentRecord], lengths: dict[str, int], raters: dict[str, int]) -> RaterModel:
     names = sorted({n for r in records for n in r.shown})
     index = {n: i for i, n in enumerate(names)}
     rows = []
     for record in records:
         size = len(record.shown)
         places = place(record.tiers)
-        slot = {n: k / (size - 1) for k, n in enumerate(record.shown)}
+        # Without places where none were seen: the position term must not learn from them.
+        slot = {n: 0.0 if record.imported else k / (size - 1) for k, n in enumerate(record.shown)}
         for a, b in combinations(record.shown, 2):
-            length = math.log1p(len(texts[a])) - math.log1p(len(texts[b]))
+            length = math.log1p(lengths[a]) - math.log1p(lengths[b])
             # K - 1 free choices stand behind the K (K - 1) / 2 couples of a ranking.
             rows.append((raters[record.annotator_id], index[a], index[b], preference(places, a, b),
                          slot[b] - slot[a], length, 2 / size))  # fmt: skip
     return fit_rater_model(comparisons_of(rows), len(raters), len(names))
 
 
-def _with_others(items: dict[str, list[JudgmentRecord]]) -> dict[str, float]:
+def _with_others(items: Items) -> dict[str, float]:
     """Mean agreement per annotator with everybody else who ranked the same."""
     scores: dict[str, list[float]] = {}
-    for records in items.values():
-        for a, b in combinations(records, 2):
-            score = _agree(_places(a), _places(b))
-            scores.setdefault(a.annotator_id, []).append(score)
-            scores.setdefault(b.annotator_id, []).append(score)
+    for votes in items.values():
+        for a, b in combinations(votes, 2):
+            score = _agree(a.places, b.places)
+            scores.setdefault(a.record.annotator_id, []).append(score)
+            scores.setdefault(b.record.annotator_id, []).append(score)
     return {annotator_id: float(np.mean(found)) for annotator_id, found in scores.items()}
 
 
-def _alpha_axes(items: dict[str, list[JudgmentRecord]]) -> dict[str, float]:
+def _alpha_axes(items: Items) -> dict[str, float]:
     """Ordinal alpha per rating axis; a unit is one response of one item."""
     units: dict[str, dict[tuple[str, str], list[int]]] = {}
-    for item_id, records in items.items():
-        for record in records:
-            for response, axis, value in record.ratings:
+    for item_id, votes in items.items():
+        for vote in votes:
+            for response, axis, value in vote.record.ratings:
                 units.setdefault(axis, {}).setdefault((item_id, response), []).append(value)
     return {axis: _alpha_units(list(units[axis].values())) for axis in sorted(units)}
 
@@ -334,6 +384,7 @@ def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> 
     """Compute every figure.
 
     Args:
+        snapshot: with texts or without.
         gold: expected tiers per gold item id.
     """
     gold = gold or {}
@@ -341,20 +392,21 @@ def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> 
     items = _items(records)
     people = {r.annotator_id: r.handle for r in snapshot.judgments}
     index = {a: k for k, a in enumerate(sorted(people, key=lambda a: people[a]))}
-    model = _model(_modelled(records, len(index)), snapshot.texts, index)
+    model = _model(_modelled(records, len(index)), snapshot.lengths, index)
     weights = model.reliability()
     by_lease = {r.lease_id: r for r in snapshot.judgments}
     shared = _first_votes(items, snapshot.extended)
-    agreement, tau = _agreement(shared)
-    kappa, kappa_intervals = _kappa(shared)
+    agreement, tau, alpha = _agreement(shared)
     first, expected, p = _first_slot(records)
     couples = [math.comb(len(r.shown), 2) for r in records]
-    strict = [len(strict_pairs(r.tiers)) for r in records]
+    tied = [sum(math.comb(len(tier), 2) for tier in r.tiers) for r in records]
     raters = []
     with_others = _with_others(items)
     by_rater: dict[str, list[JudgmentRecord]] = {}
     for judgment in snapshot.judgments:
         by_rater.setdefault(judgment.annotator_id, []).append(judgment)
+    most = sorted(by_rater.values(), key=lambda own: (-len(own), own[0].handle))[:KAPPA_RATERS]
+    kappa, kappa_intervals = _kappa(shared, {own[0].handle for own in most})
     for annotator_id, k in index.items():
         own = by_rater[annotator_id]
         raters.append(RaterReport(
@@ -368,12 +420,12 @@ def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> 
         topics[record.topic or "(none)"] = topics.get(record.topic or "(none)", 0) + 1
     return ProjectReport(
         project=snapshot.project.name, votes=len(snapshot.judgments), items=len(items), pair_agreement=agreement,
-        kendall_tau=tau, alpha_pairs=_alpha_pairs(shared), alpha_axes=_alpha_axes(shared), kappa=kappa,
+        kendall_tau=tau, alpha_pairs=alpha, alpha_axes=_alpha_axes(shared), kappa=kappa,
         kappa_intervals=kappa_intervals,
-        tie_share=1 - sum(strict) / sum(couples) if couples else math.nan,
+        tie_share=sum(tied) / sum(couples) if couples else math.nan,
         all_bad_share=float(np.mean([r.all_bad for r in records])) if records else math.nan,
         first_slot=first, first_slot_expected=expected, first_slot_p=p,
-        longer_preferred=_longer(items, snapshot.texts), median_seconds=_seconds(records),
+        longer_preferred=_longer(items, snapshot.lengths), median_seconds=_seconds(records),
         gold_accuracy=_gold(snapshot.judgments, gold), self_consistency=_consistency(snapshot.judgments, by_lease),
         reward_model_ceiling=implied_accuracy(agreement.value), position_bias=model.position_bias,
         length_bias=model.length_bias, raters=raters, topics=dict(sorted(topics.items())))  # fmt: skip

@@ -88,7 +88,7 @@ def _weighted_options(spec: str) -> Any:
         shown = [response for response in record.shown if response in places]
         couples = list(combinations(shown, 2))
         for first, second in couples:
-            gap = (shown.index(second) - shown.index(first)) / max(1, len(shown) - 1)
+            gap = 0.0 if record.imported else (shown.index(second) - shown.index(first)) / max(1, len(shown) - 1)
             length = math.log(len(snapshot.texts[first]) + 1) - math.log(len(snapshot.texts[second]) + 1)
             pair = [responses.setdefault(response, len(responses)) for response in (first, second)]
             weight = (len(shown) - 1) / len(couples)

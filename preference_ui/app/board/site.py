@@ -6,6 +6,7 @@ import secrets
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from starlette.requests import HTTPConnection
 
@@ -13,6 +14,8 @@ from preference_ui.app.address import Address
 from rlhf.telemetry.runs import RunView, find_runs
 
 READER = "reader"
+# All viewers look at one walk over the directories for so long; a new run appears that much later.
+NAMES_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class BoardSite:
     token: str
     _views: dict[str, RunView] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _names: dict[str, Path] = field(default_factory=dict, repr=False)
+    _walked: list[float] = field(default_factory=list, repr=False)
+    _walk_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def link(self) -> str:
@@ -51,14 +57,20 @@ class BoardSite:
         return secrets.compare_digest(token.encode(), self.token.encode())
 
     def names(self) -> list[str]:
-        """Names of all runs, newest first: their paths below the root."""
-        return [path.relative_to(self.root).as_posix() for path in find_runs(self.root) if self._is_inside(path)]
+        """Names of all runs, newest first: their paths below the root. May be ``NAMES_SECONDS`` old."""
+        with self._walk_lock:
+            if not self._walked or monotonic() - self._walked[0] >= NAMES_SECONDS:
+                self._walked[:] = [monotonic()]
+                found = [path for path in find_runs(self.root) if self._is_inside(path)]
+                self._names.clear()
+                self._names.update((path.relative_to(self.root).as_posix(), path) for path in found)
+            return list(self._names)
 
     def view(self, name: str | None) -> RunView | None:
         """The run of a name, with what is new read; None for anything that is no run below the root."""
+        if not name or name not in self.names() or not self._is_inside(self.root / name):
+            return None
         with self._lock:
-            if not name or name not in self.names():
-                return None
             found = self._views.get(name)
             if found is None:
                 self._views[name] = found = RunView(self.root / name)

@@ -20,6 +20,8 @@ from playwright.sync_api import Browser, Page, Route
 
 from preference_ui.app.address import Address, public_address
 from preference_ui.app.board import main, render
+from preference_ui.app.board import site as board_site
+from preference_ui.app.board.page import Board
 from preference_ui.app.board.site import BoardSite
 from preference_ui.errors import ConfigError
 from rlhf.telemetry.runs import RunView
@@ -243,3 +245,27 @@ def test_where_a_server_may_listen(tmp_path: Path, capsys: pytest.CaptureFixture
             ask(host, 80, given, insecure=True)
     assert main(["--runs", str(tmp_path / "nothing")]) == 2
     assert "not a directory" in capsys.readouterr().err
+
+
+def test_viewers_share_one_walk_over_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tick looks up every run; each look-up walked through all directories once."""
+    for number in range(20):
+        write_run(tmp_path / f"run{number}", 2, 1e-4)
+    walks, now = [], [1000.0]
+    walk = board_site.find_runs
+    monkeypatch.setattr(board_site, "find_runs", lambda root: walks.append(root) or walk(root))
+    monkeypatch.setattr(board_site, "monotonic", lambda: now[0])
+    site = BoardSite(tmp_path.resolve(), Address("http://127.0.0.1:1"), "t" * 32)
+    viewers = [Board(site) for _ in range(3)]
+    for viewer in viewers:
+        table, *_ = viewer.tick("run3", "")
+        assert table.count("run1") >= 11
+    assert len(walks) == 1
+    write_run(tmp_path / "late", 2, 1e-4)
+    now[0] += board_site.NAMES_SECONDS
+    assert "late" in site.names() and site.view("late") is not None and len(walks) == 2
+    (tmp_path / "run0").rename(tmp_path / "gone")
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    write_run(outside, 2, 1e-4)
+    (tmp_path / "run0").symlink_to(outside)
+    assert site.view("run0") is None, "what a name leads to is looked at every time"

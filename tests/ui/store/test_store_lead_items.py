@@ -20,7 +20,7 @@ from preference_ui.items import PAGE_SIZE, change_item, find_items
 from preference_ui.models import Event
 from preference_ui.projects import add_items
 from preference_ui.set_aside import VoteCounts, restore, set_aside, vote_counts
-from preference_ui.versions import freeze, load_version
+from preference_ui.versions import freeze, get_version, load_version
 
 
 def test_items_are_found_by_words_topic_and_state_a_page_at_a_time(store: Store, make_project: MakeProject) -> None:
@@ -103,7 +103,7 @@ def test_votes_set_aside_leave_everything_but_frozen_versions(store: Store, make
     assert queue.history(store, ann, "helpline") == []
     # The version reads the chain up to its own event, files or none.
     assert load_version(store, "helpline", 1) == frozen
-    (store.files / "helpline" / "v1" / "preferences.jsonl").unlink()
+    (get_version(store, "helpline").path / "preferences.jsonl").unlink()
     assert load_version(store, "helpline", 1) == frozen
     with store.read() as session:
         notes = session.scalars(select(Event.payload_json).where(Event.action == "judgment.set_aside")).all()

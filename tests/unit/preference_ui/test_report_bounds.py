@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from preference_ui.export import JudgmentRecord
 from preference_ui.ids import sha256_text
-from preference_ui.statistics import krippendorff_alpha
+from preference_ui.ranking import pair_agreement
+from preference_ui.statistics import kendall_tau_b, krippendorff_alpha
 from preference_ui.statistics.report import (
+    KAPPA_RATERS,
     MODEL_COUPLES,
+    MODEL_COUPLES_MOST,
     MODEL_COUPLES_PER_RATER,
+    _agreement,
     _alpha_units,
+    _items,
+    _kappa,
     _modelled,
 )
 
@@ -57,6 +65,55 @@ def test_the_rater_model_takes_enough_of_every_rater_and_no_more() -> None:
     }
     small = records[: MODEL_COUPLES // 6]
     assert _modelled(small, len(raters)) is small
+
+
+def test_a_crowd_of_raters_does_not_make_the_model_larger() -> None:
+    """Of 400 raters, all but one get an equal part of what the model takes; the one who voted seldom has a place."""
+    raters = [f"r{n}" for n in range(400)]
+    taken = _modelled(_records(40_000, raters), len(raters))
+    couples = Counter(record.annotator_id for record in taken for _ in range(6))
+    assert couples.total() < MODEL_COUPLES_MOST + 400 * 12 < len(raters) * MODEL_COUPLES_PER_RATER
+    assert len(couples) == len(raters) and min(couples.values()) >= 6
+
+
+def _shuffled(records: list[JudgmentRecord]) -> list[JudgmentRecord]:
+    """The same with tiers at random, ties among them."""
+    rng = random.Random(1)
+    changed = []
+    for record in records:
+        names = rng.sample(record.shown, 4)
+        cuts = sorted(rng.sample(range(1, 4), rng.randrange(4)))
+        tiers = tuple(tuple(names[a:b]) for a, b in zip([0, *cuts], [*cuts, 4], strict=True))
+        changed.append(dataclasses.replace(record, tiers=tiers))
+    return changed
+
+
+def test_agreement_by_patterns_is_agreement_vote_by_vote() -> None:
+    raters = [f"r{n}" for n in range(14)]
+    records = _shuffled(_records(300, raters))
+    items = _items(records)
+    agreement, tau, alpha = _agreement(items)
+    couples = [[vote.record.tiers for vote in votes] for votes in items.values()]
+    assert agreement.value == pytest.approx(np.mean([pair_agreement(*tiers) for tiers in couples]))
+    taus = [kendall_tau_b(*(vote.places for vote in votes)) for votes in items.values()]
+    assert tau.value == pytest.approx(np.nanmean(taus))
+    labels = np.array([[1 + (a < b) - (a > b) for votes in items.values() for a, b in combinations(votes[k].places, 2)]
+                       for k in range(2)])  # fmt: skip
+    # Either response of a couple may be called the first: both ways are counted.
+    both = np.concatenate([labels, 2 - labels], axis=1)
+    expected = krippendorff_alpha(both, "nominal")
+    assert alpha.value == pytest.approx(expected, abs=2 / both.shape[1])
+    assert agreement.num_units == tau.num_units == alpha.num_units == 300
+
+
+def test_intervals_of_kappa_are_for_those_who_are_shown() -> None:
+    raters = [f"r{n}" for n in range(14)]
+    items = _items(_shuffled(_records(300, raters)))
+    shown = set(raters[:KAPPA_RATERS])
+    values, intervals = _kappa(items, shown)
+    assert len(values) > 45
+    assert intervals.keys() == {couple for couple in values if shown.issuperset(couple)}
+    assert all(found.low <= values[couple][0] <= found.high for couple, found in intervals.items())
 
 
 def test_alpha_of_ratings_in_parts_is_alpha_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

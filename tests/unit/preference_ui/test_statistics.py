@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tracemalloc
 
@@ -135,7 +136,7 @@ BETAS = np.array([1.6, 1.3, 1.0, 1.0, 0.8, 0.0, -0.6])
 def test_reliability_and_biases_are_recovered(seed: int, prompts: int, size: int, overlap: int) -> None:
     """Tolerances: 0.65 on a beta scaled to mean 1 (planted: 2.2 down to -0.8), 0.25 and 0.3 logits on the biases.
 
-    Largest deviations seen over these seeds: 0.56, 0.15 and 0.24. The clicker and the inverter must stand apart.
+    Largest deviations seen over these seeds: 0.62, 0.15 and 0.24. The clicker and the inverter must stand apart.
     """
     data, num_responses, truth = _planted(seed, BETAS, 0.6, 0.5, prompts, size, overlap)
     model = fit_rater_model(data, BETAS.size, num_responses)
@@ -144,6 +145,7 @@ def test_reliability_and_biases_are_recovered(seed: int, prompts: int, size: int
     assert abs(model.position_bias - 0.6) < 0.25
     assert abs(model.length_bias - 0.5) < 0.3
     assert np.corrcoef(model.quality, truth)[0, 1] > 0.45
+    assert model.rounds <= 15
     weights = model.reliability()
     assert weights[6] == 0 and weights[5] < 0.2 and min(weights[:5]) > 0.6
 
@@ -156,9 +158,35 @@ def test_without_biases_none_are_found() -> None:
     assert np.ptp(model.beta) < 0.5
 
 
-def test_no_votes_give_the_prior() -> None:
+def test_who_compared_nothing_has_no_figure() -> None:
     model = fit_rater_model(comparisons_of([]), 2, 3)
-    assert model.beta.tolist() == [1, 1] and model.reliability().tolist() == [1, 1]
+    assert np.isnan(model.beta).all() and np.isnan(model.beta_error).all() and model.reliability().tolist() == [1, 1]
+    data, count, _ = _planted(1, BETAS, 0.6, 0.5, 60, 4, 2)
+    alone = fit_rater_model(data, BETAS.size, count)
+    shifted = dataclasses.replace(data, rater=data.rater + (data.rater >= 2))
+    beside = fit_rater_model(shifted, BETAS.size + 1, count)
+    assert math.isnan(beside.beta[2]) and 0 < beside.reliability()[2] <= 1
+    for figures, of_others in ((beside.beta, alone.beta), (beside.beta_error, alone.beta_error)):
+        assert np.delete(figures, 2).tolist() == of_others.tolist()
+    assert alone.beta.mean() == pytest.approx(1)
+
+
+def test_newcomers_stand_at_the_mean_and_the_fit_ends() -> None:
+    """Ten raters of about 75 rankings, two of them clickers, and three of two rankings each.
+
+    Seen: 19 rounds, newcomers at 0.88 to 1.08. While the scale drifted, all 50 rounds and newcomers at 0.3 to 2.5.
+    """
+    betas = np.array([1.6, 1.5, 1.3, 1.2, 1.0, 1.0, 0.8, 0.6, 0.0, 0.0, 1.0, 1.0, 0.0])
+    data, count, _ = _planted(4, betas, 0.3, 0.2, 500, 4, 2)
+    keep = np.ones(data.rater.size, bool)
+    for newcomer in (10, 11, 12):
+        keep[np.flatnonzero(data.rater == newcomer)[12:]] = False
+    few = Comparisons(**{f.name: getattr(data, f.name)[keep] for f in dataclasses.fields(data)})
+    model = fit_rater_model(few, betas.size, count)
+    assert model.rounds <= 25
+    assert np.abs(model.beta[10:] - 1).max() < 0.3 and model.beta_error[10:].min() > 0.5
+    assert model.beta.mean() == pytest.approx(1) and model.beta[:10].mean() == pytest.approx(1, abs=0.1)
+    assert max(model.beta[8:10]) < 0.6 < 1.2 < min(model.beta[:4])
 
 
 def test_dawid_skene_recovers_classes_and_confusions() -> None:
