@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="directory of a finished sft, reward or ppo run")
+    parser.add_argument("run", metavar="RUN", help="directory of a finished sft, reward, dpo or ppo run")
     parser.add_argument("--merge", action="store_true", help="one set of weights instead of an adapter beside its base")
     parser.add_argument("--output", metavar="DIR", help="default: RUN/export")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of merged weights; default: the base's")
