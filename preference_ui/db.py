@@ -86,19 +86,19 @@ class Store:
         with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
 
-    def transact(self, change: Callable[[Transaction], T], *, wait_ms: int = BUSY_TIMEOUT_MS) -> T:
+    def transact(self, change: Callable[[Transaction], T], *, wait_ms: int | None = None) -> T:
         """Run ``change`` in one durable write transaction and return its result.
 
         On return everything is committed to disk, events included. ``change`` may run more than once (a
         deadlock or a lost race rolls it back), so it must do nothing but database work.
 
         Args:
-            wait_ms: how long to wait for SQLite's one write lock.
+            wait_ms: how long to wait for SQLite's one write lock; None: ``BUSY_TIMEOUT_MS``.
 
         Raises:
             StoreError: the database stayed locked or kept refusing.
         """
-        engine = self.engine if wait_ms == BUSY_TIMEOUT_MS else self.engine.execution_options(wait_ms=wait_ms)
+        engine = self.engine if wait_ms is None else self.engine.execution_options(wait_ms=wait_ms)
         for attempt in range(MAX_ATTEMPTS):
             try:
                 with (
