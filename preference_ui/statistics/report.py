@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -17,22 +16,23 @@ from preference_ui.statistics.agreement import (
     alpha_of_coincidences,
     coincidences,
     implied_accuracy,
-    kendall_tau_b,
+)
+from preference_ui.statistics.between import (
+    Items,
+    agreement_of,
+    agreement_with_others,
+    first_votes,
+    kappa_by_couple,
+    ratio_of,
+    votes_by_item,
 )
 from preference_ui.statistics.bradley_terry import RaterModel, comparisons_of, fit_rater_model
 from preference_ui.statistics.intervals import (
     Interval,
     binomial_test,
-    percentile_interval,
-    ratio_interval,
-    resampled_sums,
     wilson_interval,
 )
 
-# A ranking without names: the tier of each response, in the order of their ids.
-Places = tuple[int, ...]
-# Few rankings differ in more than names (75 of four responses), so figures of two are kept.
-_PATTERNS = 20_000
 _UNITS_AT_ONCE = 10_000
 # The rater model takes so many couples of responses (10 000 votes on four), more where there are many raters, and above
 # the last number only those of raters who have none yet.
@@ -108,159 +108,6 @@ class ProjectReport:
         return {r.annotator_id: r.reliability for r in self.raters}
 
 
-@dataclass(frozen=True, slots=True)
-class _Vote:
-    """A judgment with its ranking in the form in which rankings are compared."""
-
-    record: JudgmentRecord
-    places: Places
-
-
-Items = dict[str, list[_Vote]]
-
-
-def _items(records: Sequence[JudgmentRecord]) -> Items:
-    grouped: Items = {}
-    for record in records:
-        grouped.setdefault(record.item_id, []).append(_Vote(record, _places(record)))
-    return grouped
-
-
-def _first_votes(items: Items, extended: dict[str, int]) -> Items:
-    """Without the extra votes that only items in dispute get: they would distort every figure of agreement.
-
-    An item's first votes are those of the people who were asked first, whenever they changed their minds.
-    """
-    first = dict(items)
-    for item_id, overlap in extended.items():
-        if item_id in items:
-            first[item_id] = sorted(items[item_id], key=lambda v: v.record.first_event)[:overlap]
-    return first
-
-
-def _places(record: JudgmentRecord) -> Places:
-    places = place(record.tiers)
-    return tuple(places[name] for name in sorted(places))
-
-
-def _labels(places: Places) -> list[int]:
-    """Per couple of responses: 0 second preferred, 1 tie, 2 first."""
-    return [1 + (a < b) - (a > b) for a, b in combinations(places, 2)]
-
-
-@lru_cache(maxsize=_PATTERNS)
-def _agree(one: Places, other: Places) -> float:
-    gaps = [abs(a - b) for a, b in zip(_labels(one), _labels(other), strict=True)]
-    return 1 - sum(gaps) / (2 * len(gaps))
-
-
-@lru_cache(maxsize=_PATTERNS)
-def _tau(one: Places, other: Places) -> float:
-    return kendall_tau_b(one, other)
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    """What the rankings of one item add to the figures of agreement: sums, with the number of what is summed."""
-
-    agree: tuple[float, float]
-    tau: tuple[float, float]
-    coincidences: np.ndarray
-
-
-def _pattern(rankings: Sequence[Places]) -> _Pattern:
-    couples = list(combinations(rankings, 2))
-    taus = [v for v in (_tau(a, b) for a, b in couples) if not math.isnan(v)]
-    agree = sum(_agree(a, b) for a, b in couples), float(len(couples))
-    return _Pattern(agree, (sum(taus), float(len(taus))), _item_coincidences(rankings))
-
-
-def _agreement(items: Items) -> tuple[Interval, Interval, Interval]:
-    """Pair agreement, tau-b and Krippendorff's alpha of pair labels.
-
-    Items whose rankings differ in names only count alike, so each pattern of rankings is looked at once.
-    """
-    numbers: dict[tuple[Places, ...], int] = {}
-    found: list[_Pattern] = []
-    of_item = []
-    for votes in items.values():
-        if len(votes) > 1:
-            key = tuple(sorted(vote.places for vote in votes))
-            number = numbers.setdefault(key, len(found))
-            if number == len(found):
-                found.append(_pattern(key))
-            of_item.append(number)
-    if not of_item:
-        nothing = Interval(math.nan, math.nan, math.nan, 0)
-        return nothing, nothing, nothing
-    rows = np.array(of_item)
-    agree, tau = (np.array([getattr(p, name) for p in found])[rows] for name in ("agree", "tau"))
-    alpha = _alpha_pairs(np.stack([p.coincidences for p in found])[rows])
-    return ratio_interval(agree[:, 0], agree[:, 1]), ratio_interval(tau[:, 0], tau[:, 1]), alpha
-
-
-def _ratio(rows: list[tuple[float, float]]) -> Interval:
-    table = np.array(rows, float).reshape(-1, 2)
-    return ratio_interval(table[:, 0], table[:, 1])
-
-
-def _item_coincidences(rankings: Sequence[Places]) -> np.ndarray:
-    """Of one item's pair labels: (label, label)."""
-    return _mirrored(coincidences(np.array([_labels(places) for places in rankings]), 3).sum(axis=0))
-
-
-@lru_cache(maxsize=_PATTERNS)
-def _confusion(one: Places, other: Places) -> np.ndarray:
-    """Pair labels of two rankings against each other, each couple counted both ways: (label, label)."""
-    table = np.zeros((3, 3))
-    np.add.at(table, (_labels(one), _labels(other)), 1.0)
-    return 2 * _mirrored(table)
-
-
-def _alpha_pairs(matrices: np.ndarray, num_samples: int = 1000) -> Interval:
-    """Of coincidences per item: (item, label, label)."""
-    scale = np.arange(3.0)
-    value = alpha_of_coincidences(matrices.sum(axis=0), "nominal", scale)
-    sums = resampled_sums(matrices, num_samples, seed=0)
-    samples = np.array([alpha_of_coincidences(m, "nominal", scale) for m in sums])
-    return percentile_interval(value, samples, len(matrices))
-
-
-def _mirrored(matrix: np.ndarray) -> np.ndarray:
-    # Which response of a couple is called first is arbitrary: count both ways, so that it cannot matter.
-    return (matrix + matrix[::-1, ::-1]) / 2
-
-
-def _kappa(
-    items: Items, shown: set[str], num_samples: int = 400
-) -> tuple[dict[tuple[str, str], tuple[float, int]], dict[tuple[str, str], Interval]]:
-    """Cohen's kappa per couple of handles with the number of pair labels; by item its interval for those shown."""
-    tables: dict[tuple[str, str], list[np.ndarray]] = {}
-    for votes in items.values():
-        if len(votes) > 1:
-            ordered = sorted(votes, key=lambda v: v.record.handle)
-            for one, other in combinations(ordered, 2):
-                table = _confusion(one.places, other.places)
-                tables.setdefault((one.record.handle, other.record.handle), []).append(table)
-    values, intervals = {}, {}
-    for couple, found in tables.items():
-        stack = np.stack(found)
-        value = float(_kappa_of(stack.sum(axis=0)[None])[0])
-        values[couple] = (value, round(float(stack.sum()) / 2))
-        if shown.issuperset(couple):
-            samples = _kappa_of(resampled_sums(stack, num_samples, seed=0))
-            intervals[couple] = percentile_interval(value, samples, len(found))
-    return values, intervals
-
-
-def _kappa_of(tables: np.ndarray) -> np.ndarray:
-    """Cohen's kappa of confusion tables (sample, 3, 3); NaN where chance leaves no room."""
-    total = tables.sum(axis=(1, 2))
-    seen = np.trace(tables, axis1=1, axis2=2) / total
-    chance = (tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1) / total**2
-    return np.divide(seen - chance, 1 - chance, out=np.full(total.shape, math.nan), where=chance < 1 - 1e-12)
-
-
 def _first_slot(records: Sequence[JudgmentRecord]) -> tuple[Interval, float, float]:
     single = [r for r in records if len(r.tiers[0]) == 1 and not r.imported]
     hits = sum(r.tiers[0][0] == r.shown[0] for r in single)
@@ -281,7 +128,7 @@ def _longer(items: Items, lengths: dict[str, int]) -> Interval:
                         won += a > b
                         total += a != b
         rows.append((float(won), float(total)))
-    return _ratio(rows)
+    return ratio_of(rows)
 
 
 def _seconds(records: Sequence[JudgmentRecord]) -> float:
@@ -302,7 +149,7 @@ def _consistency(records: Sequence[JudgmentRecord], by_lease: dict[str, Judgment
         source = by_lease.get(record.repeat_of_lease_id or "")
         if source is not None:
             rows.append((pair_agreement(record.tiers, source.tiers), 1.0))
-    return _ratio(rows)
+    return ratio_of(rows)
 
 
 def _modelled(records: Sequence[JudgmentRecord], num_raters: int) -> Sequence[JudgmentRecord]:
@@ -346,17 +193,6 @@ def _model(records: Sequence[JudgmentRecord], lengths: dict[str, int], raters: d
     return fit_rater_model(comparisons_of(rows), len(raters), len(names))
 
 
-def _with_others(items: Items) -> dict[str, float]:
-    """Mean agreement per annotator with everybody else who ranked the same."""
-    scores: dict[str, list[float]] = {}
-    for votes in items.values():
-        for a, b in combinations(votes, 2):
-            score = _agree(a.places, b.places)
-            scores.setdefault(a.record.annotator_id, []).append(score)
-            scores.setdefault(b.record.annotator_id, []).append(score)
-    return {annotator_id: float(np.mean(found)) for annotator_id, found in scores.items()}
-
-
 def _alpha_axes(items: Items) -> dict[str, float]:
     """Ordinal alpha per rating axis; a unit is one response of one item."""
     units: dict[str, dict[tuple[str, str], list[int]]] = {}
@@ -389,24 +225,24 @@ def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> 
     """
     gold = gold or {}
     records = snapshot.of_kind("normal")
-    items = _items(records)
+    items = votes_by_item(records)
     people = {r.annotator_id: r.handle for r in snapshot.judgments}
     index = {a: k for k, a in enumerate(sorted(people, key=lambda a: people[a]))}
     model = _model(_modelled(records, len(index)), snapshot.lengths, index)
     weights = model.reliability()
     by_lease = {r.lease_id: r for r in snapshot.judgments}
-    shared = _first_votes(items, snapshot.extended)
-    agreement, tau, alpha = _agreement(shared)
+    shared = first_votes(items, snapshot.extended)
+    agreement, tau, alpha = agreement_of(shared)
     first, expected, p = _first_slot(records)
     couples = [math.comb(len(r.shown), 2) for r in records]
-    tied = [sum(math.comb(len(tier), 2) for tier in r.tiers) for r in records]
+    tied = [sum(math.comb(len(t), 2) for t in r.tiers) for r in records if len(r.tiers) < len(r.shown)]
     raters = []
-    with_others = _with_others(items)
+    with_others = agreement_with_others(items)
     by_rater: dict[str, list[JudgmentRecord]] = {}
     for judgment in snapshot.judgments:
         by_rater.setdefault(judgment.annotator_id, []).append(judgment)
     most = sorted(by_rater.values(), key=lambda own: (-len(own), own[0].handle))[:KAPPA_RATERS]
-    kappa, kappa_intervals = _kappa(shared, {own[0].handle for own in most})
+    kappa, kappa_intervals = kappa_by_couple(shared, {own[0].handle for own in most})
     for annotator_id, k in index.items():
         own = by_rater[annotator_id]
         raters.append(RaterReport(

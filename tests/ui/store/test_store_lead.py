@@ -24,7 +24,8 @@ from preference_ui.people import create_annotator
 from preference_ui.projects import get_guideline, get_project, update_settings
 from preference_ui.reviews import Seen, decide, decisions, entry_of, inbox
 from preference_ui.settings import Axis
-from preference_ui.statistics.report import _alpha_axes, _first_votes, _items
+from preference_ui.statistics.between import first_votes, votes_by_item
+from preference_ui.statistics.report import _alpha_axes
 from preference_ui.versions import freeze, load_version
 
 
@@ -231,8 +232,8 @@ def test_figures_of_agreement_count_the_votes_that_an_item_was_made_for(
     # The axis' figure takes the same two people: with the third it would be another.
     with store.read() as session:
         snapshot = read_snapshot(session, "helpline")
-    items = _items(snapshot.judgments)
-    assert before.alpha_axes == _alpha_axes(_first_votes(items, snapshot.extended)) != _alpha_axes(items)
+    items = votes_by_item(snapshot.judgments)
+    assert before.alpha_axes == _alpha_axes(first_votes(items, snapshot.extended)) != _alpha_axes(items)
     # Ann changes her mind a little after Cy has voted: she still is one of the first two.
     person, task, vote = leases["ann"]
     queue.submit(store, person, task.lease_id, replace(vote, rationale="on second thoughts"), 2)

@@ -15,15 +15,13 @@ from preference_ui.export import JudgmentRecord
 from preference_ui.ids import sha256_text
 from preference_ui.ranking import pair_agreement
 from preference_ui.statistics import kendall_tau_b, krippendorff_alpha
+from preference_ui.statistics.between import agreement_of, kappa_by_couple, votes_by_item
 from preference_ui.statistics.report import (
     KAPPA_RATERS,
     MODEL_COUPLES,
     MODEL_COUPLES_MOST,
     MODEL_COUPLES_PER_RATER,
-    _agreement,
     _alpha_units,
-    _items,
-    _kappa,
     _modelled,
 )
 
@@ -91,8 +89,8 @@ def _shuffled(records: list[JudgmentRecord]) -> list[JudgmentRecord]:
 def test_agreement_by_patterns_is_agreement_vote_by_vote() -> None:
     raters = [f"r{n}" for n in range(14)]
     records = _shuffled(_records(300, raters))
-    items = _items(records)
-    agreement, tau, alpha = _agreement(items)
+    items = votes_by_item(records)
+    agreement, tau, alpha = agreement_of(items)
     couples = [[vote.record.tiers for vote in votes] for votes in items.values()]
     assert agreement.value == pytest.approx(np.mean([pair_agreement(*tiers) for tiers in couples]))
     taus = [kendall_tau_b(*(vote.places for vote in votes)) for votes in items.values()]
@@ -108,9 +106,9 @@ def test_agreement_by_patterns_is_agreement_vote_by_vote() -> None:
 
 def test_intervals_of_kappa_are_for_those_who_are_shown() -> None:
     raters = [f"r{n}" for n in range(14)]
-    items = _items(_shuffled(_records(300, raters)))
+    items = votes_by_item(_shuffled(_records(300, raters)))
     shown = set(raters[:KAPPA_RATERS])
-    values, intervals = _kappa(items, shown)
+    values, intervals = kappa_by_couple(items, shown)
     assert len(values) > 45
     assert intervals.keys() == {couple for couple in values if shown.issuperset(couple)}
     assert all(found.low <= values[couple][0] <= found.high for couple, found in intervals.items())

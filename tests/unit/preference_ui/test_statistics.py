@@ -22,9 +22,9 @@ from preference_ui.statistics import (
     ratio_interval,
     wilson_interval,
 )
+from preference_ui.statistics.between import kappa_of
 from preference_ui.statistics.bradley_terry import Comparisons, comparisons_of
 from preference_ui.statistics.intervals import MAX_UNITS, resampled_sums
-from preference_ui.statistics.report import _kappa_of
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
@@ -76,8 +76,8 @@ def test_kappa_of_confusion_tables_is_kappa_of_the_labels() -> None:
         a, b = rng.integers(0, 3, 40), rng.integers(0, 3, 40)
         table = np.zeros((3, 3))
         np.add.at(table, (a, b), 1)
-        assert _kappa_of(table[None])[0] == pytest.approx(cohen_kappa(a, b))
-    assert math.isnan(_kappa_of(np.diag([4.0, 0, 0])[None])[0])
+        assert kappa_of(table[None])[0] == pytest.approx(cohen_kappa(a, b))
+    assert math.isnan(kappa_of(np.diag([4.0, 0, 0])[None])[0])
 
 
 def test_wilson_and_binomial_equal_scipy() -> None:
