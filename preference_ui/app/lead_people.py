@@ -101,9 +101,11 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
         gr.Info(html.escape(lead.say("people.added", name=person.handle)))
         return *load(request), "", ""
 
-    def pick(person_id: str | None, request: gr.Request) -> Any:
+    def pick(person_id: str | None, before: str, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
-        return boxes(person_id) if person_id else gr.skip()
+        # A choice is heard again when its list loses the focus; what was typed meanwhile stays.
+        is_new = person_id is not None and ShownPerson.read(before).person_id != person_id
+        return boxes(str(person_id)) if is_new else gr.skip()
 
     def boxes(person_id: str) -> tuple[str, bool, str]:
         person = get_annotator(lead.site.store, person_id)
@@ -171,7 +173,7 @@ def people_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> None:
 
     page.load(refusable(load), None, [table, who], **event)
     # The newest choice counts: without it one made while an answer is on its way would be dropped.
-    who.input(refusable(pick), who, [new_role, active, shown], trigger_mode="always_last", **event)
+    who.input(refusable(pick), [who, shown], [new_role, active, shown], trigger_mode="always_last", **event)
     ask.click(refusable(confirm), [who, why], [sure, asked], **event)
     sure.click(refusable(put_aside), [who, asked, why], [table, why, sure, asked], **event)
     undo.click(refusable(take_back), who, table, **event)
