@@ -98,8 +98,10 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
         now = in_force(lead)
         return *entries(), now.text, now, True
 
-    def choose(item: str | None, request: gr.Request) -> tuple[str, str, Any]:
+    def choose(item: str | None, on_screen: str, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
+        if item and ShownTask.read(on_screen).item_id == item:
+            return gr.skip()  # the same choice is heard again when its list loses the focus
         return _shown(lead, entry_of(site.store, site.project, item) if item else None)
 
     def rule(
@@ -127,7 +129,7 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
 
     task = [board, shown, aside]
     tab.select(refusable(load), opened, [pick, *task, words, loaded, opened], **event)
-    pick.input(refusable(choose), pick, task, trigger_mode="always_last", **event)
+    pick.input(refusable(choose), [pick, shown], task, trigger_mode="always_last", **event)
     done = button.click(
         refusable(rule), [pick, shown, verdict, note, words, loaded, aside, one_more, retire],
         [pick, *task, words, loaded, note, one_more, retire], **event,

@@ -112,9 +112,11 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
         gr.Info(html.escape(lead.say("people.added", name=person.handle)))
         return *load(request), "", ""
 
-    def pick(person_id: str | None, request: gr.Request) -> Any:
+    def pick(person_id: str | None, before: str, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
-        return boxes(person_id) if person_id else gr.skip()
+        # A choice is heard again when its list loses the focus; what was typed meanwhile stays.
+        is_new = person_id is not None and ShownPerson.read(before).person_id != person_id
+        return boxes(str(person_id)) if is_new else gr.skip()
 
     def boxes(person_id: str) -> tuple[str, bool, str]:
         person = get_annotator(lead.site.store, person_id)
@@ -183,7 +185,7 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     tab.select(refusable(load), None, [table, timer, who], **event)
     timer.tick(refusable(tick), None, [table, timer], **event | {"show_progress": "hidden"})
     # The newest choice counts: without it one made while an answer is on its way would be dropped.
-    who.input(refusable(pick), who, [new_role, active, shown], trigger_mode="always_last", **event)
+    who.input(refusable(pick), [who, shown], [new_role, active, shown], trigger_mode="always_last", **event)
     ask.click(refusable(confirm), [who, why], [sure, asked], **event)
     sure.click(refusable(put_aside), [who, asked, why], [table, timer, why, sure, asked], **event)
     undo.click(refusable(take_back), who, [table, timer], **event)

@@ -363,7 +363,7 @@ def test_a_hold_is_long_enough_to_read_a_task(site: Site, visit: Make) -> None:
     expect(minutes).to_have_value("15", timeout=30_000)
     minutes.fill("4")
     page.get_by_role("button", name="Save the settings").click()
-    page.wait_for_selector("text=less than minimum value 5")
+    page.wait_for_selector("text=Minutes a task is held: must be at least 5.")
     assert get_project(store, "helpline").settings.lease_seconds == 900
 
 
