@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-CLUSTERS = {"cluster": "hosts", "e2e": "hosts", "ray": "actors", "runtime": "runtime"}
+CLUSTERS = {"cluster": "hosts", "e2e": "hosts", "ray": "actors", "runtime": "hosts"}
 """What starts clusters, by folder, and the process it runs in: such tests wait more than they compute."""
 
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Three processes for what shares clusters, each with runtimes of its own; all else file by file to who is free."""
+    """Two processes for what shares clusters, each with runtimes of its own; all else file by file to who is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByRuntime(LoadScopeScheduling):
