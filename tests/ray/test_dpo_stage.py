@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "sft": write_rows(folder / "demonstrations.jsonl", demonstrations(16)),
         "train": write_rows(folder / "preferences.jsonl", preferences(24)),
-        "eval": write_rows(folder / "held_out.jsonl", preferences(9, seed=9)),
+        "eval": write_rows(folder / "held_out.jsonl", preferences(9, seed=9, first=100)),
     }
 
 

@@ -49,6 +49,15 @@ def _open(server: Server, page: Page, tab: str) -> None:
     page.get_by_role("tab", name=tab, exact=True).click()
 
 
+def _task(page: Page) -> str:
+    return page.locator(".decision:visible").inner_text()
+
+
+def _wait_next_task(page: Page, before: str) -> None:
+    """A message comes before an event is over, and until then the same button is not heard again."""
+    expect(page.locator(".decision:visible")).not_to_have_text(before, use_inner_text=True, timeout=30_000)
+
+
 def test_a_guideline_is_never_taken_back_unseen(place: tuple[Server, Store], visit: Callable[..., Visit]) -> None:
     server, store = place
     project = get_project(store, "helpline").id
@@ -65,13 +74,15 @@ def test_a_guideline_is_never_taken_back_unseen(place: tuple[Server, Store], vis
         page.wait_for_selector("text=Version 2 is in force")
         # The box on the other tab was not typed into: it follows, and a decision publishes nothing.
         page.get_by_role("tab", name="Disagreements").click()
+        page.wait_for_selector(".decision .votes li >> visible=true")  # the box is filled before the task is there
         expect(page.get_by_label("New guideline")).to_have_value("# Second", timeout=30_000)
+        task = _task(page)
         page.get_by_role("button", name="Decide").click()
         page.wait_for_selector("text=Decided.")
         assert get_project(store, project).guideline_version == 2
 
         # Another lead publishes meanwhile: what starts from the older text is refused, and stays in its box.
-        expect(page.get_by_label("Reason", exact=True)).to_have_value("")
+        _wait_next_task(page, task)
         page.get_by_label("New guideline").fill("# Second, and more")
         publish_guideline(store, project, "# Third", reason="", actor=other)
         page.get_by_role("button", name="Decide").click()
@@ -93,8 +104,10 @@ def test_a_guideline_is_never_taken_back_unseen(place: tuple[Server, Store], vis
         taken = inbox(store, "helpline")[0].item_id
         decide(store, taken, "subjective", "", decided_by=other, seen=Seen(None, 0))
         page.get_by_label("Reason", exact=True).fill("long thought about")
+        task = _task(page)
         page.get_by_role("button", name="Decide").click()
         page.wait_for_selector("text=other has decided this task meanwhile")
+        _wait_next_task(page, task)
         expect(page.get_by_label("Reason", exact=True)).to_have_value("long thought about")
         assert len(decisions(store, taken)) == 1
         # The next task is on the screen now; it is decided and retired.
