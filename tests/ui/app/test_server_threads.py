@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+
 from tests.ui.app.ui_helpers import Server, free_port, seed, token_for
 
 
@@ -34,5 +36,23 @@ def test_a_busy_store_stops_no_page(tmp_path: Path) -> None:
                 assert other.execute("SELECT last_seen FROM auth_session").fetchall() == stamp
                 assert page.get("/en/").status_code == 200
                 assert other.execute("SELECT last_seen FROM auth_session").fetchall() != stamp
+    finally:
+        server.kill()
+
+
+def test_a_server_that_nobody_asks_costs_next_to_nothing(tmp_path: Path) -> None:
+    """In processor time, which a busy machine does not lengthen much: six pages are mounted."""
+    path = tmp_path / "p.sqlite"
+    seed(path, num_items=2)
+    server = Server(path, free_port())
+    server.start()
+    try:
+        assert server.process is not None
+        process = psutil.Process(server.process.pid)
+        time.sleep(3)  # what a start leaves to be done
+        before, begun = sum(process.cpu_times()[:2]), time.monotonic()
+        time.sleep(5)
+        share = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - begun)
+        assert share < 0.04, f"{share:.1%} of a core"
     finally:
         server.kill()
