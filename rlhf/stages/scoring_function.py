@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rlhf.config import FunctionSource
@@ -56,13 +57,13 @@ class FunctionScores:
         self._source = source
         self._policy = FaultPolicy(f"score function {source.path}", index, source.on_error)
         self._host: FunctionProcess | None = None
-        self._function: Callable[..., Any] | None = None
+        self._answer: Callable[..., dict[str, Any]]
         if source.isolate:
             self._host = FunctionProcess(source)
-            self._reads_meta = self._host.reads_meta
+            self._answer, self._reads_meta = self._host.call, self._host.reads_meta
         else:
-            self._function = load_function(source.path)
-            self._reads_meta = _reads_meta(source.path, self._function)
+            function = load_function(source.path)
+            self._answer, self._reads_meta = partial(_call_here, function), _reads_meta(source.path, function)
 
     @property
     def errors(self) -> Counter[str]:
@@ -110,14 +111,17 @@ class FunctionScores:
 
     def _ask(self, prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> Any:
         told = meta if self._reads_meta else None
-        if self._host is not None:
-            answer = self._host.call(prompts, responses, told)
-        else:
-            told = copy.deepcopy(told)  # it may change what it is given, and the rows are read again
-            answer = call_rows(self._function, prompts, responses, told)  # type: ignore[arg-type]
+        answer = self._answer(prompts, responses, told)
         if "raised" in answer:
             raise ScoreFault("raised", f"raised {answer['raised']} on {_which(responses)}")
         return answer["scores"]
+
+
+def _call_here(
+    function: Callable[..., Any], prompts: list[str], responses: list[str], told: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """In this process; it may change what it is given, and the rows are read again."""
+    return call_rows(function, prompts, responses, copy.deepcopy(told))
 
 
 class FunctionProcess:

@@ -17,7 +17,6 @@ from trl import DPOConfig as TrlDpoConfig
 from rlhf.algos.losses import pairwise_reward_loss
 from rlhf.algos.preferences import hinge_preference_loss, ipo_preference_loss, robust_preference_loss
 from rlhf.config import DpoConfig, derive_seed
-from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.source import resolve_model
@@ -26,6 +25,7 @@ from rlhf.workers.context import WorkerContext
 from rlhf.workers.large_files import large_files
 from rlhf.workers.pair_figures import held_out_shares, step_figures
 from rlhf.workers.schedule import row_order
+from rlhf.workers.trained_policy import ADAPTER, policy_to_train, save_policy
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
 from rlhf.workers.trl_common import (
     ExactTrainer,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 else:
     from trl import DPOTrainer
 
-ADAPTER, REFERENCE = "default", "ref"
+REFERENCE = "ref"
 IGNORED = -100
 NUMBERS = ("probability", "weight")
 PairRow = dict[str, Any]
@@ -246,7 +246,7 @@ class DpoWorker:
         )
         self.source = resolve_model(config.model.name, config.model.revision)
         self.tokenizer = load_tokenizer(self.source, config.model)
-        self.model = self._build_model()
+        self.model = policy_to_train(config, self.source, self.tokenizer)
         context.beat_with(self.model)
         self.watch = Watch(context, config, num_steps)
 
@@ -271,7 +271,7 @@ class DpoWorker:
         if evaluation:
             self.trainer.held_out()  # of the weights that are saved
         with large_files(self.context, self.config):
-            self.save(Path(self.context.run_dir))
+            save_policy(self, Path(self.context.run_dir))
         trainable, total = adapters.count_parameters(self.model)
         return {
             **figures,
@@ -283,32 +283,6 @@ class DpoWorker:
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "eval_rewards": self.trainer.last_rewards,
         }
-
-    def save(self, run_dir: Path) -> None:
-        """Writes ``adapter/`` (or ``model/``) and ``tokenizer/`` from rank 0; all ranks must call it."""
-        first = self.context.rank == 0
-        if self.config.lora is None:
-            state = self.trainer.accelerator.get_state_dict(self.trainer.model_wrapped)
-            if first:
-                self.model.save_pretrained(str(run_dir / "model"), state_dict=state)
-        else:
-            state = whole_state(adapters.adapter_parameters(self.model, ADAPTER), keep=first)
-            if first:
-                config = self.model.peft_config[ADAPTER]
-                adapters.save_adapter_file(run_dir / "adapter", config, self.source.base, state)
-        if first:
-            self.tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-
-    def _build_model(self) -> Any:
-        base = load_causal_lm(self.source, self.config.model, self.tokenizer)
-        if self.config.lora is None:
-            return base
-        torch.manual_seed(derive_seed(self.config.seed, "dpo", "adapter"))
-        if self.source.adapter is None:
-            return adapters.fresh(base, self.config.lora, ADAPTER)
-        model = adapters.attach(base, adapters.read_peft_config(self.source.adapter), ADAPTER)
-        adapters.write_adapter(model, ADAPTER, adapters.read_adapter_file(self.source.adapter)[0])
-        return model
 
     def _build_trainer(self, rows: list[PairRow], evaluation: list[PairRow]) -> DpoStageTrainer:
         order = row_order(len(rows), self.num_steps * self.config.batch.minibatch_pairs, self.config.seed, "dpo")

@@ -14,15 +14,15 @@ from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
 from rlhf.config import SftConfig, derive_seed
-from rlhf.engine.gather import whole_state
 from rlhf.errors import ConfigError
 from rlhf.models import adapters
-from rlhf.models.loading import load_causal_lm, torch_dtype
+from rlhf.models.loading import torch_dtype
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.large_files import large_files
 from rlhf.workers.schedule import row_order
+from rlhf.workers.trained_policy import policy_to_train, save_policy
 from rlhf.workers.trl_checkpoint import CheckpointPlan, TrainerCheckpoints
 from rlhf.workers.trl_common import (
     ExactTrainer,
@@ -38,7 +38,6 @@ from rlhf.workers.trl_common import (
     training_arguments,
 )
 
-ADAPTER = "default"
 IGNORED = -100
 PROBE_TOLERANCE = 1e-3
 
@@ -116,7 +115,7 @@ class SftWorker:
         )
         self.source = resolve_model(config.model.name, config.model.revision)
         self.tokenizer = load_tokenizer(self.source, config.model)
-        self.model = self._build_model()
+        self.model = policy_to_train(config, self.source, self.tokenizer)
         context.beat_with(self.model)
         self.watch = Watch(context, config, num_steps)
 
@@ -136,7 +135,7 @@ class SftWorker:
         seconds = time.perf_counter() - started
         figures = finish_training(self.trainer, self.watch)
         with large_files(self.context, self.config):
-            self.save(Path(self.context.run_dir))
+            save_policy(self, Path(self.context.run_dir))
         trainable, total = adapters.count_parameters(self.model)
         return {
             **figures,
@@ -171,33 +170,6 @@ class SftWorker:
     def held_out(self) -> dict[str, float]:
         """Evaluates the present weights."""
         return self.trainer.held_out()
-
-    def save(self, run_dir: Path) -> None:
-        """Writes ``adapter/`` (or ``model/``) and ``tokenizer/`` from rank 0; all ranks must call it."""
-        first = self.context.rank == 0
-        if self.config.lora is None:
-            state = self.trainer.accelerator.get_state_dict(self.trainer.model_wrapped)
-            if first:
-                self.model.save_pretrained(str(run_dir / "model"), state_dict=state)
-        else:
-            state = whole_state(adapters.adapter_parameters(self.model, ADAPTER), keep=first)
-            if first:
-                config = self.model.peft_config[ADAPTER]
-                adapters.save_adapter_file(run_dir / "adapter", config, self.source.base, state)
-        if first:
-            self.tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-
-    def _build_model(self) -> Any:
-        base = load_causal_lm(self.source, self.config.model, self.tokenizer)
-        if self.config.lora is None:
-            return base
-        # loading draws more or fewer random numbers depending on the ZeRO stage
-        torch.manual_seed(derive_seed(self.config.seed, "sft", "adapter"))
-        if self.source.adapter is None:
-            return adapters.fresh(base, self.config.lora, ADAPTER)
-        model = adapters.attach(base, adapters.read_peft_config(self.source.adapter), ADAPTER)
-        adapters.write_adapter(model, ADAPTER, adapters.read_adapter_file(self.source.adapter)[0])
-        return model
 
     @torch.no_grad()
     def _refuse_leaking_attention(self) -> None:
