@@ -38,7 +38,7 @@ def apply_override(tree: dict[str, Any], item: str, cls: type[BaseModel]) -> Non
         where = ".".join(parts[:depth])
         at: Any = _index(node, part, where, shown) if isinstance(node, list) else part
         below = node[at] if isinstance(node, list) else node.get(part)
-        if below is None and parts[depth].isdecimal():
+        if below is None and parts[depth].isdecimal() and _fields(cls, where):
             raise ConfigError(f"override {shown}: no list {where!r} is given, so it has no entry to change: write it "
                               f"whole, {where}=[...]")  # fmt: skip
         if below is None:

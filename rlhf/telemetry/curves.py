@@ -96,7 +96,7 @@ _DPO = (
     ),
     Curve(
         "Reward margin",
-        "implicit reward, chosen minus rejected",
+        "chosen minus rejected",
         (("reward_margin", "training"), ("eval_reward_margin", "held out")),
         "Starts at exactly 0 and grows; training far above held out is overfitting.",
         from_zero=True,

@@ -67,6 +67,7 @@ def test_overrides_that_cannot_be(text: str, tmp_path: Path) -> None:
         ("scores.7=2", "there is no 7"),
         ("scores.0.wait=2", "unknown key 'scores.0.wait'; did you mean 'scores.weight'"),
         ("ptx.train.0=a.jsonl", "no list 'ptx.train' is given.*ptx.train="),
+        ("socres.0.weight=2", "unknown key 'socres'; did you mean 'scores'"),
         ("prompts=[a.jsonl", "the value is not YAML.*in quotes"),
     ],
 )
