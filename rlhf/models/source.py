@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+from rlhf.config.job_copy import in_job_copy
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.trust import check_files, read_object
 
@@ -82,7 +83,7 @@ def resolve_model(name: str, revision: str | None = None, *, key: str = "model.n
         return _from_run(path)
     if path.is_dir():
         _check_directory(path)
-        return ModelSource(base=str(path), revision=None, tokenizer=str(path))
+        return ModelSource(base=_whole(name), revision=None, tokenizer=str(path))
     if path.exists():
         raise ConfigError(f"{key}={name!r} is a file, a model directory or a finished run is wanted: check the path")
     if is_path(name):
@@ -91,6 +92,15 @@ def resolve_model(name: str, revision: str | None = None, *, key: str = "model.n
             "the path"
         )
     return ModelSource(base=name, revision=revision, tokenizer=name)
+
+
+def _whole(base: str) -> str:
+    """A base's name in what is recorded of a run: the next stage may be started in another directory.
+
+    What a job's package brought along stays relative: the next job has a copy elsewhere.
+    """
+    path = Path(base).absolute()
+    return str(path) if path.is_dir() and not in_job_copy(path) else base
 
 
 def is_path(name: str) -> bool:
@@ -118,7 +128,7 @@ def _record(found: object) -> RunRecord:
         raise ValueError(f"adapter={record.adapter!r} leads out of the run directory")
     if record.base.startswith(BUILTIN_PREFIX):
         return replace(record, base=str(ASSETS / Path(record.base.removeprefix(BUILTIN_PREFIX)).name))
-    return record
+    return replace(record, base=_whole(record.base))
 
 
 def base_fingerprint(base: str) -> str:

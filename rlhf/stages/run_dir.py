@@ -10,6 +10,7 @@ from typing import Any
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
 from rlhf.config.claim import claim, release_run_dir
+from rlhf.config.job_copy import in_job_copy
 from rlhf.config.same import holds_the_same
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
@@ -25,9 +26,6 @@ UNTRAINED = ("sample", "evaluate")
 """Stages that leave no model."""
 
 CHECKPOINTS = "checkpoints"
-
-RAY_COPY = "working_dir_files"
-"""Folder of Ray's session below which packages of jobs are unpacked."""
 
 
 def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
@@ -50,7 +48,7 @@ def prepare_run_dir(config: Section, *, git_cwd: str | Path = ".") -> Path:
     tree = config.model_dump(mode="json")
     named = Path(tree["run_dir"])
     path = named.absolute()
-    if not named.is_absolute() and RAY_COPY in path.parts:
+    if not named.is_absolute() and in_job_copy(path):
         raise ConfigError(
             f"run_dir={named} is relative, and this job runs in a copy of the working directory that Ray removes "
             "afterwards: name a directory that stays (run_dir=/shared/runs/...), or use rlhf submit, which does so"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -20,13 +19,22 @@ from ray.exceptions import RayError
 
 from rlhf.config import PlacementConfig
 from rlhf.errors import AbandonedError, RlhfError, WorkerError
+from rlhf.telemetry.logging import setup_logging
 from rlhf.telemetry.spans import Recorded, Recorder
 from rlhf.workers.answers import RemoteFailure, failure_of, of_the_host, result_of
 from rlhf.workers.context import WorkerContext
+from rlhf.workers.directory import enter_directory
 from rlhf.workers.ending import end_process
-from rlhf.workers.lean import lean_imports
+from rlhf.workers.lean import lean_class
 from rlhf.workers.placement import Ask, Beside, Reservation, require_places, reserve
-from rlhf.workers.runtime import base_environment, free_port, node_address, node_interfaces, worker_environment
+from rlhf.workers.runtime import (
+    base_environment,
+    check_gpu,
+    free_port,
+    node_address,
+    node_interfaces,
+    worker_environment,
+)
 from rlhf.workers.stalls import STACK_SECONDS, silence_of, write_stacks
 
 logger = logging.getLogger(__name__)
@@ -60,12 +68,9 @@ class _Host:
         context.last_beat = time.monotonic()  # the driver's clock may be another host's
 
         def construct() -> None:
-            from rlhf.telemetry.logging import setup_logging
-            from rlhf.workers.runtime import check_gpu
-
             setup_logging(context.run_dir, context.role, context.rank, level=context.log_level)
-            with lean_imports():
-                made = _resolve(cls)
+            enter_directory()
+            made = lean_class(cls)
             check_gpu()
             self._worker = made(context, *_fetch(args, self._spans), **kwargs)
 
@@ -145,13 +150,6 @@ class _Host:
         except Exception as error:
             logging.getLogger("rlhf.worker").exception("worker failed")
             return failure_of(error)
-
-
-def _resolve(cls: type | str) -> type:
-    if isinstance(cls, str):
-        module, _, name = cls.partition(":")
-        return getattr(importlib.import_module(module), name)
-    return cls
 
 
 def _fetch(args: tuple, spans: Recorder) -> tuple:

@@ -8,6 +8,7 @@ of a run.
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,3 +64,13 @@ def lean_imports() -> Iterator[None]:
         for name in hidden:
             if sys.modules.get(name, finder) is None:
                 del sys.modules[name]
+
+
+def lean_class(cls: type | str) -> type:
+    """The class itself, or what ``"module:Class"`` names, imported lean."""
+    if not isinstance(cls, str):
+        return cls
+    module, _, name = cls.partition(":")
+    with lean_imports():
+        found: type = getattr(importlib.import_module(module), name)
+    return found

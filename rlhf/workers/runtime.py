@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from rlhf.config import PlacementConfig
 from rlhf.config.ray_token import MODE_VARIABLE, create_token, fix_token_mode
 from rlhf.errors import ConfigError
+from rlhf.workers.directory import own_directory
 from rlhf.workers.heap_settings import SHARED, WITHIN_AN_ACT
 from rlhf.workers.reaper import watch_over
 
@@ -142,6 +143,7 @@ def base_environment(*, threads: int, use_gpu: bool, shares_gpu: bool = False) -
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # DeepSpeed asks for full unpickling, which can run code
         **WITHIN_AN_ACT,
+        **own_directory(),
         # what DeepSpeed builds, it builds with ninja, which lives beside the interpreter
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }

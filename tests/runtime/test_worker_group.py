@@ -42,6 +42,20 @@ def test_calls_reach_every_rank_in_order(group: WorkerGroup) -> None:
     assert len(set(group.pids)) == 2 and os.getpid() not in group.pids
 
 
+def test_workers_go_where_their_driver_is(
+    ray_session: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of a joined cluster were started anywhere, and relative names are told to workers as they stand."""
+    place = tmp_path / "project"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    found = launch(tmp_path, size=1)
+    try:
+        assert found.call("directory") == [str(place)]
+    finally:
+        found.close()
+
+
 def test_ranks_know_their_process_group(group: WorkerGroup) -> None:
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "OMP_NUM_THREADS",
              "CUDA_VISIBLE_DEVICES"]  # fmt: skip

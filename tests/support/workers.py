@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf.errors import DataError, WorkerError
@@ -73,6 +74,9 @@ class Probe:
 
     def environment(self, names: list[str]) -> dict[str, str | None]:
         return {name: os.environ.get(name) for name in names}
+
+    def directory(self) -> str:
+        return str(Path.cwd())
 
     def fail(self, rank: int, kind: str) -> int:
         """Fails on one rank; the others work on for a while."""

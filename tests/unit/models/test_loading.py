@@ -128,6 +128,26 @@ def test_a_run_is_found_and_a_changed_base_is_refused(tmp_path: Path) -> None:
         resolve_model(str(tmp_path / "run"))
 
 
+def test_a_run_of_a_relative_base_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = build_model(tmp_path / "models" / "base")
+    monkeypatch.chdir(tmp_path)
+    source = resolve_model("models/base")
+    assert source.base == str(base), "this is what a run records"
+    write_record(tmp_path / "run", Path(source.base))
+    old = write_record(tmp_path / "old", Path("models/base"))
+    monkeypatch.chdir(tmp_path / "models")
+    assert resolve_model(str(tmp_path / "run")).base == str(base)
+    monkeypatch.chdir(tmp_path)
+    assert old.base == "models/base" and resolve_model("old").base == str(base)
+
+
+def test_what_a_job_brought_along_stays_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    build_model(place / "models" / "base")
+    monkeypatch.chdir(place)
+    assert resolve_model("models/base").base == "models/base"
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"stage": "sft"})])
 def test_a_broken_record_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from cluster.checks import on_cluster
 from rlhf.errors import ConfigError
-from rlhf.workers import runtime
+from rlhf.workers import directory, runtime
 from rlhf.workers.runtime import base_environment, gpus_per_worker, worker_environment
 
 
@@ -92,3 +93,24 @@ def test_the_doctor_tries_what_a_run_takes(eth1: None, monkeypatch: pytest.Monke
 def test_a_worker_takes_a_gpu_for_each_part_of_its_model_unless_told() -> None:
     assert [gpus_per_worker(None, {"GPU": 8.0}, parts) for parts in (1, 4)] == [1.0, 4.0]
     assert gpus_per_worker(None, {}, 4) == gpus_per_worker(0, {"GPU": 8.0}, 4) == 0.0
+
+
+def test_workers_of_a_job_stay_in_their_own_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    for place, told in ((copy, {}), (tmp_path, {directory.DIRECTORY: str(tmp_path)})):
+        monkeypatch.chdir(place)
+        assert directory.own_directory() == told
+        assert told.items() <= base_environment(threads=1, use_gpu=False).items()
+
+
+def test_a_host_without_the_driver_s_directory_stays_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(directory.DIRECTORY, str(tmp_path / "elsewhere"))
+    directory.enter_directory()
+    assert Path.cwd() == tmp_path and "elsewhere, which is not here" in caplog.text
+    (tmp_path / "elsewhere").mkdir()
+    directory.enter_directory()
+    assert Path.cwd() == tmp_path / "elsewhere"
