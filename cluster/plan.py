@@ -14,9 +14,10 @@ from cluster.memory_model import parts
 from cluster.plan_cost import GPUS, Estimate, Speed, estimate
 from cluster.plan_fit import Budget, advise, gpus_needed, ranks_that_fit
 from cluster.plan_roles import GIB, RolePlan, Setting, borrows_base, plan_roles, reward_models
-from cluster.shapes import SHAPES, ModelShape, find_shape
+from cluster.shapes import SHAPES, ModelShape, find_shape, quantization_of_run
 from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
+from rlhf.config.held import held_as, models_of
 from rlhf.config.methods import PLAIN_LORA
 from rlhf.config.sources import DataSource, files_of, sources_of
 from rlhf.errors import ConfigError
@@ -62,7 +63,7 @@ def main(rest: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(rest)
     _check_numbers(args)
-    config = load_config(stage_of(args.config), args.config, args.overrides)
+    config = _as_trained(load_config(stage_of(args.config), args.config, args.overrides))
     report = make_plan(
         config,
         shape=SHAPES[args.shape] if args.shape else find_shape(config.model.name),
@@ -336,6 +337,20 @@ def _count_lines(named: str | tuple[str, ...]) -> int | None:
         with file.open("rb") as handle:
             count += sum(1 for line in handle if line.strip())
     return count
+
+
+def _as_trained(config: Section) -> Section:
+    """The config with the quantization of every run that it reads, as the stage itself takes it over.
+
+    Raises:
+        ConfigError: the config says otherwise.
+    """
+    taken = {}
+    for key, model in models_of(config).items():
+        trained_on = quantization_of_run(model.name)
+        if trained_on is not None:
+            taken[key] = held_as(model, trained_on, model.name, key=key)
+    return config.model_copy(update=taken)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -142,6 +142,17 @@ def find_shape(name: str, option: str = "--shape") -> ModelShape:
     raise ConfigError(f"the shape of {name!r} is not known here; give {option}, one of: {', '.join(SHAPES)}")
 
 
+def quantization_of_run(name: str) -> str | None:
+    """On what a run's adapter was trained; None for anything but a run with an adapter.
+
+    Raises:
+        ConfigError: its record cannot be read.
+    """
+    path = Path(name) / "run.json"
+    record = _read_record(path) if path.is_file() else {}
+    return str(record.get("quantization", "none")) if record.get("adapter") else None
+
+
 def _directory_of(name: str) -> Path | None:
     if name.startswith(BUILTIN_PREFIX):
         return Path(rlhf.config.__file__).parents[1] / "assets" / name.removeprefix(BUILTIN_PREFIX)

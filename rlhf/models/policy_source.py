@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf.config import ModelConfig
+from rlhf.config.held import held_as
 from rlhf.errors import ConfigError
 from rlhf.models.source import ModelSource, resolve_model
 
@@ -36,13 +37,7 @@ def as_trained(model: ModelConfig, source: ModelSource, *, key: str = "model") -
     Raises:
         ConfigError: the settings name another quantization than the adapter was trained on.
     """
-    record, asked = source.record, model.quantization
-    if record is None or source.adapter is None or record.quantization == asked:
+    record = source.record
+    if record is None or source.adapter is None:
         return model
-    if "quantization" in model.model_fields_set:
-        raise ConfigError(
-            f"{key}.quantization={asked}, and the adapter of {source.run_dir} was trained on a base with "
-            f"quantization={record.quantization}, other weights: leave {key}.quantization out, which takes the run's, "
-            f"or set it to {record.quantization}"
-        )
-    return model.model_copy(update={"quantization": record.quantization})
+    return held_as(model, record.quantization, source.run_dir, key=key)

@@ -6,12 +6,11 @@ from typing import Any, TypeVar
 
 from rlhf.config import ModelConfig, RewardConfig, build_config
 from rlhf.config.base import Section
+from rlhf.config.held import models_of
 from rlhf.models.policy_source import as_trained, resolve_policy
 from rlhf.models.source import resolve_model
 
 StageT = TypeVar("StageT", bound=Section)
-READ = ("model", "baseline")
-"""Sections that name a model."""
 
 
 def with_starting_models(config: StageT) -> StageT:
@@ -51,9 +50,3 @@ def as_recorded(config: StageT, recorded: dict[str, Any]) -> StageT:
         key: model.model_copy(update={"quantization": recorded[key]["quantization"]}) for key, model in open_.items()
     }
     return config.model_copy(update=taken)
-
-
-def models_of(config: Section) -> dict[str, ModelConfig]:
-    """Sections of the models that a stage reads, by key."""
-    found = {key: getattr(config, key, None) for key in READ}
-    return {key: model for key, model in found.items() if isinstance(model, ModelConfig)}

@@ -17,6 +17,7 @@ from cluster.plan_fit import changed
 from cluster.shapes import SHAPES
 from rlhf.config import load_config
 from rlhf.errors import ConfigError
+from rlhf.models.source import RunRecord
 from scripts import plan_table
 
 ROOT = Path(__file__).parents[3]
@@ -320,6 +321,21 @@ def test_dpo_holds_and_reads_a_reference(capsys: pytest.CaptureFixture[str]) -> 
     assert dear["seconds"]["learn"] == pytest.approx(4 / 3 * cheap["seconds"]["learn"], rel=0.001)
     whole, _ = found("dpo", "lora=null")
     assert whole["weights"] + whole["adapters"] == pytest.approx(2 * dpo["weights"], rel=0.001), "two whole models"
+
+
+def test_a_run_s_quantization_is_taken_over_as_its_stage_does(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "sft"
+    run.mkdir()
+    RunRecord("sft", str(tiny_model_dir), None, "adapter", "nf4", "auto", "f" * 64, "f" * 64).write(run)
+    words = ["--config", str(ROOT / "configs/dpo/tiny_cpu.yaml"), "--rows", "64", "--memory", "1GiB"]
+    given = plan(capsys, *words, f"model.name={tiny_model_dir}", "model.quantization=nf4")[1]
+    taken = plan(capsys, *words, f"model.name={run}")[1]
+    assert taken["roles"] == given["roles"]
+    assert taken["roles"] != plan(capsys, *words, f"model.name={tiny_model_dir}")[1]["roles"]
+    with pytest.raises(ConfigError, match=r"leave model\.quantization out"):
+        main([*words, f"model.name={run}", "model.quantization=int8"])
 
 
 def test_packed_rows_are_an_upper_bound(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,39 @@
+"""How a model is held that a run has trained: as it was, because an adapter fits those weights only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf.config.base import Section
+from rlhf.config.model import ModelConfig
+from rlhf.errors import ConfigError
+
+READ = ("model", "baseline")
+"""Sections that name a model."""
+
+
+def models_of(config: Section) -> dict[str, ModelConfig]:
+    """Sections of the models that a stage reads, by key."""
+    found = {key: getattr(config, key, None) for key in READ}
+    return {key: model for key, model in found.items() if isinstance(model, ModelConfig)}
+
+
+def held_as(model: ModelConfig, quantization: str, run_dir: str | Path | None, *, key: str = "model") -> ModelConfig:
+    """The model's settings with the quantization on which an adapter was trained, where they leave it open.
+
+    Args:
+        quantization: what the run's record says.
+        key: of the settings, for messages.
+
+    Raises:
+        ConfigError: the settings name another one.
+    """
+    if quantization == model.quantization:
+        return model
+    if "quantization" in model.model_fields_set:
+        raise ConfigError(
+            f"{key}.quantization={model.quantization}, and the adapter of {run_dir} was trained on a base with "
+            f"quantization={quantization}, other weights: leave {key}.quantization out, which takes the run's, "
+            f"or set it to {quantization}"
+        )
+    return model.model_copy(update={"quantization": quantization})
