@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.memory_model import parts
 from cluster.plan_cost import GPUS, Estimate, Speed, estimate
@@ -23,6 +23,7 @@ from rlhf.config.sources import DataSource, files_of, sources_of
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_header, print_table
 
+StageT = TypeVar("StageT", bound=Section)
 EXIT_FITS, EXIT_TOO_LARGE = 0, 1
 PROCESSES = {"trainer": "rank", "rollout": "rollout_worker", "scorer": "scorer_worker", "critic": "critic_rank"}
 COUNTED_METHODS = (*PLAIN_LORA, "dora", "qlora")
@@ -339,7 +340,7 @@ def _count_lines(named: str | tuple[str, ...]) -> int | None:
     return count
 
 
-def _as_trained(config: Section) -> Section:
+def _as_trained(config: StageT) -> StageT:
     """The config with the quantization of every run that it reads, as the stage itself takes it over.
 
     Raises:
