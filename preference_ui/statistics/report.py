@@ -217,20 +217,21 @@ def _alpha_units(units: list[list[int]]) -> float:
 
 
 def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> ProjectReport:
-    """Compute every figure.
+    """Compute every figure. Votes on retired items count as work (votes, seconds) and are in no other figure.
 
     Args:
         snapshot: with texts or without.
         gold: expected tiers per gold item id.
     """
     gold = gold or {}
-    records = snapshot.of_kind("normal")
+    kept = snapshot.without_retired()
+    records = kept.of_kind("normal")
     items = votes_by_item(records)
     people = {r.annotator_id: r.handle for r in snapshot.judgments}
     index = {a: k for k, a in enumerate(sorted(people, key=lambda a: people[a]))}
     model = _model(_modelled(records, len(index)), snapshot.lengths, index)
     weights = model.reliability()
-    by_lease = {r.lease_id: r for r in snapshot.judgments}
+    by_lease = {r.lease_id: r for r in kept.judgments}
     shared = first_votes(items, snapshot.extended)
     agreement, tau, alpha = agreement_of(shared)
     first, expected, p = _first_slot(records)
@@ -241,12 +242,14 @@ def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> 
     by_rater: dict[str, list[JudgmentRecord]] = {}
     for judgment in snapshot.judgments:
         by_rater.setdefault(judgment.annotator_id, []).append(judgment)
+    condemned = snapshot.retired_items()
     most = sorted(by_rater.values(), key=lambda own: (-len(own), own[0].handle))[:KAPPA_RATERS]
     kappa, kappa_intervals = kappa_by_couple(shared, {own[0].handle for own in most})
     for annotator_id, k in index.items():
-        own = by_rater[annotator_id]
+        work = by_rater[annotator_id]
+        own = [r for r in work if r.item_id not in condemned]
         raters.append(RaterReport(
-            annotator_id=annotator_id, handle=people[annotator_id], votes=len(own), median_seconds=_seconds(own),
+            annotator_id=annotator_id, handle=people[annotator_id], votes=len(work), median_seconds=_seconds(work),
             agreement_with_others=with_others.get(annotator_id, math.nan), gold_accuracy=_gold(own, gold),
             self_consistency=_consistency(own, by_lease), first_slot_share=_first_slot(own)[0].value,
             beta=float(model.beta[k]), beta_error=float(model.beta_error[k]),
@@ -262,6 +265,6 @@ def project_report(snapshot: Snapshot, gold: dict[str, Tiers] | None = None) -> 
         all_bad_share=float(np.mean([r.all_bad for r in records])) if records else math.nan,
         first_slot=first, first_slot_expected=expected, first_slot_p=p,
         longer_preferred=_longer(items, snapshot.lengths), median_seconds=_seconds(records),
-        gold_accuracy=_gold(snapshot.judgments, gold), self_consistency=_consistency(snapshot.judgments, by_lease),
+        gold_accuracy=_gold(kept.judgments, gold), self_consistency=_consistency(kept.judgments, by_lease),
         reward_model_ceiling=implied_accuracy(agreement.value), position_bias=model.position_bias,
         length_bias=model.length_bias, raters=raters, topics=dict(sorted(topics.items())))  # fmt: skip

@@ -169,3 +169,22 @@ def _vote_again(store: Store, who: str) -> None:
     task = claim(store, who)
     assert task.revision > 1
     queue.submit(store, who, task.lease_id, by_text(task), task.revision)
+
+
+def test_votes_on_retired_tasks_are_work_and_no_measure_of_quality(store: Store, make_project: MakeProject) -> None:
+    make_project(2, num_responses=2, overlap=2)
+    ann, bo = people(store, "ann", "bo")
+    kept = [item_of(store, _vote(store, ann)).id for _ in range(2)]
+    for _ in range(2):
+        task = claim(store, bo)
+        worst_first = item_of(store, task.lease_id).id == kept[0]
+        queue.submit(store, bo, task.lease_id, by_text(task, worst_first=worst_first))
+    before = commands.report_of(store, "helpline")
+    assert before.items == 2 and before.pair_agreement.value == 0.5
+
+    change_item(store, "helpline", kept[0], actor="lead", retired=True)
+    after = commands.report_of(store, "helpline")
+    assert after.items == 1 and after.pair_agreement.value == 1.0
+    assert after.kappa.keys() == before.kappa.keys() and after.topics != before.topics
+    assert {r.handle: (r.votes, r.agreement_with_others) for r in after.raters} == {"ann": (2, 1.0), "bo": (2, 1.0)}
+    assert after.votes == 4, "the work was done all the same"
