@@ -66,9 +66,9 @@ class Table:
 class _Opened:
     """Opens a store by path or URL and closes it again; an open one is left open."""
 
-    def __init__(self, place: Place, create: bool = False) -> None:
+    def __init__(self, place: Place, create: bool = False, migrate: bool = True) -> None:
         self._given = isinstance(place, Store)
-        self._store = place if isinstance(place, Store) else open_store(place, create)
+        self._store = place if isinstance(place, Store) else open_store(place, create, migrate=migrate)
 
     def __enter__(self) -> Store:
         return self._store
@@ -358,8 +358,8 @@ def prefs_set_aside(
 
 
 def prefs_backup(place: Place, target: str | Path) -> Table:
-    """Copy a SQLite store while it is in use."""
-    with _Opened(place) as store:
+    """Copy a SQLite store while it is in use, as it is: an older one can be kept before it is migrated."""
+    with _Opened(place, migrate=False) as store:
         path = backups.backup(store, target)
     return Table("backup", ("file", "bytes"), [(str(path), str(path.stat().st_size))])
 

@@ -209,6 +209,7 @@ def open_store(
     url_or_path: str | Path | None = None,
     create: bool = True,
     *,
+    migrate: bool = True,
     files: str | Path | None = None,
     clock: Callable[[], datetime] = utc_now,
     rng: random.Random | None = None,
@@ -217,7 +218,8 @@ def open_store(
 
     Args:
         url_or_path: a file path (SQLite) or a URL; default ``$RLHF_STORE``, else ``runs/preferences.sqlite``.
-        create: make a missing store, and migrate an old one; without it either is an error.
+        create: make a missing store; without it that is an error.
+        migrate: bring an older store's tables up to date; without it they are read as they are, for a backup.
         files: directory for frozen versions; default ``<file>.versions``, or ``runs/versions`` on PostgreSQL.
         clock: current time in UTC.
         rng: give a seeded one for reproducible permutations; the default is the system's.
@@ -237,13 +239,13 @@ def open_store(
         files = files or path.with_name(path.name + ".versions")
     store = Store(engine, Path(files or "runs/versions").absolute(), clock, rng or random.SystemRandom())
     try:
-        _bring_up_to_date(store, create)
+        _bring_up_to_date(store, create, migrate)
     except (OperationalError, DBAPIError) as error:
         raise StoreError(f"cannot open the store at {store.url}: {error.orig}") from error
     return store
 
 
-def _bring_up_to_date(store: Store, create: bool) -> None:
+def _bring_up_to_date(store: Store, create: bool, migrate: bool) -> None:
     from preference_ui.migrations import HEAD, upgrade
 
     with store.engine.execution_options(write=False).connect() as connection:
@@ -252,6 +254,13 @@ def _bring_up_to_date(store: Store, create: bool) -> None:
             current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     if current == HEAD:
         return
-    if not create:
-        raise StoreError(f"{store.url} is at schema {current or 'none'}, this code needs {HEAD}; open it with create")
+    if current is None and not create:
+        raise StoreError(f"{store.url} holds no preference store; create one with `rlhf prefs import`")
+    if not migrate:
+        return
+    if current is not None and current > HEAD:
+        raise StoreError(
+            f"{store.url} was written by a newer release (schema {current}, this one knows {HEAD}): use that release, "
+            "or the backup that was made before it"
+        )
     upgrade(store.engine)

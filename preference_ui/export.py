@@ -340,7 +340,7 @@ def demonstrations(snapshot: Snapshot) -> list[DemonstrationRow]:
     for record in snapshot.of_kind("normal"):
         for response_id, better in record.edits:
             messages = (*snapshot.prompts[record.prompt_sha256], Message("assistant", better))
-            rows.append(DemonstrationRow(id=f"{record.judgment_id}-{response_id[:8]}", messages=messages))
+            rows.append(DemonstrationRow(id=f"{record.judgment_id}-{response_id}", messages=messages))
     return rows
 
 

@@ -6,7 +6,7 @@ Order of row locks on PostgreSQL: annotator, item, lease, end of the event chain
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.orm import aliased
@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 from preference_ui.errors import LeaseError
 from preference_ui.events import Transaction
 from preference_ui.ids import canonical_json, new_id
-from preference_ui.models import Annotator, Item, ItemResponse, Lease
+from preference_ui.models import Annotator, Item, ItemResponse, Judgment, Lease
 from preference_ui.places import move_item
 from preference_ui.projects import ProjectInfo
 from preference_ui.searches import NEXT_GOLD, ROOM, next_normal
@@ -58,7 +58,27 @@ _GIVEN_BACK = (
     .with_for_update(of=Item, skip_locked=True)
     .execution_options(**_FRESH)
 )
-_GIVEN_BACK_GOLD = _GIVEN_BACK.where(Item.kind == "gold")
+# What was answered before a round began anew is known to its person, and no answer in it counts.
+_NOT_BEFORE = (
+    ~select(Judgment.id).where(Judgment.lease_id == Lease.id, Judgment.created <= bindparam("round_began")).exists()
+)
+_GIVEN_BACK_GOLD = _GIVEN_BACK.where(Item.kind == "gold", _NOT_BEFORE)
+_SKIPPED_GOLD = (
+    select(Item, Lease)
+    .join(Lease, Lease.item_id == Item.id)
+    .where(
+        Lease.annotator_id == bindparam("who"),
+        Lease.state == "skipped",
+        Item.project_id == bindparam("project"),
+        Item.kind == "gold",
+        Item.state == "open",
+        _NOT_BEFORE,
+    )
+    .order_by(Lease.decided_at)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+    .execution_options(**_FRESH)
+)
 _RESERVED = (
     select(Lease.id)
     .join(Item, Item.id == Lease.item_id)
@@ -141,22 +161,47 @@ def give_back(tx: Transaction, annotator_id: str, lease_id: str) -> None:
 
 
 def resume_given_back(
-    tx: Transaction, annotator_id: str, project: ProjectInfo, *, only_gold: bool = False
+    tx: Transaction, annotator_id: str, project: ProjectInfo, *, in_round_since: datetime | None = None
 ) -> Lease | None:
-    """Take up again an own lease that expired or was released, with its order and draft."""
-    given_back = _GIVEN_BACK_GOLD if only_gold else _GIVEN_BACK
-    item = tx.session.scalars(given_back, {"who": annotator_id, "project": project.id}).first()
+    """Take up again an own lease that expired or was released, with its order and draft.
+
+    Args:
+        in_round_since: only gold, and none that was answered before then.
+    """
+    who = {"who": annotator_id, "project": project.id}
+    if in_round_since is None:
+        item = tx.session.scalars(_GIVEN_BACK, who).first()
+    else:
+        item = tx.session.scalars(_GIVEN_BACK_GOLD, who | {"round_began": in_round_since}).first()
     if item is None:
         return None
     query = select(Lease).where(Lease.item_id == item.id, Lease.annotator_id == annotator_id)
     lease = tx.session.scalars(query.with_for_update(), execution_options=_FRESH).one()
+    _take_up(tx, lease, item, project, "lease.resume")
+    return lease
+
+
+def resume_skipped_gold(
+    tx: Transaction, annotator_id: str, project: ProjectInfo, in_round_since: datetime
+) -> Lease | None:
+    """In a round without other gold: the task that was skipped longest ago. A skip does not use it up."""
+    who = {"who": annotator_id, "project": project.id, "round_began": in_round_since}
+    row = tx.session.execute(_SKIPPED_GOLD, who).first()
+    if row is None:
+        return None
+    item, lease = row
+    lease.skip_reason, lease.decided_at = None, None
+    _take_up(tx, lease, item, project, "lease.unskip", skips=-1)
+    return lease
+
+
+def _take_up(tx: Transaction, lease: Lease, item: Item, project: ProjectInfo, action: str, **more: int) -> None:
     lease.claimed = tx.now
     lease.guideline_version = project.guideline_version
     item.reserved_until = None
     hold(tx, lease, project)
-    move_item(tx, item, active=1)
-    tx.record(annotator_id, "lease.resume", "lease", lease.id, {"item": item.id})
-    return lease
+    move_item(tx, item, active=1, **more)
+    tx.record(lease.annotator_id, action, "lease", lease.id, {"item": item.id})
 
 
 def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tuple[Item, list[str]] | None:

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -35,6 +35,7 @@ class Overview:
         seconds: time in use per vote, where it was measured.
         topics: ``topic -> (votes given, votes asked for)``.
         head_seq: position of the event chain that all this was read at.
+        zone / day: where the project counts days, and which it was when all this was read.
     """
 
     per_day: list[tuple[date, int]]
@@ -47,6 +48,12 @@ class Overview:
     seconds: list[float]
     topics: dict[str, tuple[int, int]]
     head_seq: int
+    zone: tzinfo
+    day: date
+
+    def is_of(self, now: datetime) -> bool:
+        """Whether its day is still today."""
+        return now.astimezone(self.zone).date() == self.day
 
 
 def head_of(store: Store) -> int:
@@ -95,6 +102,8 @@ def overview_of(snapshot: Snapshot, coverage: Coverage, now: datetime) -> Overvi
         seconds=[r.active_ms / 1000 for r in records if r.active_ms],
         topics=coverage.topics,
         head_seq=coverage.head_seq,
+        zone=zone,
+        day=today,
     )
 
 

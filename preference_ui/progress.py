@@ -1,7 +1,8 @@
 """The progress line of one annotator: it moves by the same step for every answer, or it would tell the kinds apart.
 
 An own answer counts one, whatever its kind. Of other people only votes on normal items count, up to the overlap, and
-the total is what normal items ask for: neither gold, nor repeats, nor an extra vote on a disagreement moves it. Own
+the total is what normal items ask for: neither gold, nor repeats, nor an extra vote on a disagreement moves it, nor
+did the own answers of a qualification round, which says of itself what it is. Own
 gold and repeated items so fill the line a little early; the lead's pages have the exact figures.
 """
 
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
 from preference_ui.leases import VOTED
-from preference_ui.models import Item, Lease
+from preference_ui.models import Item, Lease, Membership
 from preference_ui.projects import load_project
 from preference_ui.zones import midnight
 
@@ -39,6 +40,7 @@ class _Elsewhere:
 
     done: int
     total: int
+    has_normal: bool = True
 
 
 def progress(store: Store, project: str, annotator_id: str, zone: tzinfo = UTC) -> Progress:
@@ -76,13 +78,22 @@ class ProgressLines:
 
 
 def _line(session: Session, project_id: str, annotator_id: str, since: datetime, elsewhere: _Elsewhere) -> Progress:
-    today, mine = session.execute(
-        select(func.coalesce(func.sum(case((Lease.decided_at >= since, 1), else_=0)), 0), func.count())
+    passed = select(Membership.decided_at).where(
+        Membership.project_id == project_id, Membership.annotator_id == annotator_id, Membership.state == "qualified"
+    )
+    trial = (Item.kind == "gold") & (Lease.decided_at <= passed.scalar_subquery())
+    today, mine, trials = session.execute(
+        select(
+            func.coalesce(func.sum(case((Lease.decided_at >= since, 1), else_=0)), 0),
+            func.count(),
+            func.coalesce(func.sum(case((trial, 1), else_=0)), 0),
+        )
         .select_from(Lease)
         .join(Item, Item.id == Lease.item_id)
         .where(Lease.annotator_id == annotator_id, Lease.state.in_(VOTED), Item.project_id == project_id)
     ).one()
-    done = max(0, min(elsewhere.total, elsewhere.done + mine))
+    # Everybody knows what the tasks of a round were. A project that is nothing but gold counts them all the same.
+    done = max(0, min(elsewhere.total, elsewhere.done + mine - (trials if elsewhere.has_normal else 0)))
     return Progress(int(today), int(mine), done, elsewhere.total)
 
 
@@ -96,7 +107,7 @@ def _elsewhere(session: Session, project_id: str, annotator_id: str) -> _Elsewhe
     kinds = {kind: (int(done), int(needed), int(items)) for kind, done, needed, items in rows}
     if "normal" not in kinds:
         # A screening project: everybody ranks every gold item once.
-        return _Elsewhere(0, kinds.get("gold", (0, 0, 0))[2])
+        return _Elsewhere(0, kinds.get("gold", (0, 0, 0))[2], has_normal=False)
     done, total, _ = kinds["normal"]
     # Of the own votes those that ``within`` holds, and those on items that are no longer asked for.
     counted = case(

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from sqlalchemy import exists, insert, select, update
+from sqlalchemy import exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from preference_ui.db import Store
-from preference_ui.errors import DataError
+from preference_ui.errors import DataError, WordedDataError
 from preference_ui.events import Transaction
 from preference_ui.leases import VOTED
 from preference_ui.models import Annotator, GoldKey, Item, Judgment, Lease, Membership
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import follows_key
 
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 QUALIFYING, QUALIFIED, REFUSED = "qualifying", "qualified", "refused"
 
 
@@ -38,9 +40,10 @@ def standing_of(session: Session, project: ProjectInfo, annotator_id: str) -> St
     if not project.settings.qualify_items:
         return Standing(QUALIFIED)
     row = session.get(Membership, (project.id, annotator_id))
-    if row is not None:
-        return Standing(row.state, row.answered, row.right)
-    return Standing(QUALIFIED if _needs_none(session, project, annotator_id) else QUALIFYING)
+    if row is None:
+        return Standing(QUALIFIED if _needs_none(session, project, annotator_id) else QUALIFYING)
+    exempt = row.state != QUALIFIED and _is_lead(session, annotator_id)
+    return Standing(QUALIFIED if exempt else row.state, row.answered, row.right)
 
 
 def standings(session: Session, project: ProjectInfo) -> dict[str, Standing]:
@@ -61,16 +64,24 @@ def _needs_none(session: Session, project: ProjectInfo, annotator_id: str) -> bo
         )
         .limit(1)
     )
-    role = session.scalar(select(Annotator.role).where(Annotator.id == annotator_id))
-    return role != "annotator" or session.scalar(ranked) is not None
+    return _is_lead(session, annotator_id) or session.scalar(ranked) is not None
+
+
+def _is_lead(session: Session, annotator_id: str) -> bool:
+    return session.scalar(select(Annotator.role).where(Annotator.id == annotator_id)) != "annotator"
 
 
 def admit(tx: Transaction, project: ProjectInfo, annotator_id: str) -> str:
-    """State of a locked annotator who claims; the first claim makes the membership."""
-    if not project.settings.qualify_items:
+    """State of a locked annotator who claims; the first claim makes the membership.
+
+    A lead has none for as long as this is the role: with another one the round begins, or goes on.
+    """
+    if not project.settings.qualify_items or _is_lead(tx.session, annotator_id):
         return QUALIFIED
     row = tx.session.get(Membership, (project.id, annotator_id), populate_existing=True)
     if row is not None:
+        # The round may have become shorter, and gold tasks set aside, since the last answer.
+        settle(tx, project, annotator_id)
         return row.state
     state = standing_of(tx.session, project, annotator_id).state
     _put(tx, project.id, annotator_id, state)
@@ -93,6 +104,12 @@ def settle(tx: Transaction, project: ProjectInfo, annotator_id: str) -> None:
         action = "membership.pass" if passed else "membership.refuse"
         tx.record("system", action, "membership", _name(project, annotator_id), payload)
     tx.session.flush()
+
+
+def round_began(session: Session, project: ProjectInfo, annotator_id: str) -> datetime:
+    """Since when answers count in somebody's round; the first one counts them all."""
+    row = session.get(Membership, (project.id, annotator_id))
+    return row.decided_at if row is not None and row.decided_at is not None else _EVER
 
 
 def _results(session: Session, row: Membership) -> list[bool]:
@@ -120,10 +137,10 @@ def let_pass(store: Store, project: str, annotator_id: str, *, actor: str) -> No
 
 
 def start_anew(store: Store, project: str, annotator_id: str, *, actor: str) -> None:
-    """Let somebody take the round (again), with gold items not seen before.
+    """Let somebody take the round (again), with gold items not answered before.
 
     Raises:
-        DataError: no such project or person.
+        DataError: no such project or person, or there are too few such items.
     """
     _decide(store, project, annotator_id, QUALIFYING, "membership.retry", actor)
 
@@ -134,6 +151,8 @@ def _decide(store: Store, project: str, annotator_id: str, state: str, action: s
         person = select(Annotator.id).where(Annotator.id == annotator_id).with_for_update()
         if tx.session.scalar(person) is None:
             raise DataError(f"no annotator {annotator_id!r}")
+        if state == QUALIFYING:
+            _require_gold(tx.session, info, annotator_id)
         values = {"state": state, "decided_at": tx.now} | ({"answered": 0, "right": 0} if state == QUALIFYING else {})
         mine = (Membership.project_id == info.id, Membership.annotator_id == annotator_id)
         if not tx.session.scalar(select(Membership.state).where(*mine)):
@@ -142,6 +161,43 @@ def _decide(store: Store, project: str, annotator_id: str, state: str, action: s
         tx.record(actor, action, "membership", _name(info, annotator_id), {})
 
     store.transact(change)
+
+
+def _require_gold(session: Session, project: ProjectInfo, annotator_id: str) -> None:
+    count, needed = _new_gold(session, project, annotator_id), project.settings.qualify_items
+    if count < needed:
+        raise WordedDataError(
+            f"{count} gold tasks are new to this person and a round has {needed}: import more gold tasks, make the "
+            "round shorter, or let the person pass",
+            "round",
+            count=count,
+            needed=needed,
+        )
+
+
+def _new_gold(session: Session, project: ProjectInfo, annotator_id: str) -> int:
+    """How many gold items somebody has never answered."""
+    answered = exists().where(Lease.item_id == Item.id, Lease.annotator_id == annotator_id, Lease.revision > 0)
+    query = select(func.count()).where(Item.project_id == project.id, Item.kind == "gold", Item.state == "open")
+    return session.scalar(query.where(~answered)) or 0
+
+
+def held_up(session: Session, project: ProjectInfo) -> dict[str, str]:
+    """Who waits for a lead, by annotator id: refused, or in a round for which too few gold items are left (gold)."""
+    if not project.settings.qualify_items:
+        return {}
+    waiting = select(Membership).join(Annotator, Annotator.id == Membership.annotator_id).where(
+        Membership.project_id == project.id, Membership.state != QUALIFIED,
+        Annotator.active, Annotator.role == "annotator",
+    )  # fmt: skip
+    found = {}
+    for row in session.scalars(waiting):
+        left = project.settings.qualify_items - row.answered
+        if row.state == REFUSED:
+            found[row.annotator_id] = REFUSED
+        elif _new_gold(session, project, row.annotator_id) < left:
+            found[row.annotator_id] = "gold"
+    return found
 
 
 def _put(tx: Transaction, project_id: str, annotator_id: str, state: str) -> None:

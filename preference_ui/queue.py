@@ -22,7 +22,7 @@ from preference_ui.ids import checked_text, new_id
 from preference_ui.models import Item, Judgment, Lease
 from preference_ui.progress import Progress, progress
 from preference_ui.projects import ProjectInfo, load_project
-from preference_ui.qualification import QUALIFIED, QUALIFYING, REFUSED, admit, settle
+from preference_ui.qualification import QUALIFIED, QUALIFYING, REFUSED, admit, round_began, settle
 from preference_ui.ranking import mean_agreement
 from preference_ui.undo import last_decided, refuse_frozen, withdraw
 from preference_ui.views import (
@@ -67,6 +67,7 @@ def _claim(
     if held is not None:
         lease, item = leases.lock_lease(tx, annotator_id, held)
         keep = not (reserved and leases.has_reserved(tx, annotator_id, project))
+        keep = keep and (state != QUALIFYING or item.kind == "gold")  # the round began while it was held
         if keep and item.project_id == project.id and lease.state == leases.HELD:
             leases.hold(tx, lease, project)
             return assignment_of(tx.session, lease)
@@ -74,14 +75,15 @@ def _claim(
     leases.expire_stale(tx)
     if state == REFUSED:
         return None
-    only_gold = state == QUALIFYING
-    resumed = leases.resume_given_back(tx, annotator_id, project, only_gold=only_gold)
-    if resumed is None:
-        chosen = leases.choose(tx, annotator_id, project, only_gold=only_gold)
-        if chosen is None:
-            return None
-        resumed = leases.lease_item(tx, annotator_id, project, *chosen)
-    return assignment_of(tx.session, resumed)
+    since = round_began(tx.session, project, annotator_id) if state == QUALIFYING else None
+    found = leases.resume_given_back(tx, annotator_id, project, in_round_since=since)
+    if found is None:
+        chosen = leases.choose(tx, annotator_id, project, only_gold=since is not None)
+        if chosen is not None:
+            found = leases.lease_item(tx, annotator_id, project, *chosen)
+        elif since is not None:
+            found = leases.resume_skipped_gold(tx, annotator_id, project, since)
+    return None if found is None else assignment_of(tx.session, found)
 
 
 def claim(store: Store, project: str, annotator_id: str, *, reserved: bool = False) -> Assignment | None:

@@ -41,8 +41,8 @@ _RANKED_HERE = Annotator.id.in_(
 )
 # Leads who never ranked in the project are not counted on. Accounts without a password cannot log in.
 _OUTSIDE = exists().where(
-    Membership.project_id == bindparam("project"), Membership.annotator_id == Annotator.id,
-    Membership.state != "qualified",
+    bindparam("round") > 0, Annotator.role == "annotator", Membership.project_id == bindparam("project"),
+    Membership.annotator_id == Annotator.id, Membership.state != "qualified",
 )  # fmt: skip
 _CAN_TAKE = and_(
     Annotator.active,
@@ -122,10 +122,14 @@ def _settled(session: Session) -> set[str]:
     return {*session.scalars(quiet), *session.scalars(select(Item.id).where(Item.state == "retired"))}
 
 
-def _stranded(session: Session, project_id: str) -> set[str]:
+def _of(info: ProjectInfo) -> dict[str, object]:
+    return {"project": info.id, "round": info.settings.qualify_items}
+
+
+def _stranded(session: Session, info: ProjectInfo) -> set[str]:
     """Open items that everybody who could take them has had. Without anybody who can rank there are none yet."""
-    rarest = session.scalar(_RAREST, {"project": project_id})
-    return set(session.scalars(_STRANDED, {"project": project_id, "rarest": rarest})) if rarest else set()
+    rarest = session.scalar(_RAREST, _of(info))
+    return set(session.scalars(_STRANDED, {**_of(info), "rarest": rarest})) if rarest else set()
 
 
 def inbox(
@@ -144,12 +148,12 @@ def inbox(
     with store.read() as session:
         info = load_project(session, project)
         scores, settled = (known or Agreements()).read(session, info.id), _settled(session)
-        waiting = set(session.scalars(_WAITING, {"project": info.id}))
+        waiting = set(session.scalars(_WAITING, _of(info)))
         disputed = {i for i, score in scores.items() if score < below} - settled | waiting
         order = sorted(disputed, key=lambda i: (scores.get(i, 1.0), i))[:limit]
         flagged = flagged_items(session, info.id) - disputed - settled
         order += sorted(flagged)[:limit]
-        order += sorted(_stranded(session, info.id) - disputed - flagged - settled)[:limit]
+        order += sorted(_stranded(session, info) - disputed - flagged - settled)[:limit]
         return _entries(session, info, order)
 
 

@@ -121,7 +121,7 @@ def _check_details(vote: Vote, num_slots: int, settings: ProjectSettings) -> Non
             if axis is None or not _is_int(value) or not axis.low <= value <= axis.high:
                 raise DataError(f"ratings: {name!r}={value!r} is not a rating this project asks for")
     for flagged, code in vote.flags:
-        if (flagged is not None and flagged not in slots) or code not in settings.flags:
+        if (flagged is not None and not (_is_int(flagged) and flagged in slots)) or code not in settings.flags:
             raise DataError(f"flags: {code!r} on slot {flagged!r} is not a flag this project offers")
     if len(set(vote.flags)) != len(vote.flags):
         raise DataError("flags: one is given twice")

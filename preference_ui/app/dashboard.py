@@ -37,7 +37,7 @@ _AGE_PER_COST, _PAUSE_PER_COST = 10.0, 1.0
 
 @dataclass(frozen=True)
 class Figures:
-    """What was computed and when; ``fresh_until`` and ``renewable_from`` in seconds of the monotonic clock.
+    """What holds and when it was looked at; ``fresh_until`` and ``renewable_from`` in seconds of the monotonic clock.
 
     Attributes:
         seen: series, with the event of the chain that everything was read at.
@@ -122,16 +122,15 @@ class Dashboard:
                 self._retry_from = -math.inf if found else time.monotonic() + MAX_AGE_SECONDS
 
     def _read(self, begun: float) -> Figures:
-        old = self._figures
-        if old is not None and head_of(self.site.store) == old.seen.head_seq:
-            seen, report, computed = old.seen, old.report, old.computed
+        old, computed = self._figures, self.site.store.clock()
+        if old is not None and head_of(self.site.store) == old.seen.head_seq and old.seen.is_of(computed):
+            seen, report = old.seen, old.report
         else:
             with self.site.store.read() as session:
                 snapshot = read_snapshot(session, self.site.project, texts=False)
                 coverage = coverage_of(session, snapshot.project.id)
                 gold = gold_keys(session, snapshot.project.id)
             # With the reading over: it would keep the database from tidying up behind everybody who votes meanwhile.
-            computed = self.site.store.clock()
             seen, report = overview_of(snapshot, coverage, computed), project_report(snapshot, gold)
         ended = time.monotonic()
         cost = ended - begun
@@ -150,7 +149,7 @@ class Dashboard:
         seen, report = look.figures.seen, look.figures.report
         pictures = _pictures(seen, report, locale)
         zone = get_project(self.site.store, self.site.project).settings.time_zone
-        when = f"{look.figures.computed.astimezone(zone_of(zone)):%H:%M}"
+        when = f"{look.figures.computed.astimezone(zone_of(zone)):%Y-%m-%d %H:%M}"
         as_of = html.escape(translate(locale, "lead.as_of", time=when, zone=zone))
         return (
             f'<div class="rlhf dashboard"><p class="hint">{as_of}</p><div class="pictures">{"".join(pictures)}</div>'

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from preference_ui.app.boxes import Shown, note_box
 from preference_ui.app.lead_votes import safe_block
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import DataError, StaleGuideline
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The text that a box was filled with, and its version; version 0: a server that has started anew since."""
+class Loaded(Shown):
+    """The text that a box was filled with, and its version; version 0: nothing yet."""
 
     version: int = 0
     text: str = ""
@@ -35,10 +36,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class GuidelineBox:
-    """A text box for a new version, with the ``Loaded`` it was filled with."""
+    """A text box for a new version, with the note of what it was filled with (``Loaded``)."""
 
     words: gr.Textbox
-    loaded: gr.State
+    loaded: gr.Textbox
 
 
 def _plain(text: str) -> str:
@@ -59,12 +60,12 @@ def stale(lead: LeadPage, loaded: Loaded, error: StaleGuideline) -> Refusal:
 def follow(lead: LeadPage, done: Any, box: GuidelineBox, event: dict[str, Any]) -> None:
     """After an event, show the version then in force in a box that nobody has typed into."""
 
-    def renew(text: str, loaded: Loaded, request: gr.Request) -> Any:
+    def renew(text: str, loaded: str, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
-        if not loaded.is_untouched(text):
+        if not Loaded.read(loaded).is_untouched(text):
             return gr.skip()
         now = in_force(lead)
-        return now.text, now
+        return now.text, now.as_text()
 
     parts = [box.words, box.loaded]
     done.success(refusable(renew), parts, parts, **event | {"show_progress": "hidden"})
@@ -76,7 +77,7 @@ def guideline_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tup
     Returns:
         Its box, and the event of a publication.
     """
-    loaded = gr.State(Loaded())
+    loaded = note_box()
     with gr.Row():
         with gr.Column():
             words = gr.Textbox(label=lead.say("guideline.text"), lines=20, max_length=100_000)
@@ -89,13 +90,13 @@ def guideline_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tup
     def show(text: str) -> str:
         return f'<div class="rlhf reading-page">{safe_block(text)}</div>'
 
-    def load(request: gr.Request) -> tuple[str, Loaded, str]:
+    def load(request: gr.Request) -> tuple[str, str, str]:
         lead.caller(request, "reviewer")
         now = in_force(lead)
-        return now.text, now, show(now.text)
+        return now.text, now.as_text(), show(now.text)
 
-    def save(text: str, before: Loaded, why: str, request: gr.Request) -> tuple[Loaded, str]:
-        person = lead.caller(request, "reviewer")
+    def save(text: str, on_screen: str, why: str, request: gr.Request) -> tuple[str, str]:
+        person, before = lead.caller(request, "reviewer"), Loaded.read(on_screen)
         project = get_project(lead.site.store, lead.site.project)
         try:
             version = publish_guideline(
@@ -106,7 +107,7 @@ def guideline_tab(lead: LeadPage, page: gr.Blocks, event: dict[str, Any]) -> tup
         except DataError as error:
             raise in_words(lead.texts, error) from error
         gr.Info(lead.say("guideline.published", version=version))
-        return Loaded(version, text), ""
+        return Loaded(version, text).as_text(), ""
 
     page.load(refusable(load), None, [words, loaded, preview], **event)
     words.change(show, words, preview, **event | {"show_progress": "hidden"})

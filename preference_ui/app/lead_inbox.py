@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from preference_ui.app.boxes import Shown, note_box
+from preference_ui.app.choices import OpenCheckboxGroup, OpenDropdown
 from preference_ui.app.dashboard import percent
 from preference_ui.app.lead_guideline import GuidelineBox, Loaded, in_force, stale
 from preference_ui.app.lead_votes import flagged_with, label, task_html
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import AlreadyDecided, DataError, StaleGuideline, StaleVote
-from preference_ui.people import Person
+from preference_ui.people import Person, list_annotators
+from preference_ui.projects import load_project
+from preference_ui.qualification import held_up
 from preference_ui.reviews import VERDICTS, InboxEntry, Seen, decide, entry_of
 
 if TYPE_CHECKING:
@@ -57,6 +60,16 @@ def _choices(lead: LeadPage, entries: list[InboxEntry]) -> list[tuple[str, str]]
     return choices
 
 
+def _held_up(lead: LeadPage) -> str:
+    """Whom the qualification round leaves without tasks until a lead does something."""
+    names = {person.id: person.handle for person in list_annotators(lead.site.store)}
+    with lead.site.store.read() as session:
+        waiting = held_up(session, load_project(session, lead.site.project))
+    told = [lead.say(f"inbox.held_up.{why}", name=names[person]) for person, why in waiting.items()]
+    line = lead.say("inbox.held_up", names=", ".join(sorted(told)))
+    return f'<p class="rlhf hint" role="status">{html.escape(line)}</p>' if told else ""
+
+
 def _shown(lead: LeadPage, entry: InboxEntry | None) -> tuple[str, str, Any]:
     """The task, the note of which it is, and its votes to choose from."""
     if entry is None:
@@ -73,30 +86,32 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
         Its box for a new guideline, and the event of a decision.
     """
     site, say = lead.site, lead.say
-    pick = gr.Dropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
+    held = gr.HTML(apply_default_css=False)
+    pick = OpenDropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
     board = gr.HTML(apply_default_css=False)
-    shown, loaded, opened = note_box(), gr.State(Loaded()), gr.State(False)
+    shown, loaded, opened = note_box(), note_box(), note_box()
     verdict = gr.Radio(
         [(say(f"inbox.{name}"), name) for name in VERDICTS], value=VERDICTS[0], label=say("inbox.verdict")
     )
     note = gr.Textbox(label=say("inbox.note"), lines=2, max_length=5000)
     words = gr.Textbox("", label=say("inbox.new_guideline"), lines=8, max_length=100_000)
-    aside = gr.CheckboxGroup([], label=say("inbox.aside"), info=say("inbox.aside.hint"))
+    aside = OpenCheckboxGroup([], label=say("inbox.aside"), info=say("inbox.aside.hint"))
     one_more = gr.Checkbox(label=say("inbox.one_more"))
     retire = gr.Checkbox(label=say("inbox.retire"))
     button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
 
-    def entries() -> tuple[Any, str, str, Any]:
+    def entries() -> tuple[str, Any, str, str, Any]:
         found = site.inbox()
         first = found[0] if found else None
-        return gr.update(choices=_choices(lead, found), value=first.item_id if first else None), *_shown(lead, first)
+        picked = gr.update(choices=_choices(lead, found), value=first.item_id if first else None)
+        return _held_up(lead), picked, *_shown(lead, first)
 
-    def load(before: bool, request: gr.Request) -> Any:
+    def load(before: str, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
         if before:  # what a lead has typed or chosen outlives a look at another tab
             return gr.skip()
         now = in_force(lead)
-        return *entries(), now.text, now, True
+        return *entries(), now.text, now.as_text(), "opened"
 
     def choose(item: str | None, on_screen: str, request: gr.Request) -> Any:
         lead.caller(request, "reviewer")
@@ -105,10 +120,11 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
         return _shown(lead, entry_of(site.store, site.project, item) if item else None)
 
     def rule(
-        item: str | None, on_screen: str, kind: str, why: str, text: str, before: Loaded, votes: list[str], more: bool,
+        item: str | None, on_screen: str, kind: str, why: str, text: str, filled: str, votes: list[str], more: bool,
         out: bool, request: gr.Request,
     ) -> tuple[Any, ...]:  # fmt: skip
         person, seen = lead.caller(request, "reviewer"), ShownTask.read(on_screen)
+        before = Loaded.read(filled)
         if not seen.item_id or item is None:
             raise Refusal(say("inbox.nothing"))
         if seen.item_id != item:
@@ -120,19 +136,19 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
         except AlreadyDecided as error:
             # The reason stays in its box: it may fit the next task, or be wanted elsewhere.
             gr.Warning(html.escape(say("inbox.already", name=error.handle)))
-            return *entries(), text, before, why, more, out
+            return *entries(), text, filled, why, more, out
         except StaleVote:
             gr.Warning(html.escape(say("inbox.stale_vote")))
             task = _shown(lead, entry_of(site.store, site.project, item))
-            return gr.skip(), *task, text, before, why, more, out
-        return *entries(), words_after, now, "", False, False
+            return gr.skip(), gr.skip(), *task, text, filled, why, more, out
+        return *entries(), words_after, now.as_text(), "", False, False
 
     task = [board, shown, aside]
-    tab.select(refusable(load), opened, [pick, *task, words, loaded, opened], **event)
+    tab.select(refusable(load), opened, [held, pick, *task, words, loaded, opened], **event)
     pick.input(refusable(choose), [pick, shown], task, trigger_mode="always_last", **event)
     done = button.click(
         refusable(rule), [pick, shown, verdict, note, words, loaded, aside, one_more, retire],
-        [pick, *task, words, loaded, note, one_more, retire], **event,
+        [held, pick, *task, words, loaded, note, one_more, retire], **event,
     )  # fmt: skip
     return GuidelineBox(words, loaded), done
 

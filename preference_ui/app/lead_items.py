@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from preference_ui.app.boxes import Shown, note_box
+from preference_ui.app.choices import OpenRadio
 from preference_ui.app.lead_votes import task_html
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import DataError, StaleItem
@@ -56,7 +57,7 @@ def items_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
                     filterable=False,
                 )  # fmt: skip
             search = gr.Button(say("items.find"), variant="primary", elem_classes=["narrow"])
-            found = gr.Radio([], label=say("items.found"), elem_classes=["item-list"])
+            found = OpenRadio([], label=say("items.found"), elem_classes=["item-list"])
             with gr.Row():
                 page_number = gr.Number(1, label=say("items.page"), precision=0, minimum=1)
                 count = gr.Textbox(label=say("items.count"), interactive=False)

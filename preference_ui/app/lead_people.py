@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from preference_ui.app.boxes import Shown, note_box
+from preference_ui.app.choices import OpenDropdown
 from preference_ui.app.dashboard import POLL_SECONDS, Look, number
 from preference_ui.app.lead_round import Ruling, round_group, round_words
 from preference_ui.app.refusal import Refusal, in_words, refusable
@@ -38,7 +39,8 @@ def _people_html(lead: LeadPage, look: Look) -> str:
     raters = {r.annotator_id: r for r in look.figures.report.raters} if look.figures else {}
     heads = ("name", "role", "active", "answers", "reliability", "round")
     with lead.site.store.read() as session:
-        rounds = standings(session, load_project(session, lead.site.project))
+        project = load_project(session, lead.site.project)
+        rounds = standings(session, project) if project.settings.qualify_items else {}
     lines = []
     for person in list_annotators(lead.site.store):
         found = raters.get(person.id)
@@ -48,7 +50,7 @@ def _people_html(lead: LeadPage, look: Look) -> str:
             "✓" if person.active else "–",
             "–" if look.figures is None else str(found.votes if found else 0),
             number(found.beta) if found else "–",
-            round_words(lead, rounds.get(person.id)),
+            round_words(lead, rounds.get(person.id) if person.role == "annotator" else None),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th scope='col'>{html.escape(lead.say(f'people.{name}'))}</th>" for name in heads)
@@ -79,7 +81,7 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
         with gr.Column():
             gr.Markdown(f"## {lead.say('people.edit')}")
             with gr.Group():
-                who = gr.Dropdown([], label=lead.say("people.who"), interactive=True)
+                who = OpenDropdown([], label=lead.say("people.who"), interactive=True)
                 new_role = gr.Radio(roles, value="annotator", label=lead.say("people.role"))
                 active = gr.Checkbox(value=True, label=lead.say("people.active"))
                 new_password = gr.Textbox(label=lead.say("people.new_password"), type="password", max_length=1000)
@@ -193,7 +195,10 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     def ruling(act: Ruling, done: str) -> Callable[..., tuple[str, Any]]:
         def rule(person_id: str | None, request: gr.Request) -> tuple[str, Any]:
             boss, person = chosen(person_id, request)
-            act(lead.site.store, lead.site.project, person.id, actor=boss.id)
+            try:
+                act(lead.site.store, lead.site.project, person.id, actor=boss.id)
+            except DataError as error:
+                raise in_words(lead.texts, error) from error
             gr.Info(html.escape(lead.say(done, name=person.handle)))
             return _table(lead)
 

@@ -77,7 +77,7 @@ def _weighted_options(spec: str) -> Any:
     store = open_store(where or None, create=False)
     try:
         with store.read() as session:
-            snapshot = read_snapshot(session, name)
+            snapshot = read_snapshot(session, name).without_retired()
     finally:
         store.close()
     raters: dict[str, int] = {}

@@ -19,15 +19,22 @@ DIRECTORY = "RLHF_DIRECTORY"
 
 
 def own_directory() -> dict[str, str]:
-    """What tells this process's workers where it runs; nothing within a job, whose workers have copies of it."""
-    here = Path.cwd()
+    """What tells this process's workers where it runs; nothing within a job, whose workers have copies of it.
+
+    Ray may remove a job's copy while the job runs: where two nodes share their temporary directory, the one that the
+    driver is not on has no more use for it.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return {}
     return {} if in_job_copy(here) else {DIRECTORY: str(here)}
 
 
 def enter_directory() -> None:
     """Goes to where the driver runs. A host without that directory stays where it is: its log says so."""
     wanted = os.environ.get(DIRECTORY)
-    if not wanted or Path.cwd() == Path(wanted):
+    if not wanted:
         return
     try:
         os.chdir(wanted)

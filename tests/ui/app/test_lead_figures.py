@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_who_asks_during_a_run_gets_a_later_one(place: tuple[Store, Dashboard], 
     gate.open.set()
     assert dashboard.figures()[1].votes == 2
     assert gate.runs == 2
+
+
+def test_yesterday_s_figures_are_not_today_s(place: tuple[Store, Dashboard], gate: Gate) -> None:
+    """Nothing has changed in the store but the day."""
+    store, dashboard = place
+    gate.open.set()
+    seen, _ = dashboard.figures()
+    assert seen.today == 1 and dashboard.figures(renew=True)[0] is seen
+    clock = store.clock
+    store.clock = lambda: clock() + timedelta(days=1)
+    seen, _ = dashboard.figures(renew=True)
+    assert seen.today == 0 and seen.per_day[-1] == (store.clock().date(), 0)
+    assert f"As of {store.clock():%Y-%m-%d}" in dashboard.page("en", dashboard.look())
 
 
 def test_asking_again_and_again_takes_half_of_the_time(

@@ -118,6 +118,20 @@ def test_a_guideline_is_never_taken_back_unseen(place: tuple[Server, Store], vis
         expect(page.get_by_label("Retire the task")).not_to_be_checked(timeout=30_000)
         assert [(d.verdict, d.note) for d in decisions(store, following)] == [("rater_error", "long thought about")]
         assert [line.item_id for line in find_items(store, "helpline", state="retired").lines] == [following]
+
+        # The server starts anew: what the page shows can be decided all the same, and nothing typed is lost.
+        later = inbox(store, "helpline")[0].item_id
+        page.get_by_label("Reason", exact=True).fill("typed before")
+        page.get_by_label("New guideline").fill("# Fourth, and more")
+        server.kill()
+        server.start()
+        page.get_by_role("tab", name="Items").click()
+        page.get_by_role("tab", name="Disagreements").click()
+        page.get_by_label("The guideline is unclear").check()
+        page.get_by_role("button", name="Decide").click()
+        page.wait_for_selector("text=Decided.")
+        assert [(d.verdict, d.note) for d in decisions(store, later)] == [("guideline_unclear", "typed before")]
+        assert get_guideline(store, project) == "# Fourth, and more"
         assert lead.errors == []
     finally:
         server.kill()

@@ -76,7 +76,7 @@ def test_a_newcomers_round_ends_under_review_and_a_lead_lets_pass(tmp_path: Path
 
         page.get_by_role("button", name="Look again").click()
         page.wait_for_selector(".ranking")
-        expect(line).to_have_text(f"Today {ROUND} · by me {ROUND} · project {ROUND} of 150")
+        expect(line).to_have_text(f"Today {ROUND} · by me {ROUND} · project 0 of 150")
         tab.screenshot(path=str(tmp_path / "people.png"), full_page=True)
         assert lead.errors == newcomer.errors == []
     finally:

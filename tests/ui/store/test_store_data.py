@@ -32,6 +32,7 @@ from preference_ui.reviews import decide, decisions, inbox
 from preference_ui.settings import Axis, ProjectSettings
 from preference_ui.simulate import run_pool
 from preference_ui.versions import freeze, list_versions, load_preferences
+from rlhf.data.loading import load_demonstrations
 from rlhf.data.schema import Message
 
 
@@ -254,6 +255,19 @@ def test_edits_strength_and_gold_in_the_export(store: Store, make_project: MakeP
         (row,) = demonstrations(read_snapshot(session, "helpline"))
     assert row.response == "rewritten"
     assert export_preferences(store, "helpline", PairOptions(reliability={ann: 0.0})) == []
+
+
+def test_every_rewritten_response_is_a_demonstration_that_sft_reads(
+    store: Store, make_project: MakeProject, tmp_path: Path
+) -> None:
+    """Two of one vote: ids of responses that came together begin alike."""
+    make_project(1, num_responses=3)
+    (ann,) = people(store, "ann")
+    task = claim(store, ann)
+    queue.submit(store, ann, task.lease_id, Vote(by_text(task).tiers, edits={0: "better", 1: "better still"}))
+    commands.prefs_export(store, "helpline", tmp_path / "sft.jsonl", file_format="sft")
+    found = load_demonstrations([tmp_path / "sft.jsonl"])
+    assert sorted(row.response for row in found) == ["better", "better still"]
 
 
 def test_the_inbox_and_a_decision_that_versions_the_guideline(store: Store, make_project: MakeProject) -> None:

@@ -288,6 +288,8 @@ BAD_VOTES = [
     {"flags": [(0, "harmful"), (0, "harmful")]},
     {"edits": {5: "better"}},
     {"edits": {0: "  "}},
+    {"flags": [([], "harmful")]},
+    {"flags": [(True, "harmful")]},
 ]
 
 

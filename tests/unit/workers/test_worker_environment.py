@@ -104,6 +104,14 @@ def test_workers_of_a_job_stay_in_their_own_copy(tmp_path: Path, monkeypatch: py
         assert told.items() <= base_environment(threads=1, use_gpu=False).items()
 
 
+def test_a_directory_that_is_gone_is_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert directory.own_directory() == {}
+
+
 def test_a_host_without_the_driver_s_directory_stays_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
