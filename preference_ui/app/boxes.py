@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import gradio as gr
 
@@ -29,6 +29,16 @@ class Shown:
     def as_text(self) -> str:
         """For the page."""
         return json.dumps(dataclasses.asdict(self))
+
+
+def as_sent(event: dict[str, Any]) -> dict[str, Any]:
+    """Options of an event whose handler takes boxes as the page sends them.
+
+    Gradio remembers on the server which choices a session's lists have, and refuses any other answer with an error over
+    every box. After a restart it remembers none, and a page that stayed open could send nothing any more. What comes is
+    a hint like every other, checked against the store. A ``gr.State`` is not among what is sent.
+    """
+    return event | {"preprocess": False}
 
 
 def note_box() -> gr.Textbox:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from preference_ui.app.boxes import Shown, note_box
-from preference_ui.app.choices import OpenCheckboxGroup, OpenDropdown
+from preference_ui.app.boxes import Shown, as_sent, note_box
 from preference_ui.app.dashboard import percent
 from preference_ui.app.lead_guideline import GuidelineBox, Loaded, in_force, stale
 from preference_ui.app.lead_votes import flagged_with, label, task_html
@@ -87,7 +86,7 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
     """
     site, say = lead.site, lead.say
     held = gr.HTML(apply_default_css=False)
-    pick = OpenDropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
+    pick = gr.Dropdown([], label=say("inbox.pick"), interactive=True, filterable=False)
     board = gr.HTML(apply_default_css=False)
     shown, loaded, opened = note_box(), note_box(), note_box()
     verdict = gr.Radio(
@@ -95,7 +94,7 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
     )
     note = gr.Textbox(label=say("inbox.note"), lines=2, max_length=5000)
     words = gr.Textbox("", label=say("inbox.new_guideline"), lines=8, max_length=100_000)
-    aside = OpenCheckboxGroup([], label=say("inbox.aside"), info=say("inbox.aside.hint"))
+    aside = gr.CheckboxGroup([], label=say("inbox.aside"), info=say("inbox.aside.hint"))
     one_more = gr.Checkbox(label=say("inbox.one_more"))
     retire = gr.Checkbox(label=say("inbox.retire"))
     button = gr.Button(say("inbox.decide"), variant="primary", elem_classes=["narrow"])
@@ -145,10 +144,10 @@ def inbox_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> tuple[Guide
 
     task = [board, shown, aside]
     tab.select(refusable(load), opened, [held, pick, *task, words, loaded, opened], **event)
-    pick.input(refusable(choose), [pick, shown], task, trigger_mode="always_last", **event)
+    pick.input(refusable(choose), [pick, shown], task, trigger_mode="always_last", **as_sent(event))
     done = button.click(
         refusable(rule), [pick, shown, verdict, note, words, loaded, aside, one_more, retire],
-        [held, pick, *task, words, loaded, note, one_more, retire], **event,
+        [held, pick, *task, words, loaded, note, one_more, retire], **as_sent(event),
     )  # fmt: skip
     return GuidelineBox(words, loaded), done
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from preference_ui.app.boxes import Shown, note_box
-from preference_ui.app.choices import OpenRadio
+from preference_ui.app.boxes import Shown, as_sent, note_box
 from preference_ui.app.lead_votes import task_html
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import DataError, StaleItem
@@ -57,7 +56,7 @@ def items_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
                     filterable=False,
                 )  # fmt: skip
             search = gr.Button(say("items.find"), variant="primary", elem_classes=["narrow"])
-            found = OpenRadio([], label=say("items.found"), elem_classes=["item-list"])
+            found = gr.Radio([], label=say("items.found"), elem_classes=["item-list"])
             with gr.Row():
                 page_number = gr.Number(1, label=say("items.page"), precision=0, minimum=1)
                 count = gr.Textbox(label=say("items.count"), interactive=False)
@@ -127,9 +126,9 @@ def items_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     page_number.input(refusable(turn), [*query, page_number], results, **event)
     # The newest choice counts: without it one made while an answer is on its way would be dropped.
     found.change(
-        refusable(show), found, [board, priority, retired, shown], trigger_mode="always_last", **event
+        refusable(show), found, [board, priority, retired, shown], trigger_mode="always_last", **as_sent(event)
     )  # fmt: skip
     save.click(
         refusable(change), [found, shown, priority, retired, *query, page_number],
-        [*results, priority, retired, shown], **event,
+        [*results, priority, retired, shown], **as_sent(event),
     )  # fmt: skip

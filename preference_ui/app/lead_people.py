@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from preference_ui.app.boxes import Shown, note_box
-from preference_ui.app.choices import OpenDropdown
+from preference_ui.app.boxes import Shown, as_sent, note_box
 from preference_ui.app.dashboard import POLL_SECONDS, Look, number
 from preference_ui.app.lead_round import Ruling, round_group, round_words
 from preference_ui.app.refusal import Refusal, in_words, refusable
@@ -68,7 +67,7 @@ def _table(lead: LeadPage, *, renew: bool = False) -> tuple[str, Any]:
 def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     """Add the contents to a tab that is being built. Nothing is read before somebody opens it."""
     roles = [(lead.texts[f"role.{role}"], role) for role in _ROLES]
-    table, asked = gr.HTML(apply_default_css=False), gr.State("")
+    table, asked = gr.HTML(apply_default_css=False), note_box()
     shown, timer = note_box(), gr.Timer(POLL_SECONDS, active=False)
     with gr.Row():
         with gr.Column():
@@ -81,7 +80,7 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
         with gr.Column():
             gr.Markdown(f"## {lead.say('people.edit')}")
             with gr.Group():
-                who = OpenDropdown([], label=lead.say("people.who"), interactive=True)
+                who = gr.Dropdown([], label=lead.say("people.who"), interactive=True)
                 new_role = gr.Radio(roles, value="annotator", label=lead.say("people.role"))
                 active = gr.Checkbox(value=True, label=lead.say("people.active"))
                 new_password = gr.Textbox(label=lead.say("people.new_password"), type="password", max_length=1000)
@@ -187,10 +186,10 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     tab.select(refusable(load), None, [table, timer, who], **event)
     timer.tick(refusable(tick), None, [table, timer], **event | {"show_progress": "hidden"})
     # The newest choice counts: without it one made while an answer is on its way would be dropped.
-    who.input(refusable(pick), [who, shown], [new_role, active, shown], trigger_mode="always_last", **event)
-    ask.click(refusable(confirm), [who, why], [sure, asked], **event)
-    sure.click(refusable(put_aside), [who, asked, why], [table, timer, why, sure, asked], **event)
-    undo.click(refusable(take_back), who, [table, timer], **event)
+    who.input(refusable(pick), [who, shown], [new_role, active, shown], trigger_mode="always_last", **as_sent(event))
+    ask.click(refusable(confirm), [who, why], [sure, asked], **as_sent(event))
+    sure.click(refusable(put_aside), [who, asked, why], [table, timer, why, sure, asked], **as_sent(event))
+    undo.click(refusable(take_back), who, [table, timer], **as_sent(event))
 
     def ruling(act: Ruling, done: str) -> Callable[..., tuple[str, Any]]:
         def rule(person_id: str | None, request: gr.Request) -> tuple[str, Any]:
@@ -205,9 +204,9 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
         return rule
 
     for button, act, done in round_buttons:
-        button.click(refusable(ruling(act, done)), who, [table, timer], **event)
+        button.click(refusable(ruling(act, done)), who, [table, timer], **as_sent(event))
     add.click(refusable(insert), [name, role, password], [table, timer, who, name, password], **event)
     change.click(
         refusable(edit), [who, shown, new_role, active, new_password],
-        [table, timer, who, new_role, active, shown, new_password], **event,
+        [table, timer, who, new_role, active, shown, new_password], **as_sent(event),
     )  # fmt: skip
