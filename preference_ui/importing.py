@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,9 @@ from preference_ui.records import Candidate, read_candidates
 from preference_ui.settings import ProjectSettings
 from preference_ui.votes import Vote, check_vote, insert_judgment
 
+# Half a second of the store's one write lock on a busy machine; whoever waits for it looks every 20 ms.
 _BATCH = 50
+_PAUSE_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def import_file(
     ranked, before = 0, _num_items(store, info)
     handle = rater or f"import:{Path(shown or path).name}"[:64]
     for start in range(0, len(result.candidates), _BATCH):
+        if start:
+            time.sleep(_PAUSE_SECONDS)
         batch = result.candidates[start : start + _BATCH]
         item_ids = _add(store, info, batch, actor)
         result.left_out.extend(_unused_gold(store, list(zip(item_ids, batch, strict=True))))

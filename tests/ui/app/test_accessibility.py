@@ -54,8 +54,8 @@ def test_the_leads_pages(site: Site, visit: Callable[..., Visit], scheme: str) -
     page.goto(f"{lead.server.url}/lead/en/")
     page.wait_for_selector(".tile")
     assert violations(page) == []
-    shown = {"Disagreements": "Decision", "Items": "Items found", "Data": "Bring tasks in",
-             "People": "Add somebody", "Guidelines": "As annotators see it", "Settings": "Save the settings"}  # fmt: skip
+    shown = {"Disagreements": "Decision", "Items": "Items found", "Data": "Bring tasks in", "People": "Add somebody",
+             "Guidelines": "As annotators see it", "Settings": "Save the settings"}  # fmt: skip
     for tab, words in shown.items():
         page.get_by_role("tab", name=tab).click()
         page.get_by_text(words).first.wait_for()

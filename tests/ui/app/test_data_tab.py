@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from sqlalchemy import func, select
 
 from preference_ui import queue
@@ -213,7 +213,13 @@ def test_the_whole_way_in_the_page(place: Place, visit: Callable[..., Visit], tm
     assert HOSTILE in page.locator(".preview").inner_text()
     assert violations(page) == []
     before = find_items(store, "helpline").total
+    # An import that takes longer than two seconds tells how far it is.
+    held: list[Route] = []
+    page.route("**/api/data/store?*", lambda route: held.append(route))
+    page.route("**/api/data/progress", lambda route: route.fulfill(json={"done": 1, "total": 3}))
     page.get_by_role("button", name="Store the tasks (3)").click()
+    page.wait_for_selector("text=1 of 3 tasks are stored")
+    held.pop().continue_()
     page.wait_for_selector("text=Stored. New: 3 · already there: 0")
     assert find_items(store, "helpline").total == before + 3
 
