@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -34,7 +33,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("data")
     store = seed(folder / "p.sqlite", num_items=3)
     server = Server(folder / "p.sqlite", free_port())
-    server.start()
+    (folder / "tmp").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder / "tmp"))
+        server.start()
     yield server, store
     server.kill()
 
@@ -61,8 +63,10 @@ def lines(*names: str, **more: object) -> bytes:
     return "\n".join(json.dumps(row) for row in rows).encode()
 
 
-def leftovers() -> list[Path]:
-    return [path for kind in ("upload", "export") for path in Path(tempfile.gettempdir()).glob(f"rlhf-{kind}-*")]
+def leftovers(server: Server) -> list[Path]:
+    """What lies in the server's own temporary directory."""
+    folder = server.store_path.with_name("tmp")
+    return [path for kind in ("upload", "export") for path in folder.glob(f"rlhf-{kind}-*")]
 
 
 def test_only_admins_bring_tasks_in(place: Place) -> None:
@@ -128,7 +132,7 @@ def test_a_file_is_looked_at_and_then_stored_once(place: Place) -> None:
             assert (reply.status_code, reply.json()["error"]) == (422, "data"), name
             assert "rlhf prefs import" in reply.json()["detail"]
     assert find_items(store, "helpline").total == before + 4
-    assert leftovers() == []
+    assert leftovers(server) == []
     assert "Traceback" not in server.log()
 
 
@@ -146,9 +150,9 @@ def test_files_that_are_too_large_are_refused_with_a_way_out(place: Place) -> No
             assert (reply.status_code, reply.json()["error"]) == (413, "too_large")
             assert "32 MiB" in reply.json()["detail"] and "rlhf prefs import" in reply.json()["detail"]
     deadline = time.monotonic() + 20
-    while leftovers() and time.monotonic() < deadline:
+    while leftovers(server) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert leftovers() == []
+    assert leftovers(server) == []
 
 
 def test_who_may_take_versions_away(place: Place) -> None:
@@ -191,7 +195,7 @@ def test_who_may_take_versions_away(place: Place) -> None:
         again = page.get(f"{address}/preferences.jsonl")
         assert hashlib.sha256(again.content).hexdigest() == version.sha256
         assert again.headers["content-disposition"].startswith("attachment")
-    assert leftovers() == []
+    assert leftovers(server) == []
 
 
 def test_the_whole_way_in_the_page(place: Place, visit: Callable[..., Visit], tmp_path: Path) -> None:
