@@ -12,6 +12,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from preference_ui import backup as backups
+from preference_ui.datasets import train_command
 from preference_ui.db import Store, open_store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction, head
@@ -329,7 +330,7 @@ def prefs_freeze(
         f"frozen {version.name}",
         ("rows", "judgments", "sha256", "folder"),
         [(str(version.num_rows), str(version.num_judgments), version.sha256, str(version.path))],
-        (f"train on it: rlhf reward --config configs/reward/tiny_cpu.yaml data.train={version.name}",),
+        (f"train on it: {train_command(version.name)}",),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from preference_ui.models import GoldKey, Item, ItemResponse, Lease, Response
 from preference_ui.people import ensure_annotator
 from preference_ui.projects import ProjectInfo, add_items, check_spec, get_project
 from preference_ui.records import Candidate, read_candidates
+from preference_ui.settings import ProjectSettings
 from preference_ui.votes import Vote, check_vote, insert_judgment
 
-_BATCH = 200
+# Half a second of the store's one write lock on a busy machine; whoever waits for it looks every 20 ms.
+_BATCH = 50
+_PAUSE_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,14 @@ def import_file(
     keep_rankings: bool = True,
     rater: str | None = None,
     actor: str = "system",
+    shown: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
     """Import a JSONL, JSON, CSV or parquet file; importing it again adds nothing.
 
     Args:
+        shown: the file's name in messages, sources and the default rater; default: its path.
+        progress: hears after each batch how many items are stored, and of how many.
         file_format: ``native``, ``trl``, ``hh`` or ``oasst``; default: seen from the first record.
         keep_rankings: store rankings found in the file as votes; otherwise people rank these items anew.
         rater: account that imported votes belong to; default ``import:<file name>``. It cannot log in.
@@ -54,12 +62,13 @@ def import_file(
     Raises:
         DataError: naming file, line and field; batches before the faulty one stay.
     """
-    source = Path(path)
     info = get_project(store, project)
-    result = read_candidates(source, file_format)
+    result = read_candidates(Path(path), file_format, shown=shown)
     ranked, before = 0, _num_items(store, info)
-    handle = rater or f"import:{source.name}"[:64]
+    handle = rater or f"import:{Path(shown or path).name}"[:64]
     for start in range(0, len(result.candidates), _BATCH):
+        if start:
+            time.sleep(_PAUSE_SECONDS)
         batch = result.candidates[start : start + _BATCH]
         item_ids = _add(store, info, batch, actor)
         result.left_out.extend(_unused_gold(store, list(zip(item_ids, batch, strict=True))))
@@ -67,6 +76,8 @@ def import_file(
         if keep_rankings and votes:
             rater_id = ensure_annotator(store, handle).id
             ranked += _record_all(store, info, rater_id, votes)
+        if progress is not None:
+            progress(start + len(batch), len(result.candidates))
     return ImportReport(len(result.candidates), _num_items(store, info) - before, ranked, result.left_out)
 
 
@@ -131,6 +142,14 @@ def _record_all(store: Store, project: ProjectInfo, rater_id: str, votes: Sequen
     return store.transact(change)
 
 
+def check_ranking(candidate: Candidate, settings: ProjectSettings) -> None:
+    """Raises a DataError that begins with the place of a ranking which is no vote that the project takes."""
+    try:
+        check_vote(Vote(tiers=candidate.tiers or ()), len(candidate.spec.responses), settings)
+    except DataError as error:
+        raise DataError(f"{candidate.where}: {error}") from error
+
+
 def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id: str, candidate: Candidate) -> bool:
     """Store a ranking made elsewhere as a vote; False when this rater has one or the item needs no more."""
     item = tx.session.scalars(select(Item).where(Item.id == item_id).with_for_update()).one()
@@ -146,14 +165,11 @@ def record_ranking(tx: Transaction, project: ProjectInfo, rater_id: str, item_id
             .where(ItemResponse.item_id == item_id)
         )
     }
+    check_ranking(candidate, project.settings)
     order = leases.shown_order(lease)
     slot = {response_id: index for index, response_id in enumerate(order)}
     ids = [by_text[r.text] for r in candidate.spec.responses]
     vote = Vote(tiers=[[slot[ids[i]] for i in tier] for tier in candidate.tiers or ()])
-    try:
-        check_vote(vote, len(order), project.settings)
-    except DataError as error:
-        raise DataError(f"{candidate.where}: {error}") from error
     judgment_id = new_id()
     columns = {
         "id": judgment_id, "lease_id": lease.id, "revision": 1, "retracted": False, "supersedes": None,

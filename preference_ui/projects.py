@@ -256,12 +256,15 @@ def check_spec(spec: ItemSpec, where: str) -> None:
     if not spec.prompt or spec.prompt[-1].role not in ("user", "text"):
         raise DataError(f"{where}: the prompt must end with the user's turn")
     for index, response in enumerate(spec.responses):
-        check_text(response.text, f"{where}.responses[{index}]")
+        try:
+            check_text(response.text, f"responses[{index}]")
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
     if len({r.text for r in spec.responses}) != count:
         raise DataError(f"{where}: two responses have the same text; remove one")
     if spec.gold_tiers is not None:
-        flat = sorted(i for tier in spec.gold_tiers for i in tier)
-        if flat != list(range(count)) or len(spec.gold_tiers) < 2:
+        flat = [i for tier in spec.gold_tiers for i in tier]
+        if sorted(flat, key=repr) != list(range(count)) or len(spec.gold_tiers) < 2:
             raise DataError(f"{where}: gold_tiers must place every response once, in at least two tiers")
 
 

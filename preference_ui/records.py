@@ -42,49 +42,65 @@ class ReadResult:
     left_out: list[str] = field(default_factory=list)
 
 
-def read_records(path: Path) -> list[tuple[str, Record]]:
+def read_records(path: Path, *, shown: str = "", problems: list[str] | None = None) -> list[tuple[str, Record]]:
     """Rows of a JSONL, JSON, CSV or parquet file, each with its place for error messages.
+
+    Args:
+        shown: what messages call the file; default: its path.
+        problems: takes lines of a JSONL file that cannot be read, and the others are returned; None: they are errors.
 
     Raises:
         DataError: unreadable, of an unknown kind, or a line that is not an object.
     """
+    name = shown or str(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{name}: no such file")
     try:
         match path.suffix.lower():
             case ".jsonl" | ".ndjson":
-                return list(_json_lines(path))
+                return list(_json_lines(path, name, problems))
             case ".json":
                 values = json.loads(path.read_text(encoding="utf-8"))
                 values = values if isinstance(values, list) else [values]
-                return [(f"{path}[{i}]", _object(v, f"{path}[{i}]")) for i, v in enumerate(values)]
+                return [(f"{name}[{i}]", _object(v, f"{name}[{i}]")) for i, v in enumerate(values)]
             case ".csv":
                 with path.open(encoding="utf-8-sig", newline="") as file:
                     reader = csv.DictReader(file, strict=True)
-                    return [(f"{path}:{reader.line_num}", row) for row in reader]
+                    return [(f"{name}:{reader.line_num}", row) for row in reader]
             case ".parquet":
                 import pyarrow.parquet as pq
 
-                return [(f"{path} row {i}", row) for i, row in enumerate(pq.read_table(path).to_pylist())]
+                return [(f"{name} row {i}", row) for i, row in enumerate(pq.read_table(path).to_pylist())]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 at byte {error.start}; re-encode it") from error
+        raise DataError(f"{name}: is not UTF-8 at byte {error.start}; re-encode it") from error
     except (ValueError, RecursionError, csv.Error, OSError) as error:  # JSON, Arrow and numbers are ValueErrors
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    raise DataError(f"{path}: unknown kind of file; use .jsonl, .json, .csv or .parquet")
+        raise DataError(f"{name}: cannot be read: {error}") from error
+    raise DataError(f"{name}: unknown kind of file; use .jsonl, .json, .csv or .parquet")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def _json_lines(path: Path, name: str, problems: list[str] | None) -> Iterator[tuple[str, Record]]:
     # Not splitlines(): it splits inside JSON strings at separators that JSON leaves as they are.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{name}:{number}"
         try:
-            yield where, _object(json.loads(line), where)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: is not usable JSON: {error}") from error
+            record = _json_record(line, where)
+        except DataError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+        else:
+            yield where, record
+
+
+def _json_record(line: str, where: str) -> Record:
+    try:
+        return _object(json.loads(line), where)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: is not usable JSON: {error}") from error
 
 
 def _object(value: Any, where: str) -> Record:
@@ -103,36 +119,60 @@ def detect_format(record: Record) -> str:
     return "native"
 
 
-def read_candidates(path: Path, file_format: str | None = None) -> ReadResult:
+def read_candidates(path: Path, file_format: str | None = None, *, shown: str = "") -> ReadResult:
     """Read a file into items.
+
+    Args:
+        shown: what messages, and sources of pairs, call the file; default: its path.
 
     Raises:
         DataError: naming file, line and field.
     """
-    rows = read_records(path)
+    name = shown or str(path)
+    rows = read_records(path, shown=name)
+    return read_rows(rows, format_of(rows, file_format, name), name)
+
+
+def format_of(rows: Sequence[tuple[str, Record]], file_format: str | None, name: str) -> str:
+    """The format that was asked for, or else the one of the first record.
+
+    Raises:
+        DataError: there are no records, or no such format.
+    """
     if not rows:
-        raise DataError(f"{path}: holds no records")
-    name = file_format or detect_format(rows[0][1])
-    if name not in _READERS:
-        raise DataError(f"format {name!r} is not one of {', '.join(FORMATS)}")
+        raise DataError(f"{name}: holds no records")
+    known = file_format or detect_format(rows[0][1])
+    if known not in _READERS:
+        raise DataError(f"format {known!r} is not one of {', '.join(FORMATS)}")
+    return known
+
+
+def read_rows(rows: Sequence[tuple[str, Record]], file_format: str, name: str) -> ReadResult:
+    """Items of the records of one file that ``name`` stands for in messages.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
     result = ReadResult()
     try:
-        _READERS[name](rows, result)
+        _READERS[file_format](rows, result)
     except KeyError as error:
-        raise DataError(f"{path}: a record lacks the field {error}; is it in the {name} format?") from error
+        place = _first_wrong(rows, file_format, KeyError) or name
+        raise DataError(f"{place}: a record lacks the field {error}; is it in the {file_format} format?") from error
     except _WRONG_SHAPE as error:
-        raise DataError(f"{_first_wrong(rows, name) or path}: is not in the {name} format ({error})") from error
+        place = _first_wrong(rows, file_format, *_WRONG_SHAPE) or name
+        raise DataError(f"{place}: is not in the {file_format} format ({error})") from error
     return result
 
 
-def _first_wrong(rows: Sequence[tuple[str, Record]], name: str) -> str | None:
-    """Place of the first record that cannot be read by itself."""
+def _first_wrong(rows: Sequence[tuple[str, Record]], name: str, *kinds: type[Exception]) -> str | None:
+    """Place of the first record that fails in one of these ways when it is read by itself."""
     for where, row in rows:
         try:
             _READERS[name]([(where, row)], ReadResult())
-        except _WRONG_SHAPE:
+        except kinds:
             return where
-        except (DataError, KeyError):
+        except (DataError, KeyError, *_WRONG_SHAPE):
             continue
     return None
 

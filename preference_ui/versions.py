@@ -23,11 +23,11 @@ from sqlalchemy.orm import Session
 
 from preference_ui import export, formats, ranking
 from preference_ui.db import Store, open_store
-from preference_ui.errors import DataError, StoreError
+from preference_ui.errors import DataError, StoreError, WordedDataError
 from preference_ui.events import Transaction, event_at, head
 from preference_ui.export import Snapshot, preference_rows, read_snapshot
 from preference_ui.ids import canonical_json, new_id
-from preference_ui.models import DatasetVersion
+from preference_ui.models import DatasetVersion, Event, Item, Judgment, Lease
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import PairOptions, mean_agreement
 from rlhf.data.schema import PreferenceRow
@@ -164,6 +164,7 @@ def freeze(
     *,
     include_edits: bool = True,
     with_retired: bool = False,
+    only_new: bool = False,
     actor: str = "system",
 ) -> Version:
     """Freeze the project's judgments as the next version; they cannot be changed from now on.
@@ -173,20 +174,30 @@ def freeze(
 
     Args:
         with_retired: those on retired items too.
+        only_new: refuse a version that would follow from the same votes and options as the newest one.
 
     Raises:
-        DataError: no such project, or nothing to freeze.
+        DataError: no such project, or nothing to freeze, or nothing new.
         StoreError: a folder that is not this store's is in the way, or others keep freezing the same project.
     """
     for _ in range(MAX_TRIES):
-        version = _try_freeze(store, project, options or PairOptions(), include_edits, actor, with_retired=with_retired)
+        version = _try_freeze(
+            store, project, options or PairOptions(), include_edits, actor, with_retired=with_retired, only_new=only_new
+        )
         if version is not None:
             return version
     raise StoreError(f"project {project!r} is being frozen by others all the time; wait for them and freeze again")
 
 
 def _try_freeze(
-    store: Store, project: str, options: PairOptions, include_edits: bool, actor: str, *, with_retired: bool
+    store: Store,
+    project: str,
+    options: PairOptions,
+    include_edits: bool,
+    actor: str,
+    *,
+    with_retired: bool,
+    only_new: bool,
 ) -> Version | None:
     """One try; None when another version was frozen meanwhile."""
     with store.read() as session:
@@ -196,18 +207,24 @@ def _try_freeze(
         settings = _options_dict(options, include_edits, snapshot, with_retired)
         snapshot = snapshot.without_retired(settings["retired_left_out"])
         parent = _find(session, info.id, None)
+        if only_new and parent is not None and not _is_news(session, info.id, parent, settings):
+            raise WordedDataError(
+                f"version v{parent.number} of project {info.name!r} holds these votes with these options already",
+                "nothing_new",
+                number=parent.number,
+            )
         number = parent.number + 1 if parent else 1
         folder = _folder_of(store, session, info, number)
     rows = _rows_for(snapshot, settings)
     if not rows:
-        raise DataError(f"project {info.name!r} has no preferences to freeze yet")
+        raise WordedDataError(f"project {info.name!r} has no preferences to freeze yet", "nothing_to_freeze")
     version_id, created = new_id(), store.clock()
     digest = hashlib.sha256(formats.to_jsonl(rows)).hexdigest()
     manifest = {
         "name": f"{info.name}@v{number}", "sha256": digest, "num_rows": len(rows),
-        "num_judgments": len(snapshot.judgments), "head_seq": head_seq, "head_hash": head_hash,
-        "options": settings, "code_sha256": _code_digest(), "created": created.isoformat(),
-        "parent": parent.number if parent else None,
+        "num_judgments": len(snapshot.judgments), "num_tasks": len({j.item_id for j in snapshot.judgments}),
+        "head_seq": head_seq, "head_hash": head_hash, "options": settings, "code_sha256": _code_digest(),
+        "created": created.isoformat(), "parent": parent.number if parent else None,
     }  # fmt: skip
     row = {
         "id": version_id, "project_id": info.id, "number": number, "parent_id": parent.id if parent else None,
@@ -238,6 +255,18 @@ def _try_freeze(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return get_version(store, project, number)
+
+
+def _is_news(session: Session, project_id: str, before: DatasetVersion, settings: dict[str, Any]) -> bool:
+    """Whether rows could differ from a version's: other options, or a vote of the project that came or went since."""
+    since = (
+        select(Event.seq)
+        .join(Judgment, Judgment.id == Event.entity_id)
+        .join(Lease, Lease.id == Judgment.lease_id)
+        .join(Item, Item.id == Lease.item_id)
+        .where(Event.seq > before.head_seq, Event.entity == "judgment", Item.project_id == project_id)
+    )
+    return before.options_json != canonical_json(settings) or session.scalar(since.limit(1)) is not None
 
 
 # Answers changed since the event that the version was read at are in it as they were; they are not what it holds.

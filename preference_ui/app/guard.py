@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from preference_ui.app.address import Address
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
+# Files of tasks; the routes insist on an admin before they read one.
+MAX_UPLOAD_BYTES = 32 * 1024 * 1024
+UPLOADS = frozenset({"/api/data/preview", "/api/data/store"})
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 # gr.HTML compiles its template in the browser, which needs unsafe-eval; its pages start from inline scripts.
@@ -25,7 +28,7 @@ OWN_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 _OWN_PATHS = re.compile(r"^/(login|logout|password|healthz|api/|static/)")
-# Uploads, files, the proxy, the API page, run history and monitoring: nothing here uses them.
+# Gradio's uploads and files, the proxy, the API page, run history and monitoring: nothing here uses them.
 _SHUT = re.compile(
     r"/(gradio_api/)?(upload|upload_progress|file=|file/|proxy=|stream/|deep_link|monitoring|component_server"
     r"|call/|run/|info|openapi|mcp|vibe|dev/|api(/|$)|docs$|redoc$|token$|app_id|login_check|user$|robots)"
@@ -44,6 +47,18 @@ HEADERS = {
 
 class _TooLarge(Exception):
     pass
+
+
+def _most_bytes(scope: Scope) -> int:
+    return MAX_UPLOAD_BYTES if scope["path"] in UPLOADS else MAX_BODY_BYTES
+
+
+def _too_large(scope: Scope) -> JSONResponse:
+    words = {"error": "too_large"}
+    if scope["path"] in UPLOADS:
+        size = MAX_UPLOAD_BYTES // (1024 * 1024)
+        words["detail"] = f"the page takes files of {size} MiB at most; import larger ones with `rlhf prefs import`"
+    return JSONResponse(words, status_code=413)
 
 
 class Guard:
@@ -66,10 +81,9 @@ class Guard:
             await refusal(scope, receive, self._with_headers(scope, send))
             return
         try:
-            await self.app(scope, self._limited(receive), self._with_headers(scope, send))
+            await self.app(scope, self._limited(receive, _most_bytes(scope)), self._with_headers(scope, send))
         except _TooLarge:
-            response = JSONResponse({"error": "too_large"}, status_code=413)
-            await response(scope, receive, self._with_headers(scope, send))
+            await _too_large(scope)(scope, receive, self._with_headers(scope, send))
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
@@ -81,8 +95,8 @@ class Guard:
         if scope["method"] not in _SAFE_METHODS and not self._is_own_page(headers):
             return JSONResponse({"error": "origin"}, status_code=403)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return JSONResponse({"error": "too_large"}, status_code=413)
+        if not length.isdigit() or int(length) > _most_bytes(scope):
+            return _too_large(scope)
         return None
 
     def _is_own_page(self, headers: Headers) -> bool:
@@ -91,14 +105,14 @@ class Guard:
             return False
         return headers.get("origin", "") in self.address.origins
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, most_bytes: int) -> Receive:
         seen = 0
 
         async def limited() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > MAX_BODY_BYTES:
+            if seen > most_bytes:
                 raise _TooLarge
             return message
 

@@ -1,6 +1,7 @@
-"""The lead's pages: overview, disagreements, items, people, guidelines, settings. Each handler checks the role itself.
+"""The lead's pages: overview, disagreements, items, data, people, guidelines, settings.
 
-These pages are Gradio throughout. Text of models and people enters only through ``preference_ui.render``.
+Each handler checks the role itself. These pages are Gradio but for how files come in and go out. Text of models and
+people enters only through ``preference_ui.render``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from preference_ui.app.dashboard import POLL_SECONDS, Dashboard, Look
+from preference_ui.app.lead_data import data_tab
 from preference_ui.app.lead_guideline import follow, guideline_tab
 from preference_ui.app.lead_inbox import inbox_tab
 from preference_ui.app.lead_items import items_tab
@@ -59,6 +61,8 @@ class LeadPage:
                     draft, decided = inbox_tab(self, tab, _EVENT)
                 with gr.Tab(self.say("items")) as tab:
                     items_tab(self, tab, _EVENT)
+                with gr.Tab(self.say("data")) as tab:
+                    data_tab(self, tab, _EVENT)
                 with gr.Tab(self.say("people")) as tab:
                     people_tab(self, tab, _EVENT)
                 with gr.Tab(self.say("guideline")):

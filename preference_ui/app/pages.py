@@ -78,10 +78,11 @@ def page_head(locale: str, title: str) -> str:
     )
 
 
-def widget(name: str, loading: str = "") -> gr.HTML:
-    """A place for one of the page's own widgets."""
+def widget(name: str, loading: str = "", **numbers: int) -> gr.HTML:
+    """A place for one of the page's own widgets; its script finds ``numbers`` in the element's data."""
+    data = "".join(f' data-{key}="{value}"' for key, value in numbers.items())
     return gr.HTML(
-        f'<div class="rlhf" data-widget="{name}">{html.escape(loading)}</div>',
+        f'<div class="rlhf" data-widget="{name}"{data}>{html.escape(loading)}</div>',
         js_on_load=_MOUNT,
         apply_default_css=False,
         elem_classes=[f"widget-{name}"],

@@ -16,6 +16,8 @@ from preference_ui.app.lead import LeadPage
 from preference_ui.app.login import login_routes
 from preference_ui.app.pages import annotator_page, page_head
 from preference_ui.app.site import STATIC, Site
+from preference_ui.app.takeaway import takeaway_routes
+from preference_ui.app.uploads import upload_routes
 from preference_ui.i18n import LOCALES, translate
 from preference_ui.live import LivePolicy
 
@@ -36,6 +38,8 @@ def build_app(site: Site, policy: LivePolicy | None = None) -> FastAPI:
 
     app.include_router(login_routes(site))
     app.include_router(api_routes(site))
+    app.include_router(takeaway_routes(site))
+    app.include_router(upload_routes(site))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard = Dashboard(site)
     for locale in LOCALES:

@@ -6,6 +6,7 @@ import { AnswerList } from "./history.js";
 import { call, speakFor } from "./net.js";
 import { RankingPage } from "./ranking.js";
 import { textBlock, typeset } from "./safe.js";
+import { TaskUpload } from "./upload.js";
 
 const onLeadPages = location.pathname.startsWith("/lead/");
 const THEMES = ["system", "light", "dark"];
@@ -92,6 +93,10 @@ class Shell {
     await new AnswerList(root, this.boot.lang, (lease) => this.change(lease)).load();
   }
 
+  upload(root) {
+    new TaskUpload(root, this.boot.me.role).show();
+  }
+
   // Somebody else has logged in in this browser: whatever is done here would be stored as theirs.
   async giveWay(name) {
     if (this.gone) return;
@@ -143,6 +148,7 @@ window.rlhfMount = async (element) => {
   const kind = root.dataset.widget;
   if (kind === "header") shell.header(root);
   else if (kind === "ranking") shell.startRanking(root);
+  else if (kind === "upload") shell.upload(root);
   else refreshWhenShown(root, () => shell[kind](root));
 };
 // Candidates that a person asked for are there. Whoever went on ranking meanwhile gets them after the next answer.

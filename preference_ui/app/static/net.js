@@ -33,13 +33,15 @@ function request(name, body) {
   const headers = { "X-Rlhf-Zone": ZONE, ...(me ? { "X-Rlhf-Person": me } : {}) };
   const options = { method: "GET", headers, credentials: "same-origin" };
   if (body === undefined) return [`/api/${name}`, options];
-  headers["Content-Type"] = "application/json";
-  return [`/api/${name}`, { ...options, method: "POST", body: JSON.stringify(body) }];
+  const isFile = body instanceof Blob;
+  headers["Content-Type"] = isFile ? "application/octet-stream" : "application/json";
+  return [`/api/${name}`, { ...options, method: "POST", body: isFile ? body : JSON.stringify(body) }];
 }
 
-export async function call(name, body) {
+// `body`: values to send as JSON, or a file to send as it is.
+export async function call(name, body, timeout = TIMEOUT_MS) {
   const stop = new AbortController();
-  const timer = setTimeout(() => stop.abort(), TIMEOUT_MS);
+  const timer = setTimeout(() => stop.abort(), timeout);
   try {
     const [address, options] = request(name, body);
     const reply = await fetch(address, { ...options, signal: stop.signal });

@@ -54,7 +54,7 @@ def test_the_leads_pages(site: Site, visit: Callable[..., Visit], scheme: str) -
     page.goto(f"{lead.server.url}/lead/en/")
     page.wait_for_selector(".tile")
     assert violations(page) == []
-    shown = {"Disagreements": "Decision", "Items": "Items found", "People": "Add somebody",
+    shown = {"Disagreements": "Decision", "Items": "Items found", "Data": "Bring tasks in", "People": "Add somebody",
              "Guidelines": "As annotators see it", "Settings": "Save the settings"}  # fmt: skip
     for tab, words in shown.items():
         page.get_by_role("tab", name=tab).click()
