@@ -95,9 +95,10 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, chosen: Tensor, rejected: Tensor, probability: Tensor) -> None:
-        means = step_figures(chosen - rejected, probability)
-        self._metrics["train"]["score_difference"] += means["difference"]
-        self._metrics["train"]["accuracy"] += means["accuracy"]
+        metrics, means = self._metrics["train"], step_figures(chosen - rejected, probability)
+        metrics["score_difference"] += means.pop("difference")
+        for name, values in means.items():
+            metrics[name] += values
 
     @torch.no_grad()
     def score_all(self, sequences: list[list[int]]) -> list[float]:

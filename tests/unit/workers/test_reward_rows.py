@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer
 
 from rlhf.config import ModelConfig, RewardConfig, build_config
 from rlhf.config.model import LoraConfig
@@ -25,7 +28,10 @@ from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accur
 from rlhf.stages.encode import encode_preferences, shortened_prompt
 from rlhf.stages.pairs import read_pairs
 from rlhf.stages.reward import sequences_to_normalize_on
+from rlhf.workers import pair_figures
+from rlhf.workers.dpo import DpoStageTrainer
 from rlhf.workers.pair_figures import correct_against_majority, held_out_shares
+from rlhf.workers.reward import RewardStageTrainer
 
 
 def _pair(name: str, prompt: str, chosen: str = "yes", rejected: str = "no", **more: float) -> PreferenceRow:
@@ -200,6 +206,26 @@ def test_the_curve_and_the_summary_count_the_same_pairs() -> None:
     assert curve == pytest.approx({key: summary[key] for key in ("accuracy", "vote_accuracy")})
     assert held_out_shares(torch.ones(2), torch.ones(2)) == {"accuracy": 1.0}, "whole votes: the same figure twice"
     assert "accuracy" not in held_out_shares(torch.ones(2), torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize("stage", [DpoStageTrainer, RewardStageTrainer])
+def test_a_step_without_a_majority_is_logged_without_an_accuracy(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(pair_figures, "sum_over_ranks", lambda values, device: values)
+    monkeypatch.setattr(Trainer, "log", lambda self, logs, start_time=None: logged.append(logs))
+    trainer = stage.__new__(stage)
+    trainer.settings, trainer.model = SimpleNamespace(beta=0.1), SimpleNamespace(training=True)
+    trainer.accelerator = SimpleNamespace(gather=lambda number: number)
+    trainer._metrics, trainer._total_train_tokens = {"train": defaultdict(list)}, 0
+    for votes in ([0.5, 0.5], [0.5, 1.0], [0.5, 0.5]):
+        probability, mask = torch.tensor(votes), torch.ones(4, 3, dtype=torch.bool)
+        if stage is DpoStageTrainer:
+            trainer._note(torch.arange(4.0), {"probability": probability, "attention_mask": mask})
+        else:
+            trainer._note(torch.arange(2.0), torch.arange(2.0) + 2, probability)
+        trainer.log({"loss": 0.7})
+    assert [row.get("accuracy") for row in logged] == [None, 0.0, None]
+    assert all(row["reward_margin" if stage is DpoStageTrainer else "score_difference"] < 0 for row in logged)
 
 
 def test_intervals_against_known_values_and_numpy() -> None:
