@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cluster.submit import Job, build_parser, prepare, run_name, submit_patiently
+from rlhf.config import RewardConfig
 from rlhf.errors import ConfigError
 
 PPO = {
@@ -44,6 +45,15 @@ def test_the_command_that_the_cluster_runs(project: Path) -> None:
         f'scores=[{{"kind": "reward_model", "run": "{project}/runs/reward"}}]', "placement.ray_address=auto",
     ]  # fmt: skip
     assert found.run == "helpline-ppo" and found.run_dir == f"{project}/runs/helpline/ppo"
+
+
+def test_the_other_word_of_a_key_travels_too(project: Path) -> None:
+    tree = {"run_dir": "runs/reward", "model": {"name": "m"}, "data": {"preferences": "runs/rows.jsonl"}}
+    (project / "reward.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for words in ([], ["data.preferences=runs/rows.jsonl"]):
+        given = ["reward", "--config", str(project / "reward.yaml"), *words]
+        found = prepare(build_parser().parse_intermixed_args(given), root=project)
+        assert isinstance(found.config, RewardConfig) and found.config.data.train == f"{project}/runs/rows.jsonl"
 
 
 def test_a_name_sets_the_run_directory(project: Path) -> None:
