@@ -81,6 +81,18 @@ class PipelineConfig(Section):
         return self
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a step was when it began.
+
+    Attributes:
+        config: of a stage, as plain JSON values.
+    """
+
+    digest: str
+    config: dict[str, Any] | None = None
+
+
 @dataclass
 class Pipeline:
     """A pipeline and how far it is."""
@@ -108,11 +120,16 @@ class Pipeline:
         """The config of a step that is a stage."""
         return load_config(str(step.stage), step.config, self.overrides(step))
 
+    def begun(self, step: Step) -> Begun:
+        """What a step does, as its files say now; they may say something else when it ends."""
+        if step.stage is not None:
+            config = self.stage_config(step)
+            return Begun(config_hash(config), config.model_dump(mode="json"))
+        return Begun(hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest())
+
     def digest(self, step: Step) -> str:
         """Identity of what a step does."""
-        if step.stage is not None:
-            return config_hash(self.stage_config(step))
-        return hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return self.begun(step).digest
 
     def done(self, step: Step) -> bool:
         """Whether the step is over.
@@ -139,11 +156,11 @@ class Pipeline:
             return asks_for_the_same(record["config"], config)
         return holds_the_same(Path(config.run_dir) / "config.json", config)
 
-    def keep(self, step: Step, digest: str, seconds: float) -> None:
+    def keep(self, step: Step, begun: Begun, seconds: float) -> None:
         """Remembers that a step is over, and what it was when it began."""
         self.state[step.name] = {
-            "digest": digest,
-            **({} if step.stage is None else {"config": self.stage_config(step).model_dump(mode="json")}),
+            "digest": begun.digest,
+            **({} if begun.config is None else {"config": begun.config}),
             "seconds": round(seconds, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -291,14 +308,14 @@ def run(pipeline: Pipeline) -> int:
             console.print(f"{head}: done before", markup=False)
             continue
         console.print(f"{head}: {describe(pipeline, step)}", markup=False, soft_wrap=True)
-        started, digest = time.monotonic(), pipeline.digest(step)
+        started, begun = time.monotonic(), pipeline.begun(step)
         code = run_step(pipeline, step)
         if code is None:
             return 0
         if code != 0:
             console.print(f"{head}: exit code {code}; the same command goes on from here", markup=False)
             return code
-        pipeline.keep(step, digest, time.monotonic() - started)
+        pipeline.keep(step, begun, time.monotonic() - started)
     console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False, soft_wrap=True)
     return 0
 

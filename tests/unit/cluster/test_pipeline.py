@@ -109,6 +109,28 @@ def test_a_step_that_an_earlier_release_has_done_is_done(recorded: str, here: Pa
         pipeline.done(step)
 
 
+@pytest.mark.parametrize("later", ["seed: 5", "model: [unclosed"])
+def test_a_step_is_noted_as_it_began_whatever_its_file_says_when_it_ends(
+    later: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = here / good_config(here / "first.yaml")
+    before = config.read_text("utf-8")
+    path = write(here, {"name": "s", "stage": "sft", "config": config.name})
+
+    def run_step(*_: object) -> int:
+        config.write_text(f"{before}{later}\n", encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr("cluster.pipeline.run_step", run_step)
+    assert main([str(path)]) == 0
+    state = json.loads((here / "runs/p/pipeline.json").read_text("utf-8"))["steps"]["s"]
+    assert state["config"]["seed"] == 0 and state["config"]["run_dir"] == "runs/p/s"
+    with pytest.raises(ConfigError, match=r"done with other settings|not readable YAML"):
+        main([str(path), "--dry-run"])
+    config.write_text(before, encoding="utf-8")
+    assert main([str(path), "--dry-run"]) == 0
+
+
 def test_a_stage_that_finished_unrecorded_counts_as_done(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What is left when the process ends between the stage's last file and the pipeline's note."""
     path = write(here, STAGE)
