@@ -142,19 +142,31 @@ class Pipeline:
             return False
         if record["digest"] != self.digest(step) and not self._same(step, record):
             raise ConfigError(
-                f"step {step.name!r} was done with other settings; undo the change, or start over in another run_dir "
-                f"(state: {self.state_path})"
+                f"step {step.name!r} was done with other settings{self._moved(step, record)}; undo the change, or "
+                f"start over in another run_dir (state: {self.state_path})"
             )
         return True
 
     def _same(self, step: Step, record: dict[str, Any]) -> bool:
-        """Whether a stage was done as it would be now: an earlier release has written another digest."""
+        """Whether a stage was done as it would be now: an earlier release has written another digest.
+
+        Its run is where it is looked for: in the directory that was noted, or moved with the pipeline, and whole.
+        """
         if step.stage is None:
             return False
         config = self.stage_config(step)
-        if "config" in record:
+        folder = Path(config.run_dir)
+        if "config" not in record:
+            return holds_the_same(folder / "config.json", config)
+        if folder.absolute() == Path(record["config"].get("run_dir", "")).absolute():
             return asks_for_the_same(record["config"], config)
-        return holds_the_same(Path(config.run_dir) / "config.json", config)
+        last = "summary.json" if step.stage in ("sample", "evaluate") else "run.json"
+        return (folder / last).is_file() and holds_the_same(folder / "config.json", config)
+
+    def _moved(self, step: Step, record: dict[str, Any]) -> str:
+        before = record.get("config", {}).get("run_dir")
+        now = None if step.stage is None else self.stage_config(step).run_dir
+        return f" (in run_dir={before}, and {now} does not hold that run)" if before not in (None, now) else ""
 
     def keep(self, step: Step, begun: Begun, seconds: float) -> None:
         """Remembers that a step is over, and what it was when it began."""
