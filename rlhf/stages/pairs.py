@@ -17,6 +17,7 @@ from rlhf.models.tokenizer import load_chat
 from rlhf.stages.accuracy import length_baseline, pair_accuracy
 from rlhf.stages.encode import encode_preferences
 from rlhf.stages.preferences import STORE_PREFIX, read_preferences
+from rlhf.stages.sources import rows_per_source
 from rlhf.stages.training import TokenRow, refuse_full_training_on_adapter, split
 from rlhf.workers.schedule import optimizer_steps
 
@@ -62,6 +63,7 @@ def read_pairs(config: PairConfig, chat: ChatFormat, run_dir: Path) -> PairRows:
         "evaluation": len(encoded_evaluation),
         "evaluation_prompts": len({row["group"] for row in encoded_evaluation}),
         "soft_labels": sum(0 < row["probability"] < 1 for row in encoded),
+        "sources": rows_per_source(data.train, found),
         "overlap": 0 if held_out is None else len(found) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,

@@ -15,6 +15,7 @@ from rlhf.config.sources import files_of
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages import sft
 from rlhf.stages.pairs import open_model, read_pairs
+from rlhf.stages.plan import plan_stage
 from rlhf.stages.prompts import read_prompts
 
 MODEL = {"name": "builtin:helpline_base"}
@@ -86,6 +87,32 @@ def test_preferences(tmp_path: Path) -> None:
         config(RewardConfig, tmp_path, data=data)
     found = config(RewardConfig, tmp_path, data=data, weight_by_prompt=False)
     assert read_pairs(found, open_model(found)[1], tmp_path).counts["train"] == 40 + 80
+
+
+def test_a_weight_that_leaves_no_row_is_named(demonstrations: list[dict[str, Any]], tmp_path: Path) -> None:
+    demonstrations[1] |= {"weight": 1e-6, "limit": 4}
+    found = config(SftConfig, tmp_path, data={"train": demonstrations, "eval_fraction": 0})
+    said = r"\.1\.weight=1e-06 leaves none of the 4 rows of \S+two\.jsonl: raise it"
+    with pytest.raises(DataError, match="data.train" + said):
+        sft.read_rows(found, sft.open_model(found)[1], tmp_path)
+    with pytest.raises(DataError, match="prompts" + said):
+        read_prompts(config(PpoConfig, tmp_path, prompts=demonstrations, scores=[SCORE]), None)
+    alone = demonstrations[1:]
+    with pytest.raises(DataError, match=r"prompts\.0\.weight=1e-06 leaves none"):
+        plan_stage(config(PpoConfig, tmp_path, prompts=alone, scores=[SCORE]))
+
+
+def test_each_source_s_rows_are_told(demonstrations: list[dict[str, Any]], tmp_path: Path) -> None:
+    demonstrations[1] |= {"limit": 4}
+    found = config(SftConfig, tmp_path, data={"train": demonstrations, "eval_fraction": 0})
+    assert sft.read_rows(found, sft.open_model(found)[1], tmp_path).counts["sources"] == [6, 4]
+    assert "sources [6, 4]" in dict(plan_stage(found))["rows"]
+    scores = [{"kind": "function", "path": "tests.support.scores:count_e"}]
+    assert dict(plan_stage(config(PpoConfig, tmp_path, prompts=demonstrations, scores=scores)))["prompts"] == (
+        "10 = 6 + 4 of its sources"
+    )
+    plain = config(SftConfig, tmp_path, data={"train": demonstrations[0]["files"], "eval_fraction": 0})
+    assert "sources" not in dict(plan_stage(plain))["rows"]
 
 
 def test_counting_and_next_commands(demonstrations: list[dict[str, Any]], tmp_path: Path) -> None:
