@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.base import Section
+from rlhf.config.held import as_recorded
 from rlhf.config.load import build_config, config_hash
 from rlhf.errors import ConfigError
 
@@ -70,11 +71,14 @@ def asks_for_the_same(recorded: Mapping[str, Any], config: Section) -> bool:
 
 
 def holds_the_same(description: Path, config: Section) -> bool:
-    """The same of a run directory's ``config.json``; False where there is none that can be read."""
+    """The same of a run directory's ``config.json``, whose run may have taken over how its models are held.
+
+    False where there is none that can be read.
+    """
     try:
         described = json.loads(description.read_text(encoding="utf-8"))
         alike = described.get("config_hash") == config_hash(config)
-        return alike or asks_for_the_same(described["config"], config)
+        return alike or asks_for_the_same(described["config"], as_recorded(config, described["config"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

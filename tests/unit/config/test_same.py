@@ -100,3 +100,17 @@ def test_files_that_hold_no_config(text: str, tmp_path: Path) -> None:
 def test_another_stage_is_another() -> None:
     tree = {"run_dir": "runs/sft", "model": {"name": "m"}, "data": {"train": "t.jsonl"}}
     assert not asks_for_the_same(recorded(), build_config(SftConfig, tree, source="test"))
+
+
+def test_a_run_that_took_over_how_its_model_is_held_is_the_same(tmp_path: Path) -> None:
+    """Who asks leaves it open, as the run's own command did; another value that is asked for is another run."""
+    ran = ppo(model={"name": "runs/sft", "quantization": "nf4"}).model_dump(mode="json")
+    description = tmp_path / "config.json"
+    description.write_text(json.dumps({"config_hash": "its own", "config": ran}))
+    assert holds_the_same(description, ppo()) and not holds_the_same(description, ppo(seed=1))
+    assert not holds_the_same(description, ppo(model={"name": "runs/sft", "quantization": "none"}))
+    del ran["model"]["quantization"]
+    description.write_text(json.dumps({"config_hash": "its own", "config": ran}))
+    assert holds_the_same(description, ppo()), "a release without that key wrote it"
+    description.write_text(json.dumps({"config_hash": "its own", "config": ran | {"model": None}}))
+    assert not holds_the_same(description, ppo())
