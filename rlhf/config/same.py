@@ -17,6 +17,9 @@ FREE_SECTIONS = ("run_dir", "telemetry", "checkpoint", "recovery", "placement", 
                  "mismatch_limit", "ratio_tolerance")  # fmt: skip
 """Keys that do not change what is computed."""
 
+FREE_OF_SOURCES = ("timeout_seconds", "start_timeout_seconds", "retries", "backoff_seconds", "concurrent_requests")
+"""The same within an entry of ``scores`` and within ``judge``: how patiently scores are asked for."""
+
 Flat = dict[str, Any]
 _CRITIC = ("roles.critic", "critic_learning_rate", "critic_max_grad_norm", "loss.critic_warmup_steps")
 _IDLE: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...]], ...] = (
@@ -47,7 +50,17 @@ def what_counts(tree: Mapping[str, Any]) -> Flat:
     """The keys of a resolved config that change what is computed."""
     keys = flat({key: value for key, value in tree.items() if key not in FREE_SECTIONS})
     idle = {key for has_none, names in _IDLE if has_none(keys) for key in names}
-    return {key: value for key, value in keys.items() if key not in idle}
+    idle |= {f"judge.{name}" for name in FREE_OF_SOURCES}
+    found = {key: value for key, value in keys.items() if key not in idle}
+    if isinstance(sources := found.get("scores"), list):
+        found["scores"] = [_without_patience(source) for source in sources]
+    return found
+
+
+def _without_patience(source: Any) -> Any:
+    if not isinstance(source, Mapping):
+        return source
+    return {key: value for key, value in source.items() if key not in FREE_OF_SOURCES}
 
 
 def read_now(recorded: Mapping[str, Any], config: Section) -> Flat | None:

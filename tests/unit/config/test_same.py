@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import PpoConfig, SftConfig, build_config
+from rlhf.config import EvaluateConfig, PpoConfig, SftConfig, build_config
 from rlhf.config.same import asks_for_the_same, holds_the_same, read_now
 
 PPO: dict[str, Any] = {
@@ -114,3 +114,29 @@ def test_a_run_that_took_over_how_its_model_is_held_is_the_same(tmp_path: Path) 
     assert holds_the_same(description, ppo()), "a release without that key wrote it"
     description.write_text(json.dumps({"config_hash": "its own", "config": ran | {"model": None}}))
     assert not holds_the_same(description, ppo())
+
+
+PATIENCE = [
+    ("http", {"url": "https://r.example.org/s"}, {"timeout_seconds": 90.0, "retries": 9, "backoff_seconds": 2.0}),
+    ("http", {"url": "https://r.example.org/s"}, {"concurrent_requests": 8}),
+    ("function", {"path": "a.b:c"}, {"timeout_seconds": 20.0, "start_timeout_seconds": 500.0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "patience"), PATIENCE)
+def test_how_patiently_scores_are_asked_for_is_free(
+    kind: str, source: dict[str, Any], patience: dict[str, Any], tmp_path: Path
+) -> None:
+    def scored(**more: Any) -> PpoConfig:
+        return ppo(scores=[*PPO["scores"], {"kind": kind, **source, **more}])
+
+    assert asks_for_the_same(scored().model_dump(mode="json"), scored(**patience))
+    assert asks_for_the_same(scored(**patience).model_dump(mode="json"), scored())
+    for other in ({"weight": 2.0}, {"on_error": "drop"}):
+        assert not asks_for_the_same(scored().model_dump(mode="json"), scored(**patience, **other))
+    tree = {"run_dir": "r", "model": {"name": "m"}, "baseline": "b", "prompts": "p", "judge": {"kind": kind, **source}}
+    asked = build_config(EvaluateConfig, tree | {"judge": tree["judge"] | patience}, source="test")
+    ran = build_config(EvaluateConfig, tree, source="test").model_dump(mode="json")
+    assert asks_for_the_same(ran, asked)
+    ran["judge"]["weight"] = 3.0
+    assert not asks_for_the_same(ran, asked)

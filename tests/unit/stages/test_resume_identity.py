@@ -98,3 +98,23 @@ def test_commits_of_an_earlier_release_are_gone_on_from(
         find({**present, "config": {**keys, "seed": 7}}, present, tiny_base, tmp_path)
     with pytest.raises(CheckpointError, match=r"chat template has changed .*another release has read them otherwise"):
         find({**present, "config": keys, "chat_fingerprint": "0"}, present, tiny_base, tmp_path)
+
+
+def test_a_server_in_trouble_may_be_asked_more_patiently(
+    runs: tuple[Path, Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    def scored(**more: Any) -> dict[str, Any]:
+        return {"scores": [{"kind": "http", "url": "https://rewards.example.org/s", **more}]}
+
+    def of(changes: dict[str, Any]) -> dict[str, Any]:
+        config = tiny_config(tiny_base, tmp_path / "ppo", **changes)
+        source = resolve_model(config.model.name)
+        return identity_of(config, source=source, chat=load_chat(source, config.model)[1], data=[])
+
+    saved, patient = of(scored()), scored(timeout_seconds=90.0, retries=9, backoff_seconds=2.0, concurrent_requests=4)
+    assert find(saved, of(patient), tiny_base, tmp_path, **patient).manifest.step == 2
+    other = scored(retries=9, weight=2.0)
+    with pytest.raises(
+        CheckpointError, match=r"was written with scores=.*'weight': 1\.0.*this run has.*'weight': 2\.0"
+    ):
+        find(saved, of(other), tiny_base, tmp_path, **other)
