@@ -280,7 +280,7 @@ class EvaluateConfig(PlacedSection):
         """The baseline as a section: a name has a section of defaults, in the policy's precision."""
         if isinstance(self.baseline, ModelConfig):
             return self.baseline
-        held = {key: getattr(self.model, key) for key in ("dtype", "attention", "double_quantization")}
+        held = {key: getattr(self.model, key) for key in ("dtype", "attention")}
         return ModelConfig(name=self.baseline, **held)
 
     @model_validator(mode="after")

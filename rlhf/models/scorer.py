@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -178,7 +178,7 @@ def load_reward_model(run_dir: str | Path, *, microbatch: int = MICROBATCH) -> S
     if source.record is None or source.record.stage != "reward":
         raise CheckpointError(f"{run_dir} is not a finished reward run")
     chat_style: Any = source.record.chat_style
-    return load_scorer(source, source.record.quantization, chat_style, microbatch=microbatch)
+    return load_scorer(source, source.record.held, chat_style, microbatch=microbatch)
 
 
 def check_reward_run(run_dir: str | Path, key: str = "run") -> None:
@@ -202,12 +202,16 @@ def check_reward_run(run_dir: str | Path, key: str = "run") -> None:
 
 
 def load_scorer(
-    source: ModelSource, quantization: str, chat_style: str, *, microbatch: int = MICROBATCH
+    source: ModelSource, held: Mapping[str, Any], chat_style: str, *, microbatch: int = MICROBATCH
 ) -> SeparateScorer:
-    """Loads saved reward weights: an adapter with its head, or a whole model."""
+    """Loads saved reward weights: an adapter with its head, or a whole model.
+
+    Args:
+        held: how its base was held in training (``config.held``).
+    """
     settings = read_reward_settings(source.adapter or Path(source.base))
     config = ModelConfig.model_validate(
-        {"name": source.base, "dtype": settings.dtype, "quantization": quantization, "chat_style": chat_style}
+        {"name": source.base, "dtype": settings.dtype, "chat_style": chat_style, **held}
     )
     tokenizer, chat = load_chat(source, config)
     if source.adapter is None:
