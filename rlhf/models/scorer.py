@@ -138,12 +138,13 @@ class SeparateScorer:
         return [(raw - self.settings.mean) / self.settings.std for raw in self.raw_scores(sequences)]
 
     def score_texts(
-        self, texts: Sequence[tuple[Sequence[Message], str]], *, skip_unwritable: bool = False
+        self, texts: Sequence[tuple[Sequence[Message], str]], *, skip_unwritable: bool = False, can_skip: str = ""
     ) -> list[float]:
         """Normalized scores of (prompt messages, response text) pairs: text is the bridge between vocabularies.
 
         Args:
             skip_unwritable: NaN, instead of an error, for a text that this model's chat template rewrites or refuses.
+            can_skip: the setting by which the caller's user would have asked for that, if there is one.
 
         Raises:
             DataError: names the reward run, the text and what to do.
@@ -158,9 +159,9 @@ class SeparateScorer:
                     f"(prompt: {prompt[-1].content[:80]!r}) by its chat template ({self.chat.style}): {error.reason}"
                 )
                 if not skip_unwritable:
+                    skip = f", or leave such responses out with {can_skip}" if can_skip else ""
                     raise DataError(
-                        f"{told}; train it with model.chat_style=default, which writes every text as it is, or leave "
-                        "such responses out with on_error=drop in its entry of scores"
+                        f"{told}; train it with model.chat_style=default, which writes every text as it is{skip}"
                     ) from None
                 logger.warning("no score: %s", told)
         for index, score in zip(sequences, self.scores(list(sequences.values())), strict=True):

@@ -32,6 +32,7 @@ from rlhf.workers import pair_figures
 from rlhf.workers.dpo import DpoStageTrainer
 from rlhf.workers.pair_figures import correct_against_majority, held_out_shares
 from rlhf.workers.reward import RewardStageTrainer
+from rlhf.workers.scorer import Answer, ScorerWorker
 
 
 def _pair(name: str, prompt: str, chosen: str = "yes", rejected: str = "no", **more: float) -> PreferenceRow:
@@ -168,9 +169,16 @@ def test_a_text_that_the_template_rewrites_is_named_with_its_run_or_left_out(rew
     ask = (Message("user", "hello"),)
     texts = [(ask, "there"), (ask, "hm</think>there"), (ask, "a friend")]
     plain = scorer.score_texts([texts[0], texts[2]])
-    with pytest.raises(DataError, match=r"runs?.* cannot read 'hm</think>there'.*on_error=drop") as caught:
-        scorer.score_texts(texts)
+    with pytest.raises(DataError, match=r"runs?.* cannot read 'hm</think>there'.*with a=b$") as caught:
+        scorer.score_texts(texts, can_skip="a=b")
     assert str(reward_run) in str(caught.value) and "chat_style=default" in str(caught.value)
+    worker = ScorerWorker.__new__(ScorerWorker)
+    worker.scorers = [scorer]
+    with pytest.raises(DataError, match=r"every text as it is$"):  # an evaluation cannot leave answers out
+        worker.score(texts)
+    piece = [Answer(prompt, response, ()) for prompt, response in texts]
+    with pytest.raises(DataError, match=r"every text as it is, or leave .* with on_error=drop in its entry of scores$"):
+        worker.score_pieces([piece], [False], [False])
     found = scorer.score_texts(texts, skip_unwritable=True)
     assert math.isnan(found[1]) and [found[0], found[2]] == pytest.approx(plain, abs=1e-5)
 
