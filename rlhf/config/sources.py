@@ -8,6 +8,9 @@ from pydantic import Discriminator, Field, Tag
 
 from rlhf.config.base import Files, Section
 
+STORE_PREFIX = "store:"
+"""Of what names rankings in the preference store instead of files."""
+
 
 class DataSource(Section):
     """One of several sources of rows."""

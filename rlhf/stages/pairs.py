@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import PairConfig
+from rlhf.config.sources import STORE_PREFIX
 from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError
@@ -16,7 +17,7 @@ from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.accuracy import length_baseline, pair_accuracy
 from rlhf.stages.encode import encode_preferences
-from rlhf.stages.preferences import STORE_PREFIX, read_preferences
+from rlhf.stages.preferences import read_preferences
 from rlhf.stages.sources import rows_per_source
 from rlhf.stages.training import TokenRow, refuse_full_training_on_adapter, split
 from rlhf.workers.schedule import optimizer_steps

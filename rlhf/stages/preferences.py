@@ -7,15 +7,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.sources import Mixed
+from rlhf.config.sources import STORE_PREFIX, Mixed
 from rlhf.config.stages import DataConfig
 from rlhf.data.loading import Keys, load_preferences
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages.quality import report_quality
 from rlhf.stages.sources import Part, read_mixed, whole_of
-
-STORE_PREFIX = "store:"
 
 
 def read_preferences(
