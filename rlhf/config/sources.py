@@ -52,6 +52,21 @@ def files_of(given: Mixed) -> str | tuple[str, ...]:
     return tuple(found)
 
 
+def is_of_store(given: Mixed) -> bool:
+    """Whether rankings of the preference store are meant, and no files."""
+    return isinstance(given, str) and given.startswith(STORE_PREFIX)
+
+
+def why_not_listed(given: Mixed, key: str) -> str | None:
+    """What is said about rankings of the store within a list of files, where they would be taken for one."""
+    lists = {f"{key}.{number}.files": source.files for number, source in enumerate(sources_of(given))} or {key: given}
+    for where, names in lists.items():
+        if isinstance(names, tuple) and any(isinstance(name, str) and is_of_store(name) for name in names):
+            each = ", ".join(f"{{files: {name}}}" for name in names)
+            return f"{where} lists a store: among files, and it is a source of its own: data.train=[{each}]"
+    return None
+
+
 def why_not_mixed(given: Mixed, key: str, beside: dict[str, object]) -> str | None:
     """What is said beside a list of sources that only files can have; None: nothing.
 

@@ -19,7 +19,7 @@ from rlhf.config.ppo import (
 from rlhf.config.recovery import RecoveryConfig
 from rlhf.config.rollout import RolloutConfig, SamplingConfig
 from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
-from rlhf.config.sources import Mixed, sources_of, why_not_mixed
+from rlhf.config.sources import Mixed, is_of_store, sources_of, why_not_listed, why_not_mixed
 
 __all__ = [
     "STAGES",
@@ -120,6 +120,14 @@ class PreferenceDataConfig(DataConfig):
     """Preferences to train on; ``data.preferences`` is another word for ``data.train``."""
 
     train: Mixed = Field(validation_alias=AliasChoices("train", "preferences"))
+
+    @model_validator(mode="after")
+    def _rankings_stand_alone(self) -> PreferenceDataConfig:
+        if reason := why_not_listed(self.train, "data.train"):
+            raise ValueError(reason)
+        if isinstance(self.evaluation, tuple) and any(map(is_of_store, self.evaluation)):
+            raise ValueError("data.evaluation lists a store: among files: name it alone, data.evaluation=store:PROJECT")
+        return self
 
 
 class PairStage(StageConfig):

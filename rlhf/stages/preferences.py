@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.sources import STORE_PREFIX, Mixed
+from rlhf.config.sources import STORE_PREFIX, Mixed, is_of_store
 from rlhf.config.stages import DataConfig
 from rlhf.data.loading import Keys, load_preferences
 from rlhf.data.schema import PreferenceRow
@@ -42,7 +42,7 @@ def read_preferences(
 
 def _read(data: DataConfig, part: Part, run_dir: Path, annotator_weights: bool) -> list[PreferenceRow]:
     spec, limit = part.files, part.limit
-    if not (isinstance(spec, str) and spec.startswith(STORE_PREFIX)):
+    if not (isinstance(spec, str) and is_of_store(spec)):
         found = load_preferences(
             spec,
             format=part.format,

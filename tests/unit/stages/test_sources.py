@@ -124,6 +124,24 @@ def test_counting_and_next_commands(demonstrations: list[dict[str, Any]], tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (
+            {"train": ["a.jsonl", "store:x"]},
+            r"data\.train lists a store: .*data\.train=\[{files: a\.jsonl}, {files: store:x}\]",
+        ),
+        ({"preferences": ["store:x", "store:y@v2"]}, r"data\.train=\[{files: store:x}, {files: store:y@v2}\]"),
+        ({"train": [{"files": "a"}, {"files": ["b", "store:x"]}]}, r"data\.train\.1\.files lists a store:"),
+        ({"train": "a", "evaluation": ["b", "store:x"]}, r"data\.evaluation lists a store: among files: name it alone"),
+    ],
+)
+def test_rankings_of_the_store_are_a_source_of_their_own(data: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=named):
+        config(RewardConfig, tmp_path, data=data)
+    config(RewardConfig, tmp_path, data={"train": [{"files": "a"}, {"files": "store:x"}], "evaluation": "store:y"})
+
+
+@pytest.mark.parametrize(
     ("more", "named"),
     [
         (
