@@ -52,11 +52,14 @@ def read_pairs(config: PairConfig, chat: ChatFormat, run_dir: Path) -> PairRows:
     if data.evaluation is not None:
         held_out = read_preferences(data, data.evaluation, run_dir, dropped="dropped_evaluation.jsonl")
     train, evaluation = split(found, held_out, data, config.seed, run_dir)
-    encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl")
+    encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl", "training")
     encoded_evaluation: list[TokenRow] = []
     long_evaluation: dict[str, int] = {}
     if evaluation:
-        encoded_evaluation, long_evaluation = _encode(config, evaluation, chat, run_dir / "long_rows_evaluation.jsonl")
+        named = f"data.eval_fraction={data.eval_fraction:g}" if data.evaluation is None else "data.evaluation"
+        encoded_evaluation, long_evaluation = _encode(
+            config, evaluation, chat, run_dir / "long_rows_evaluation.jsonl", f"held-out ({named})"
+        )
     steps = optimizer_steps(len(encoded), config.batch.minibatch_pairs, config.num_epochs, config.max_steps)
     counts = {
         "train": len(encoded),
@@ -89,7 +92,7 @@ def held_out_figures(config: PairConfig, rows: PairRows, scores: Sequence[tuple[
 
 
 def _encode(
-    config: PairConfig, rows: list[PreferenceRow], chat: ChatFormat, long_path: Path
+    config: PairConfig, rows: list[PreferenceRow], chat: ChatFormat, long_path: Path, which: str
 ) -> tuple[list[TokenRow], dict[str, int]]:
     return encode_preferences(
         rows,
@@ -99,4 +102,5 @@ def _encode(
         weight_by_prompt=config.weight_by_prompt,
         prompt_length=config.stage == "dpo",
         dropped_path=long_path,
+        which=which,
     )

@@ -56,6 +56,24 @@ def test_pairs_of_one_prompt_weigh_together_one(tiny_model_dir: Path) -> None:
         encode_preferences(rows[3:], chat, data, **keys)
 
 
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [("train", "all training pairs"), ("evaluation", r"all held-out \(data\.evaluation\) pairs")],
+)
+def test_pairs_of_weight_0_alone_are_refused_by_their_side(
+    side: str, said: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    data = {}
+    for number, name in enumerate(("train", "evaluation")):
+        row = {"prompt": f"p {number}", "chosen": "yes", "rejected": "no", "weight": float(name != side)}
+        data[name] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    tree = {"run_dir": str(tmp_path / "run"), "model": {"name": str(tiny_model_dir)}, "data": data}
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
+    with pytest.raises(DataError, match=f"{said} have weight 0"):
+        read_pairs(build_config(RewardConfig, tree, source="test"), chat, tmp_path)
+
+
 def test_pairs_end_with_the_stop_token_and_are_cut_only_in_the_prompt(tiny_model_dir: Path) -> None:
     chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
     row = _pair("long", "a question that goes on " * 5, "short", "a longer answer than the other", margin=0.5)
