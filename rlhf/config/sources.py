@@ -59,7 +59,9 @@ def is_of_store(given: Mixed) -> bool:
 
 def why_not_listed(given: Mixed, key: str) -> str | None:
     """What is said about rankings of the store within a list of files, where they would be taken for one."""
-    lists = {f"{key}.{number}.files": source.files for number, source in enumerate(sources_of(given))} or {key: given}
+    lists: dict[str, Mixed] = {
+        f"{key}.{number}.files": source.files for number, source in enumerate(sources_of(given))
+    } or {key: given}
     for where, names in lists.items():
         if isinstance(names, tuple) and any(isinstance(name, str) and is_of_store(name) for name in names):
             each = ", ".join(f"{{files: {name}}}" for name in names)

@@ -115,6 +115,30 @@ def test_each_source_s_rows_are_told(demonstrations: list[dict[str, Any]], tmp_p
     assert "sources" not in dict(plan_stage(plain))["rows"]
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_what_is_odd_between_sources_is_told_under_the_mixture_s_ids(stage: str, tmp_path: Path) -> None:
+    opposite = [{"chosen": "y", "rejected": "n"}, {"chosen": "n", "rejected": "y"}]
+    answers = [{"completion": "yes"}] * 2 if stage == "sft" else opposite
+    sources = [
+        {
+            "files": write(
+                tmp_path / f"{name}.jsonl", *({"id": f"{name} {n}", "prompt": f"{n}?", **answer} for n in "ab")
+            )
+        }
+        for name, answer in zip(("one", "two"), answers, strict=True)
+    ]
+    data = {"train": sources, "eval_fraction": 0}
+    if stage == "sft":
+        found = config(SftConfig, tmp_path, data=data)
+        sft.read_rows(found, sft.open_model(found)[1], tmp_path)
+    else:
+        found = config(RewardConfig, tmp_path, data=data)
+        read_pairs(found, open_model(found)[1], tmp_path)
+    told = (tmp_path / "data_quality.txt").read_text()
+    assert ("duplicate_rows" if stage == "sft" else "conflicting_pairs") in told
+    assert "1/two a" in told and "1/two b" in told and not list(tmp_path.glob("data_quality_*"))
+
+
 def test_counting_and_next_commands(demonstrations: list[dict[str, Any]], tmp_path: Path) -> None:
     found = config(SftConfig, tmp_path, data={"train": demonstrations, "eval_fraction": 0})
     assert _count_rows(found) == 2 * 3 + 5
