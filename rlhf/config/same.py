@@ -11,6 +11,7 @@ from typing import Any
 from rlhf.config.base import Section
 from rlhf.config.held import as_recorded
 from rlhf.config.load import build_config, config_hash
+from rlhf.config.sources import STORE_PREFIX
 from rlhf.errors import ConfigError
 
 FREE_SECTIONS = ("run_dir", "telemetry", "checkpoint", "recovery", "placement", "sample_every_steps", "sync_tolerance",
@@ -22,12 +23,26 @@ FREE_OF_SOURCES = ("timeout_seconds", "start_timeout_seconds", "retries", "backo
 
 Flat = dict[str, Any]
 _CRITIC = ("roles.critic", "critic_learning_rate", "critic_max_grad_norm", "loss.critic_warmup_steps")
+
+
+def _reads_no_format(keys: Mapping[str, Any]) -> bool:
+    """Whether no file is left that ``data.format`` could be the format of."""
+    train, evaluation = keys.get("data.train"), keys.get("data.evaluation")
+    listed = isinstance(train, list) and any(isinstance(source, Mapping) for source in train)
+    return (listed or _is_of_store(train)) and (evaluation is None or _is_of_store(evaluation))
+
+
+def _is_of_store(given: Any) -> bool:
+    return isinstance(given, str) and given.startswith(STORE_PREFIX)
+
+
 _IDLE: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...]], ...] = (
     (lambda keys: keys.get("score.missing_eos") == "keep", ("score.missing_eos_value",)),
     (lambda keys: keys.get("advantage.method", "gae") != "gae", _CRITIC),
     (lambda keys: keys.get("kl.target") is None, ("kl.horizon",)),
     (lambda keys: keys.get("engine.zero_stage") == 3, ("roles.recompute_feed_forward",)),
     (lambda keys: keys.get("rollout.engine") == "vllm", ("rollout.cuda_graphs",)),
+    (_reads_no_format, ("data.format",)),
     (lambda keys: True, ("num_bootstrap",)),  # intervals of win rates are not drawn any more
     # sdpa was the default before there was auto, and is what auto means wherever it is not refused
     (lambda keys: keys.get("model.attention") in ("auto", "sdpa"), ("model.attention",)),

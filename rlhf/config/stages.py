@@ -63,8 +63,12 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _sources_have_their_own(self) -> DataConfig:
-        if reason := why_not_mixed(self.train, "data.train", {"data.limit": self.limit}):
+        own_alone = self.evaluation is None or is_of_store(self.evaluation)  # no file is left that it could be of
+        named = self.format if self.format != "auto" and own_alone else None
+        if reason := why_not_mixed(self.train, "data.train", {"data.limit": self.limit, "data.format": named}):
             raise ValueError(reason)
+        if named is not None and is_of_store(self.train):
+            raise ValueError(f"data.format={named} has no meaning beside data.train={self.train}: leave it out")
         return self
 
 
@@ -125,6 +129,12 @@ class PreferenceDataConfig(DataConfig):
     def _rankings_stand_alone(self) -> PreferenceDataConfig:
         if reason := why_not_listed(self.train, "data.train"):
             raise ValueError(reason)
+        for number, source in enumerate(sources_of(self.train)):
+            if is_of_store(source.files) and source.format != "auto":
+                raise ValueError(
+                    f"data.train.{number}.format={source.format} has no meaning beside files={source.files}: leave it "
+                    "out"
+                )
         if isinstance(self.evaluation, tuple) and any(map(is_of_store, self.evaluation)):
             raise ValueError("data.evaluation lists a store: among files: name it alone, data.evaluation=store:PROJECT")
         return self

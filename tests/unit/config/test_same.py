@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import EvaluateConfig, PpoConfig, SftConfig, build_config
+from rlhf.config import EvaluateConfig, PpoConfig, RewardConfig, SftConfig, build_config
 from rlhf.config.same import asks_for_the_same, holds_the_same, read_now
 
 PPO: dict[str, Any] = {
@@ -140,3 +140,15 @@ def test_how_patiently_scores_are_asked_for_is_free(
     assert asks_for_the_same(ran, asked)
     ran["judge"]["weight"] = 3.0
     assert not asks_for_the_same(ran, asked)
+
+
+@pytest.mark.parametrize("train", ["store:x", [{"files": "a"}]])
+def test_a_format_without_effect_is_refused_by_now_and_known_again(train: Any) -> None:
+    tree: dict[str, Any] = {"run_dir": "r", "model": {"name": "m"}, "data": {"train": train}}
+    asked = build_config(RewardConfig, tree, source="test")
+    ran = asked.model_dump(mode="json")
+    ran["data"]["format"] = "hh"
+    assert asks_for_the_same(ran, asked)
+    ran["data"]["evaluation"] = "b.jsonl"
+    tree["data"] = ran["data"] | {"format": "auto"}
+    assert not asks_for_the_same(ran, build_config(RewardConfig, tree, source="test"))

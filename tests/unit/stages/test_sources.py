@@ -166,6 +166,28 @@ def test_rankings_of_the_store_are_a_source_of_their_own(data: dict[str, Any], n
 
 
 @pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"train": [{"files": "a"}], "format": "hh"}, r"data\.format=hh has no meaning.*data\.train\.0\.format="),
+        ({"train": [{"files": "a"}], "format": "hh", "evaluation": "store:y"}, r"data\.format=hh has no meaning"),
+        (
+            {"train": "store:x", "format": "hh"},
+            r"data\.format=hh has no meaning beside data\.train=store:x: leave it out",
+        ),
+        (
+            {"train": [{"files": "a"}, {"files": "store:x", "format": "hh"}]},
+            r"data\.train\.1\.format=hh has no meaning beside files=store:x: leave it out",
+        ),
+    ],
+)
+def test_a_format_that_no_file_would_be_read_in(data: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=named):
+        config(RewardConfig, tmp_path, data=data)
+    for train in ([{"files": "a"}], "store:x", "a"):
+        config(RewardConfig, tmp_path, data={"train": train, "format": "hh", "evaluation": "b"})
+
+
+@pytest.mark.parametrize(
     ("more", "named"),
     [
         (
