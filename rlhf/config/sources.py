@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from rlhf.config.base import Files, Section
+from rlhf.config.base import Files, Name, Section
 
 STORE_PREFIX = "store:"
 """Of what names rankings in the preference store instead of files."""
@@ -34,6 +34,22 @@ Mixed = Annotated[
     Discriminator(_kind),
 ]
 """Files, or a list of sources; told apart first, so that what is wrong is said about the one that was meant."""
+
+
+def _kind_alone(given: Any) -> str:
+    return _kind(given) if isinstance(given, list | tuple) else "one file"
+
+
+FilesAlone = Annotated[
+    Annotated[Name, Tag("one file")] | Annotated[tuple[Name, ...], Field(min_length=1), Tag("list of files")],
+    Discriminator(
+        _kind_alone,
+        custom_error_type="list_of_sources",
+        custom_error_message="is a list of sources, which only data.train and the prompts of ppo can be: name files, "
+        "[a.jsonl, b.jsonl]",
+    ),
+]
+"""``Files`` of a key that takes no mixture, which is refused in words of its own."""
 
 
 def sources_of(given: Mixed) -> tuple[DataSource, ...]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rlhf.config.base import Files, Name, OnBadRow, Section
+from rlhf.config.base import Name, OnBadRow, Section
 from rlhf.config.common import PlacedSection, StageConfig, exact_division
 from rlhf.config.model import LoraConfig, ModelConfig, NameOrModel, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
@@ -19,7 +19,7 @@ from rlhf.config.ppo import (
 from rlhf.config.recovery import RecoveryConfig
 from rlhf.config.rollout import RolloutConfig, SamplingConfig
 from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
-from rlhf.config.sources import Mixed, is_of_store, sources_of, why_not_listed, why_not_mixed
+from rlhf.config.sources import FilesAlone, Mixed, is_of_store, sources_of, why_not_listed, why_not_mixed
 
 __all__ = [
     "STAGES",
@@ -49,7 +49,7 @@ class DataConfig(Section):
     train: Mixed
     """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store; or a list of sources, each with
     ``files``, and ``format``, ``limit`` and ``weight`` of its own (``format`` here is then that of ``evaluation``)."""
-    evaluation: str | tuple[str, ...] | None = None
+    evaluation: FilesAlone | None = None
     """Held-out rows; without it ``eval_fraction`` of the prompts is held out by prompt hash."""
     eval_fraction: float = Field(0.1, ge=0, lt=1)
     on_overlap: Literal["refuse", "drop"] = "refuse"
@@ -239,7 +239,7 @@ class SampleConfig(PlacedSection):
     run_dir: Name
     seed: int = Field(0, ge=0)
     model: ModelConfig
-    prompts: Files
+    prompts: FilesAlone
     prompt_format: str = "auto"
     on_bad_row: OnBadRow = "refuse"
     responses_per_prompt: int = Field(4, ge=1)
@@ -271,7 +271,7 @@ class EvaluateConfig(PlacedSection):
     baseline: NameOrModel
     """The policy to beat: a run directory or a model, or a section like ``model`` of its own. A name alone is held in
     the policy's precision, and takes nothing else from ``model``."""
-    prompts: Files
+    prompts: FilesAlone
     prompt_format: str = "auto"
     on_bad_row: OnBadRow = "refuse"
     judge: ScoreSource

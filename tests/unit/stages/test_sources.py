@@ -10,7 +10,7 @@ import pytest
 
 from cluster.plan import _count_rows
 from rlhf.cli import _next_commands
-from rlhf.config import PpoConfig, RewardConfig, SftConfig, build_config
+from rlhf.config import EvaluateConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig, build_config
 from rlhf.config.sources import files_of
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages import sft
@@ -185,6 +185,31 @@ def test_a_format_that_no_file_would_be_read_in(data: dict[str, Any], named: str
         config(RewardConfig, tmp_path, data=data)
     for train in ([{"files": "a"}], "store:x", "a"):
         config(RewardConfig, tmp_path, data={"train": train, "format": "hh", "evaluation": "b"})
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "tree"),
+    [
+        (SampleConfig, "prompts", {}),
+        (EvaluateConfig, "prompts", {"baseline": "b", "judge": SCORE}),
+        (SftConfig, "data.evaluation", {"data": {"train": "a"}}),
+        (PpoConfig, "ptx.train", {"prompts": "a", "scores": [SCORE], "ptx": {}}),
+    ],
+)
+def test_where_files_are_wanted_a_mixture_is_refused_in_one_line(
+    cls: Any, key: str, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    *section, name = key.split(".")
+    for given in ([{"files": "a"}], ["a", "b"]):
+        within = tree[section[0]] | {name: given} if section else given
+        whole = tree | {(section or [name])[0]: within}
+        if given == ["a", "b"]:
+            config(cls, tmp_path, **whole)
+            continue
+        with pytest.raises(ConfigError) as error:
+            config(cls, tmp_path, **whole)
+        said = "is a list of sources, which only data.train and the prompts of ppo can be: name files"
+        assert "1 problem(s)" in str(error.value) and f"- {key}: {said}" in str(error.value)
 
 
 @pytest.mark.parametrize(
