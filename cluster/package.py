@@ -22,8 +22,9 @@ EXCLUDED_NAMES = (
 )  # fmt: skip
 """Never packaged, at any depth."""
 OWN_CODE = ("rlhf", "cluster", "preference_ui")
-PATH_KEYS = frozenset({"run_dir", "name", "baseline", "prompts", "train", "files", "evaluation", "normalize_on", "run"})
-"""Config keys whose values may be paths."""
+PATH_KEYS = frozenset({"run_dir", "name", "baseline", "critic", "prompts", "train", "files", "evaluation",
+                       "normalize_on", "run", "ca_file"})  # fmt: skip
+"""Config keys whose values may be paths; ``file:PATH`` of a secret is meant on the nodes."""
 RUNS = "runs"
 
 

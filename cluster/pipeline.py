@@ -81,6 +81,18 @@ class PipelineConfig(Section):
         return self
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a step was when it began.
+
+    Attributes:
+        config: of a stage, as plain JSON values.
+    """
+
+    digest: str
+    config: dict[str, Any] | None = None
+
+
 @dataclass
 class Pipeline:
     """A pipeline and how far it is."""
@@ -108,11 +120,16 @@ class Pipeline:
         """The config of a step that is a stage."""
         return load_config(str(step.stage), step.config, self.overrides(step))
 
+    def begun(self, step: Step) -> Begun:
+        """What a step does, as its files say now; they may say something else when it ends."""
+        if step.stage is not None:
+            config = self.stage_config(step)
+            return Begun(config_hash(config), config.model_dump(mode="json"))
+        return Begun(hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest())
+
     def digest(self, step: Step) -> str:
         """Identity of what a step does."""
-        if step.stage is not None:
-            return config_hash(self.stage_config(step))
-        return hashlib.sha256(json.dumps(step.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return self.begun(step).digest
 
     def done(self, step: Step) -> bool:
         """Whether the step is over.
@@ -125,25 +142,37 @@ class Pipeline:
             return False
         if record["digest"] != self.digest(step) and not self._same(step, record):
             raise ConfigError(
-                f"step {step.name!r} was done with other settings; undo the change, or start over in another run_dir "
-                f"(state: {self.state_path})"
+                f"step {step.name!r} was done with other settings{self._moved(step, record)}; undo the change, or "
+                f"start over in another run_dir (state: {self.state_path})"
             )
         return True
 
     def _same(self, step: Step, record: dict[str, Any]) -> bool:
-        """Whether a stage was done as it would be now: an earlier release has written another digest."""
+        """Whether a stage was done as it would be now: an earlier release has written another digest.
+
+        Its run is where it is looked for: in the directory that was noted, or moved with the pipeline, and whole.
+        """
         if step.stage is None:
             return False
         config = self.stage_config(step)
-        if "config" in record:
+        folder = Path(config.run_dir)
+        if "config" not in record:
+            return holds_the_same(folder / "config.json", config)
+        if folder.absolute() == Path(record["config"].get("run_dir", "")).absolute():
             return asks_for_the_same(record["config"], config)
-        return holds_the_same(Path(config.run_dir) / "config.json", config)
+        last = "summary.json" if step.stage in ("sample", "evaluate") else "run.json"
+        return (folder / last).is_file() and holds_the_same(folder / "config.json", config)
 
-    def keep(self, step: Step, digest: str, seconds: float) -> None:
+    def _moved(self, step: Step, record: dict[str, Any]) -> str:
+        before = record.get("config", {}).get("run_dir")
+        now = None if step.stage is None else self.stage_config(step).run_dir
+        return f" (in run_dir={before}, and {now} does not hold that run)" if before not in (None, now) else ""
+
+    def keep(self, step: Step, begun: Begun, seconds: float) -> None:
         """Remembers that a step is over, and what it was when it began."""
         self.state[step.name] = {
-            "digest": digest,
-            **({} if step.stage is None else {"config": self.stage_config(step).model_dump(mode="json")}),
+            "digest": begun.digest,
+            **({} if begun.config is None else {"config": begun.config}),
             "seconds": round(seconds, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -291,14 +320,14 @@ def run(pipeline: Pipeline) -> int:
             console.print(f"{head}: done before", markup=False)
             continue
         console.print(f"{head}: {describe(pipeline, step)}", markup=False, soft_wrap=True)
-        started, digest = time.monotonic(), pipeline.digest(step)
+        started, begun = time.monotonic(), pipeline.begun(step)
         code = run_step(pipeline, step)
         if code is None:
             return 0
         if code != 0:
             console.print(f"{head}: exit code {code}; the same command goes on from here", markup=False)
             return code
-        pipeline.keep(step, digest, time.monotonic() - started)
+        pipeline.keep(step, begun, time.monotonic() - started)
     console.print(f"all {total} steps are done: {pipeline.config.run_dir}", markup=False, soft_wrap=True)
     return 0
 

@@ -14,7 +14,7 @@ from cluster.memory_model import parts
 from cluster.plan_cost import GPUS, Estimate, Speed, estimate
 from cluster.plan_fit import Budget, advise, gpus_needed, ranks_that_fit
 from cluster.plan_roles import GIB, RolePlan, Setting, borrows_base, plan_roles, reward_models
-from cluster.shapes import SHAPES, ModelShape, find_shape, quantization_of_run
+from cluster.shapes import SHAPES, ModelShape, find_shape, held_by_run
 from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
 from rlhf.config.held import held_as, models_of
@@ -348,7 +348,7 @@ def _as_trained(config: StageT) -> StageT:
     """
     taken = {}
     for key, model in models_of(config).items():
-        trained_on = quantization_of_run(model.name)
+        trained_on = held_by_run(model.name)
         if trained_on is not None:
             taken[key] = held_as(model, trained_on, model.name, key=key)
     return config.model_copy(update=taken)

@@ -142,15 +142,16 @@ def find_shape(name: str, option: str = "--shape") -> ModelShape:
     raise ConfigError(f"the shape of {name!r} is not known here; give {option}, one of: {', '.join(SHAPES)}")
 
 
-def quantization_of_run(name: str) -> str | None:
-    """On what a run's adapter was trained; None for anything but a run with an adapter.
+def held_by_run(name: str) -> dict[str, Any] | None:
+    """How the base was held on which a run's adapter was trained; None for anything but a run with an adapter.
 
     Raises:
         ConfigError: its record cannot be read.
     """
     path = Path(name) / "run.json"
     record = _read_record(path) if path.is_file() else {}
-    return str(record.get("quantization", "none")) if record.get("adapter") else None
+    defaults = {"quantization": "none", "double_quantization": True}
+    return {key: record.get(key, default) for key, default in defaults.items()} if record.get("adapter") else None
 
 
 def _directory_of(name: str) -> Path | None:

@@ -14,7 +14,7 @@ from rlhf.config.base import NAMED, SECTION
 from rlhf.config.secret import SECRET_ERROR, describe_literal
 
 _SHOWN = 80
-_MEMBERS = ("list of files", "list of sources", "constrained-str")
+_MEMBERS = ("one file", "list of files", "list of sources", "constrained-str")
 """Pydantic's names for members of unions that are not sections."""
 _SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey", "credential")
 

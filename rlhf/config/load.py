@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf.config.base import Section
 from rlhf.config.explain import explain_all, known_keys
+from rlhf.config.other_words import own_words
 from rlhf.config.override import apply_override
 from rlhf.config.secret import find_literals, mask_literals
 from rlhf.config.stages import STAGES
@@ -37,6 +38,7 @@ def load_config(stage: str, path: str | Path | None, overrides: Iterable[str] = 
         raise ConfigError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     tree = _read_yaml(Path(path)) if path is not None else {}
     for item in overrides:
+        tree = own_words(tree, STAGES[stage])
         apply_override(tree, item, STAGES[stage])
     found = tree.setdefault("stage", stage)
     if found != stage:
@@ -49,6 +51,7 @@ def build_config(cls: type[Section], tree: Mapping[str, Any], *, source: str) ->
 
     A value is never bent to fit: text is no number, ``true`` is no 1, and 2.0 is no count.
     """
+    tree = own_words(tree, cls)
     try:
         # JSON is the one form in which pydantic is strict about scalars and still takes lists for tuples
         found = cls.model_validate_json(json.dumps(tree, default=str), strict=True)

@@ -27,6 +27,7 @@ class ModelConfig(Section):
     quantization: Literal["none", "nf4", "int8"] = "none"
     """Frozen base weights in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
     double_quantization: bool = True
+    """Of nf4: the scales of its blocks are quantized, too."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """``auto`` is ``sdpa``, and ``eager`` for models that cap the logits of their attention (Gemma 2): sdpa cannot."""
     gradient_checkpointing: bool = False

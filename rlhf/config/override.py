@@ -7,10 +7,11 @@ import typing
 from typing import Any
 
 import yaml
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlhf.config.explain import sections_in
+from rlhf.config.other_words import own_word
 from rlhf.config.secret import describe_literal, mask_literals
 from rlhf.config.strict_yaml import read_strict_yaml
 from rlhf.errors import ConfigError
@@ -22,6 +23,7 @@ def apply_override(tree: dict[str, Any], item: str, cls: type[BaseModel]) -> Non
     """Puts one override into a plain tree; a number in a key names an entry of a list that is there.
 
     Args:
+        tree: in the config's own words (``own_words``).
         cls: the section that the tree is to become.
 
     Raises:
@@ -31,6 +33,7 @@ def apply_override(tree: dict[str, Any], item: str, cls: type[BaseModel]) -> Non
     shown = repr(item) if describe_literal(item) is None else "that holds a secret in clear"
     if not separator or not key:
         raise ConfigError(f"override {shown} must look like dotted.key=value")
+    key = own_word(key, cls)
     value = _value(text, _fields(cls, key), shown)
     node: Any = tree
     parts = key.split(".")
@@ -100,13 +103,6 @@ def _fields(cls: type[BaseModel], key: str) -> list[FieldInfo]:
         if part.isdecimal():
             found = []
             continue
-        found = [
-            field for section in sections for name, field in section.model_fields.items() if _is(part, name, field)
-        ]
+        found = [section.model_fields[part] for section in sections if part in section.model_fields]
         sections = [below for field in found for below in sections_in(field.annotation)]
     return found
-
-
-def _is(part: str, name: str, field: FieldInfo) -> bool:
-    alias = field.validation_alias
-    return part == name or (isinstance(alias, AliasChoices) and part in alias.choices)

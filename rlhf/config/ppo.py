@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Files, Name, OnBadRow, Section
+from rlhf.config.base import Name, OnBadRow, Section
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
 from rlhf.config.rollout import RolloutConfig
 from rlhf.config.scores import ScoreConfig, ScoreSource
-from rlhf.config.sources import Mixed, why_not_mixed
+from rlhf.config.sources import FilesAlone, Mixed, why_not_mixed
 
 MAX_KL_ERROR = 0.2
 """Relative error at which an adaptive KL controller clips (arXiv:1909.08593 sec. 2.2)."""
@@ -99,7 +99,7 @@ class PpoTelemetryConfig(TelemetryConfig):
 class PtxConfig(Section):
     """Demonstrations that anchor the policy: their log-likelihood joins the loss (PPO-ptx, arXiv:2203.02155 eq. 2)."""
 
-    train: Files
+    train: FilesAlone
     format: str = "auto"
     on_bad_row: OnBadRow = "refuse"
     coef: float = Field(1.0, gt=0)

@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from rlhf.config.base import Files, Section
+from rlhf.config.base import Files, Name, Section
+
+STORE_PREFIX = "store:"
+"""Of what names rankings in the preference store instead of files."""
 
 
 class DataSource(Section):
@@ -33,6 +36,22 @@ Mixed = Annotated[
 """Files, or a list of sources; told apart first, so that what is wrong is said about the one that was meant."""
 
 
+def _kind_alone(given: Any) -> str:
+    return _kind(given) if isinstance(given, list | tuple) else "one file"
+
+
+FilesAlone = Annotated[
+    Annotated[Name, Tag("one file")] | Annotated[tuple[Name, ...], Field(min_length=1), Tag("list of files")],
+    Discriminator(
+        _kind_alone,
+        custom_error_type="list_of_sources",
+        custom_error_message="is a list of sources, which only data.train and the prompts of ppo can be: name files, "
+        "[a.jsonl, b.jsonl]",
+    ),
+]
+"""``Files`` of a key that takes no mixture, which is refused in words of its own."""
+
+
 def sources_of(given: Mixed) -> tuple[DataSource, ...]:
     """The sources of a list of them; none where files are given."""
     return tuple(one for one in given if isinstance(one, DataSource)) if isinstance(given, tuple) else ()
@@ -47,6 +66,23 @@ def files_of(given: Mixed) -> str | tuple[str, ...]:
         names = one.files if isinstance(one, DataSource) else one
         found += [names] if isinstance(names, str) else names
     return tuple(found)
+
+
+def is_of_store(given: Mixed) -> bool:
+    """Whether rankings of the preference store are meant, and no files."""
+    return isinstance(given, str) and given.startswith(STORE_PREFIX)
+
+
+def why_not_listed(given: Mixed, key: str) -> str | None:
+    """What is said about rankings of the store within a list of files, where they would be taken for one."""
+    lists: dict[str, Mixed] = {
+        f"{key}.{number}.files": source.files for number, source in enumerate(sources_of(given))
+    } or {key: given}
+    for where, names in lists.items():
+        if isinstance(names, tuple) and any(isinstance(name, str) and is_of_store(name) for name in names):
+            each = ", ".join(f"{{files: {name}}}" for name in names)
+            return f"{where} lists a store: among files, and it is a source of its own: data.train=[{each}]"
+    return None
 
 
 def why_not_mixed(given: Mixed, key: str, beside: dict[str, object]) -> str | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rlhf.config.base import Files, Name, OnBadRow, Section
+from rlhf.config.base import Name, OnBadRow, Section
 from rlhf.config.common import PlacedSection, StageConfig, exact_division
 from rlhf.config.model import LoraConfig, ModelConfig, NameOrModel, OptimConfig, PlacementConfig, TelemetryConfig
 from rlhf.config.ppo import (
@@ -19,7 +19,7 @@ from rlhf.config.ppo import (
 from rlhf.config.recovery import RecoveryConfig
 from rlhf.config.rollout import RolloutConfig, SamplingConfig
 from rlhf.config.scores import RewardModelSource, ScoreConfig, ScoreSource
-from rlhf.config.sources import Mixed, sources_of, why_not_mixed
+from rlhf.config.sources import FilesAlone, Mixed, is_of_store, sources_of, why_not_listed, why_not_mixed
 
 __all__ = [
     "STAGES",
@@ -49,7 +49,7 @@ class DataConfig(Section):
     train: Mixed
     """Files or globs, or ``store:PROJECT[@vN]`` for rankings from the preference store; or a list of sources, each with
     ``files``, and ``format``, ``limit`` and ``weight`` of its own (``format`` here is then that of ``evaluation``)."""
-    evaluation: str | tuple[str, ...] | None = None
+    evaluation: FilesAlone | None = None
     """Held-out rows; without it ``eval_fraction`` of the prompts is held out by prompt hash."""
     eval_fraction: float = Field(0.1, ge=0, lt=1)
     on_overlap: Literal["refuse", "drop"] = "refuse"
@@ -63,8 +63,12 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _sources_have_their_own(self) -> DataConfig:
-        if reason := why_not_mixed(self.train, "data.train", {"data.limit": self.limit}):
+        own_alone = self.evaluation is None or is_of_store(self.evaluation)  # no file is left that it could be of
+        named = self.format if self.format != "auto" and own_alone else None
+        if reason := why_not_mixed(self.train, "data.train", {"data.limit": self.limit, "data.format": named}):
             raise ValueError(reason)
+        if named is not None and is_of_store(self.train):
+            raise ValueError(f"data.format={named} has no meaning beside data.train={self.train}: leave it out")
         return self
 
 
@@ -120,6 +124,20 @@ class PreferenceDataConfig(DataConfig):
     """Preferences to train on; ``data.preferences`` is another word for ``data.train``."""
 
     train: Mixed = Field(validation_alias=AliasChoices("train", "preferences"))
+
+    @model_validator(mode="after")
+    def _rankings_stand_alone(self) -> PreferenceDataConfig:
+        if reason := why_not_listed(self.train, "data.train"):
+            raise ValueError(reason)
+        for number, source in enumerate(sources_of(self.train)):
+            if is_of_store(source.files) and source.format != "auto":
+                raise ValueError(
+                    f"data.train.{number}.format={source.format} has no meaning beside files={source.files}: leave it "
+                    "out"
+                )
+        if isinstance(self.evaluation, tuple) and any(map(is_of_store, self.evaluation)):
+            raise ValueError("data.evaluation lists a store: among files: name it alone, data.evaluation=store:PROJECT")
+        return self
 
 
 class PairStage(StageConfig):
@@ -221,7 +239,7 @@ class SampleConfig(PlacedSection):
     run_dir: Name
     seed: int = Field(0, ge=0)
     model: ModelConfig
-    prompts: Files
+    prompts: FilesAlone
     prompt_format: str = "auto"
     on_bad_row: OnBadRow = "refuse"
     responses_per_prompt: int = Field(4, ge=1)
@@ -253,7 +271,7 @@ class EvaluateConfig(PlacedSection):
     baseline: NameOrModel
     """The policy to beat: a run directory or a model, or a section like ``model`` of its own. A name alone is held in
     the policy's precision, and takes nothing else from ``model``."""
-    prompts: Files
+    prompts: FilesAlone
     prompt_format: str = "auto"
     on_bad_row: OnBadRow = "refuse"
     judge: ScoreSource
@@ -280,7 +298,7 @@ class EvaluateConfig(PlacedSection):
         """The baseline as a section: a name has a section of defaults, in the policy's precision."""
         if isinstance(self.baseline, ModelConfig):
             return self.baseline
-        held = {key: getattr(self.model, key) for key in ("dtype", "attention", "double_quantization")}
+        held = {key: getattr(self.model, key) for key in ("dtype", "attention")}
         return ModelConfig(name=self.baseline, **held)
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from rlhf.data.formats import FORMATS, Example, Format, Kind
 from rlhf.data.meta import json_value
-from rlhf.data.reading import DEFAULT_MAX_LINE_BYTES, RawRecord, read_records
+from rlhf.data.reading import DEFAULT_MAX_LINE_BYTES, RawRecord, read_records, with_meta
 from rlhf.data.schema import DemonstrationRow, Message, PreferenceRow, PromptRow, Row, RowError, check_text
 from rlhf.errors import ConfigError, DataError
 
@@ -319,14 +319,15 @@ class _Loader:
     ) -> RowType:
         if raw.problem is not None:
             raise raw.problem
-        if raw.fields is None or form is None:
+        fields = with_meta(raw) if self._kind == "prompt" else raw.fields
+        if fields is None or form is None:
             raise RowError("(row)", "has no known format", self._keys.name_one("correct the first rows"))
         if not self._files or self._files[-1] != raw.file:
             self._files.append(raw.file)
-        row_id = self._id(raw.fields, f"{label}:{raw.line}")
+        row_id = self._id(fields, f"{label}:{raw.line}")
         if row_id.isdecimal() and self._is_of_another_file(row_id):
             row_id = f"{label}:{row_id}"  # a number names a row of its own file alone
-        row = build(row_id, form.parse(raw.fields), raw.fields)
+        row = build(row_id, form.parse(fields), fields)
         if row_id in self._places:
             file, line = divmod(self._places[row_id], _FILE_STEP)
             raise RowError("id", f"{row_id!r:.80} is taken by {self._files[file]}:{line}", "make ids unique")

@@ -34,5 +34,8 @@ def json_value(value: Any) -> Any:
 
 
 def about(row: PromptRow) -> dict[str, Any]:
-    """What a score function is told about a row: its ``id``, and its other columns (or its ``meta`` object)."""
-    return {"id": row.id, **row.meta}
+    """What a score function is told about a row: its ``id``, and its other columns (or its ``meta`` object).
+
+    An ``id`` within ``meta`` is hidden by the row's own, which is unique.
+    """
+    return {**row.meta, "id": row.id}

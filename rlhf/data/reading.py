@@ -23,10 +23,11 @@ DEFAULT_MAX_LINE_BYTES = 8 * 2**20
 _CHUNK = 1 << 16
 _PREVIEW_CHARACTERS = 500
 # In a CSV cell these hold JSON, because a cell cannot hold a list or a number by itself.
-_CSV_LISTS = ("messages", "conversations", "instances", "meta")
+_CSV_LISTS = ("messages", "conversations", "instances")
 _CSV_NUMBERS = ("probability", "margin", "weight")
-# These hold text, or turns as a JSON list.
-_CSV_TURNS = ("prompt", "completion", "response", "chosen", "rejected")
+# These hold text, or turns as a JSON list; an answer may itself be a list.
+_CSV_ANSWERS = ("completion", "response", "chosen", "rejected")
+_CSV_TURNS = ("prompt", *_CSV_ANSWERS)
 # Without these a row is whole: an empty cell is no value.
 _CSV_OPTIONAL = ("group", "system", "meta")
 _JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|content)"\s*:')
@@ -237,12 +238,29 @@ def _csv_fields(header: list[str], cells: list[str]) -> dict[str, Any]:
             continue
         fields[name] = cell
         if name in _CSV_TURNS and _JSON_TURNS.match(cell):
-            fields[name] = _csv_json(name, cell, or_text=True)
+            found = _csv_json(name, cell, or_text=True)
+            fields[name] = cell if name in _CSV_ANSWERS and not _are_turns(found) else found
         elif name in _CSV_LISTS + _CSV_NUMBERS and cell.strip():
             fields[name] = _csv_json(name, cell)
         elif name in _CSV_TURNS and _PYTHON_TURNS.match(cell):
             raise _python_list(name)
     return fields
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in value)
+
+
+def with_meta(raw: RawRecord) -> dict[str, Any] | None:
+    """A record's fields with ``meta`` decoded, which is JSON in a CSV file of prompts and any column in others.
+
+    Raises:
+        RowError: it is not JSON.
+    """
+    meta = (raw.fields or {}).get("meta")
+    if raw.fields is None or not isinstance(meta, str) or Path(raw.file).suffix.lower() != ".csv":
+        return raw.fields
+    return {**raw.fields, "meta": _csv_json("meta", meta)}
 
 
 def _python_list(name: str) -> RowError:
@@ -256,7 +274,7 @@ def _csv_json(name: str, cell: str, *, or_text: bool = False) -> Any:
     except ValueError as error:
         if _PYTHON_TURNS.match(cell):
             raise _python_list(name) from None
-        raise RowError(name, f"is not JSON ({error})", "write the cell as a JSON list or number") from None
+        raise RowError(name, f"is not JSON ({error})", "write the cell as a JSON list, object or number") from None
     if problem is not None:
         raise problem
     if end != len(cell.strip()):

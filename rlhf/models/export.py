@@ -107,7 +107,7 @@ def export_run(
     chosen = dtype or _base_dtype(source)
     config = ModelConfig.model_validate(
         {"name": source.base, "dtype": "float32" if chosen == "float32" else "bfloat16",
-         "quantization": record.quantization}
+         **record.held}
     )  # fmt: skip
     tokenizer, chat = load_chat(source, config)
     live = _live_model(source, config, tokenizer, reward=reward)

@@ -27,7 +27,7 @@ def resolve_policy(name: str, revision: str | None = None, *, key: str = "model.
 
 
 def as_trained(model: ModelConfig, source: ModelSource, *, key: str = "model") -> ModelConfig:
-    """The model's settings with the quantization of the run that it comes from, where they leave it open.
+    """The model's settings with the quantization of the run that it comes from, single or double, where left open.
 
     A run that trained the whole model has no adapter, and its weights may be held in any way.
 
@@ -40,4 +40,4 @@ def as_trained(model: ModelConfig, source: ModelSource, *, key: str = "model") -
     record = source.record
     if record is None or source.adapter is None:
         return model
-    return held_as(model, record.quantization, source.run_dir, key=key)
+    return held_as(model, record.held, source.run_dir, key=key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,12 +138,13 @@ class SeparateScorer:
         return [(raw - self.settings.mean) / self.settings.std for raw in self.raw_scores(sequences)]
 
     def score_texts(
-        self, texts: Sequence[tuple[Sequence[Message], str]], *, skip_unwritable: bool = False
+        self, texts: Sequence[tuple[Sequence[Message], str]], *, skip_unwritable: bool = False, can_skip: str = ""
     ) -> list[float]:
         """Normalized scores of (prompt messages, response text) pairs: text is the bridge between vocabularies.
 
         Args:
             skip_unwritable: NaN, instead of an error, for a text that this model's chat template rewrites or refuses.
+            can_skip: the setting by which the caller's user would have asked for that, if there is one.
 
         Raises:
             DataError: names the reward run, the text and what to do.
@@ -158,9 +159,9 @@ class SeparateScorer:
                     f"(prompt: {prompt[-1].content[:80]!r}) by its chat template ({self.chat.style}): {error.reason}"
                 )
                 if not skip_unwritable:
+                    skip = f", or leave such responses out with {can_skip}" if can_skip else ""
                     raise DataError(
-                        f"{told}; train it with model.chat_style=default, which writes every text as it is, or leave "
-                        "such responses out with on_error=drop in its entry of scores"
+                        f"{told}; train it with model.chat_style=default, which writes every text as it is{skip}"
                     ) from None
                 logger.warning("no score: %s", told)
         for index, score in zip(sequences, self.scores(list(sequences.values())), strict=True):
@@ -178,7 +179,7 @@ def load_reward_model(run_dir: str | Path, *, microbatch: int = MICROBATCH) -> S
     if source.record is None or source.record.stage != "reward":
         raise CheckpointError(f"{run_dir} is not a finished reward run")
     chat_style: Any = source.record.chat_style
-    return load_scorer(source, source.record.quantization, chat_style, microbatch=microbatch)
+    return load_scorer(source, source.record.held, chat_style, microbatch=microbatch)
 
 
 def check_reward_run(run_dir: str | Path, key: str = "run") -> None:
@@ -202,12 +203,16 @@ def check_reward_run(run_dir: str | Path, key: str = "run") -> None:
 
 
 def load_scorer(
-    source: ModelSource, quantization: str, chat_style: str, *, microbatch: int = MICROBATCH
+    source: ModelSource, held: Mapping[str, Any], chat_style: str, *, microbatch: int = MICROBATCH
 ) -> SeparateScorer:
-    """Loads saved reward weights: an adapter with its head, or a whole model."""
+    """Loads saved reward weights: an adapter with its head, or a whole model.
+
+    Args:
+        held: how its base was held in training (``config.held``).
+    """
     settings = read_reward_settings(source.adapter or Path(source.base))
     config = ModelConfig.model_validate(
-        {"name": source.base, "dtype": settings.dtype, "quantization": quantization, "chat_style": chat_style}
+        {"name": source.base, "dtype": settings.dtype, "chat_style": chat_style, **held}
     )
     tokenizer, chat = load_chat(source, config)
     if source.adapter is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rlhf.config.job_copy import in_job_copy
 from rlhf.errors import CheckpointError, ConfigError
@@ -29,6 +30,7 @@ class RunRecord:
         base: model directory or hub id under the adapter (or of the fully trained model itself).
         adapter: adapter folder relative to the run directory, or None after full fine-tuning.
         chat_fingerprint: identity of tokenizer, template and stop tokens.
+        double_quantization: of nf4; records of earlier releases lack it, and stand for its default.
     """
 
     stage: str
@@ -39,6 +41,12 @@ class RunRecord:
     chat_style: str
     chat_fingerprint: str
     base_sha256: str
+    double_quantization: bool = True
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """How the base was held (``config.held``)."""
+        return {"quantization": self.quantization, "double_quantization": self.double_quantization}
 
     def write(self, run_dir: Path) -> None:
         """Writes the record; a half-written one never appears under its name.
@@ -122,8 +130,9 @@ def _record(found: object) -> RunRecord:
     record = RunRecord(**found)  # type: ignore[arg-type]  # anything else is a TypeError, as it should be
     for field in fields(record):
         value = getattr(record, field.name)
-        if not isinstance(value, str) and not (value is None and field.name in ("revision", "adapter")):
-            raise TypeError(f"{field.name} is {type(value).__name__}, text is wanted")
+        wanted, name = (bool, "true or false") if field.name == "double_quantization" else (str, "text")
+        if not isinstance(value, wanted) and not (value is None and field.name in ("revision", "adapter")):
+            raise TypeError(f"{field.name} is {type(value).__name__}, {name} is wanted")
     if record.adapter is not None and (Path(record.adapter).is_absolute() or ".." in Path(record.adapter).parts):
         raise ValueError(f"adapter={record.adapter!r} leads out of the run directory")
     if record.base.startswith(BUILTIN_PREFIX):

@@ -132,6 +132,7 @@ def encode_preferences(
     weight_by_prompt: bool,
     prompt_length: bool = False,
     dropped_path: Path | None = None,
+    which: str = "training",
 ) -> tuple[list[TokenRow], dict[str, int]]:
     """Token ids of both responses of every pair, each ending with the stop token.
 
@@ -139,6 +140,7 @@ def encode_preferences(
 
     Args:
         prompt_length: rows tell ``num_prompt_tokens``, too.
+        which: what the pairs are, for messages.
 
     Returns:
         Rows with ``chosen_ids``, ``rejected_ids``, ``probability``, ``margin``, ``weight`` and ``group``; and how many
@@ -178,7 +180,9 @@ def encode_preferences(
         for pair in encoded:
             pair["weight"] /= totals[pair["group"]] or 1.0
     if not sum(pair["weight"] for pair in encoded) > 0:
-        raise DataError("all pairs have weight 0: nothing can be learnt; give at least one row a positive weight")
+        raise DataError(
+            f"all {which} pairs have weight 0 and would count for nothing: give at least one row a positive weight"
+        )
     return encoded, counts
 
 

@@ -20,6 +20,7 @@ from rlhf.stages.kept_answers import identity_of_answers, keep_answers, kept_ans
 from rlhf.stages.prompts import read_prompts
 from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
+from rlhf.stages.scoring_rows import FaultPolicy
 from rlhf.stages.starting_model import with_starting_models
 from rlhf.stages.win_rate import win_rate
 from rlhf.workers.group import WorkerGroup
@@ -132,9 +133,13 @@ def _opened(config: EvaluateConfig, run_dir: str) -> JudgeFunction:
             args=((source.run,), config.placement.threads_per_worker),
         )
         try:
-            return group.call("score", [(p.messages, a) for p, a in zip(prompts, answers, strict=True)])[0]
+            found: list[float] = group.call("score", [(p.messages, a) for p, a in zip(prompts, answers, strict=True)])[
+                0
+            ]
         finally:
             group.close()
+        FaultPolicy(f"judge.run={source.run}", 0, source.on_error).check_model(found)
+        return found
 
     return by_reward_model
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import PairConfig
+from rlhf.config.sources import STORE_PREFIX
 from rlhf.data.chat import ChatFormat
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError
@@ -16,7 +17,8 @@ from rlhf.models.source import ModelSource, resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.stages.accuracy import length_baseline, pair_accuracy
 from rlhf.stages.encode import encode_preferences
-from rlhf.stages.preferences import STORE_PREFIX, read_preferences
+from rlhf.stages.preferences import read_preferences
+from rlhf.stages.sources import rows_per_source
 from rlhf.stages.training import TokenRow, refuse_full_training_on_adapter, split
 from rlhf.workers.schedule import optimizer_steps
 
@@ -50,11 +52,14 @@ def read_pairs(config: PairConfig, chat: ChatFormat, run_dir: Path) -> PairRows:
     if data.evaluation is not None:
         held_out = read_preferences(data, data.evaluation, run_dir, dropped="dropped_evaluation.jsonl")
     train, evaluation = split(found, held_out, data, config.seed, run_dir)
-    encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl")
+    encoded, long_rows = _encode(config, train, chat, run_dir / "long_rows.jsonl", "training")
     encoded_evaluation: list[TokenRow] = []
     long_evaluation: dict[str, int] = {}
     if evaluation:
-        encoded_evaluation, long_evaluation = _encode(config, evaluation, chat, run_dir / "long_rows_evaluation.jsonl")
+        named = f"data.eval_fraction={data.eval_fraction:g}" if data.evaluation is None else "data.evaluation"
+        encoded_evaluation, long_evaluation = _encode(
+            config, evaluation, chat, run_dir / "long_rows_evaluation.jsonl", f"held-out ({named})"
+        )
     steps = optimizer_steps(len(encoded), config.batch.minibatch_pairs, config.num_epochs, config.max_steps)
     counts = {
         "train": len(encoded),
@@ -62,6 +67,7 @@ def read_pairs(config: PairConfig, chat: ChatFormat, run_dir: Path) -> PairRows:
         "evaluation": len(encoded_evaluation),
         "evaluation_prompts": len({row["group"] for row in encoded_evaluation}),
         "soft_labels": sum(0 < row["probability"] < 1 for row in encoded),
+        "sources": rows_per_source(data.train, found),
         "overlap": 0 if held_out is None else len(found) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,
@@ -86,7 +92,7 @@ def held_out_figures(config: PairConfig, rows: PairRows, scores: Sequence[tuple[
 
 
 def _encode(
-    config: PairConfig, rows: list[PreferenceRow], chat: ChatFormat, long_path: Path
+    config: PairConfig, rows: list[PreferenceRow], chat: ChatFormat, long_path: Path, which: str
 ) -> tuple[list[TokenRow], dict[str, int]]:
     return encode_preferences(
         rows,
@@ -96,4 +102,5 @@ def _encode(
         weight_by_prompt=config.weight_by_prompt,
         prompt_length=config.stage == "dpo",
         dropped_path=long_path,
+        which=which,
     )

@@ -44,6 +44,7 @@ from rlhf.stages.prompts import read_prompts
 from rlhf.stages.reward import sequences_to_normalize_on
 from rlhf.stages.reward_models import placement_rows, reward_models_of
 from rlhf.stages.scoring import check_sources
+from rlhf.stages.sources import rows_per_source
 from rlhf.stages.starting_model import with_starting_models
 
 Plan = list[tuple[str, str]]
@@ -167,6 +168,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     check_lengths(config, source)
     prompts = read_prompts(config, None)
     encode_prompts(prompts, chat, config.rollout.max_prompt_tokens)
+    shares = rows_per_source(config.prompts, prompts)
     _check_there({f"scores[{index}]": score for index, score in enumerate(config.scores)}, config)
     batch, placement = config.batch, config.placement
     updates, whole = config.minibatches * batch.epochs, config.policy_weights == "full"
@@ -188,7 +190,7 @@ def _plan_ppo(config: PpoConfig) -> Plan:
     return [
         *_model_rows(source, config.model, None if whole else config.lora, chat.style, head=False),
         ("critic", _critic_text(config, source)),
-        ("prompts", str(len(prompts))),
+        ("prompts", f"{len(prompts)} = {' + '.join(map(str, shares))} of its sources" if shares else str(len(prompts))),
         ("rollouts per step", rollouts),
         ("minibatch", minibatch),
         *_ptx_rows(config, source),

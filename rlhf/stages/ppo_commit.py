@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.held import held_of
 from rlhf.engine.checkpoint.store import rank_file
 from rlhf.models.source import RunRecord, base_fingerprint, resolve_model
 from rlhf.stages.critic_ranks import STATE_DIR
@@ -91,10 +92,10 @@ def finish(run: PpoRun) -> dict[str, Any]:
         base=source.base,
         revision=source.revision,
         adapter="adapter" if config.policy_weights == "adapter" else None,
-        quantization=config.model.quantization,
         chat_style=session.chat.style,
         chat_fingerprint=session.chat.fingerprint(),
         base_sha256=base_fingerprint(source.base),
+        **held_of(config.model),
     ).write(session.run_dir)
     return summary
 

@@ -7,15 +7,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.sources import Mixed
+from rlhf.config.sources import STORE_PREFIX, Mixed, is_of_store
 from rlhf.config.stages import DataConfig
 from rlhf.data.loading import Keys, load_preferences
 from rlhf.data.schema import PreferenceRow
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages.quality import report_quality
 from rlhf.stages.sources import Part, read_mixed, whole_of
-
-STORE_PREFIX = "store:"
 
 
 def read_preferences(
@@ -39,13 +37,20 @@ def read_preferences(
         DataError: rows do not fit, or the store holds no such project, version or votes.
     """
     whole = whole_of(spec, data.format, limit, dropped, Keys("data.format", "data.on_bad_row"))
-    return read_mixed(spec, whole, "data.train", lambda part: _read(data, part, run_dir, annotator_weights))
+    told = dropped.replace("dropped", "data_quality").replace(".jsonl", ".txt")
+    return read_mixed(
+        spec,
+        whole,
+        "data.train",
+        lambda part: _read(data, part, run_dir, annotator_weights),
+        lambda rows: report_quality(rows, run_dir, told),
+    )
 
 
 def _read(data: DataConfig, part: Part, run_dir: Path, annotator_weights: bool) -> list[PreferenceRow]:
     spec, limit = part.files, part.limit
-    if not (isinstance(spec, str) and spec.startswith(STORE_PREFIX)):
-        found = load_preferences(
+    if not (isinstance(spec, str) and is_of_store(spec)):
+        return load_preferences(
             spec,
             format=part.format,
             on_bad_row=data.on_bad_row,
@@ -53,8 +58,6 @@ def _read(data: DataConfig, part: Part, run_dir: Path, annotator_weights: bool) 
             limit=limit,
             keys=part.keys,
         )
-        report_quality(found, run_dir, part.dropped.replace("dropped", "data_quality").replace(".jsonl", ".txt"))
-        return found
     from preference_ui.versions import load_preferences as load_from_store
 
     rows = load_from_store(spec, options=_weighted_options(spec) if annotator_weights else None)

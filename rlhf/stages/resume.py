@@ -16,7 +16,8 @@ from typing import Any
 
 from rlhf.config.claim import fencing_token
 from rlhf.config.same import FREE_SECTIONS, flat, read_now, what_counts
-from rlhf.config.stages import StageConfig
+from rlhf.config.sources import STORE_PREFIX, files_of
+from rlhf.config.stages import DataConfig, StageConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.engine.checkpoint.manifest import Manifest
 from rlhf.engine.checkpoint.store import CheckpointStore
@@ -173,12 +174,29 @@ def _compare(path: Path, saved: dict[str, Any], present: dict[str, Any], config:
     differ = [key for key in saved.keys() | present.keys() if key != "config" and saved.get(key) != present.get(key)]
     if not differ:
         return
+    if differ == ["data_sha256"] and (live := live_votes(config)):
+        project = live[0].removeprefix(STORE_PREFIX)
+        raise CheckpointError(
+            f"{path}: the votes of {live[0]} have changed since the checkpoint was written, as votes do while people "
+            "rank: set this run aside with --fresh, or set another run_dir. A run on a frozen version can go on: rlhf "
+            f"prefs freeze {project.rpartition('#')[2]}, and name what it makes ({STORE_PREFIX}{project}@vN)"
+        )
     what = next((text for key, text in names.items() if key in differ), "its description has")
     raise CheckpointError(
         f"{path}: {what} changed since the checkpoint was written: put the old files back to go on, set another "
         "run_dir, or set this one aside with --fresh. Where the files are the old ones, another release has read them "
         "otherwise (CHANGELOG.md; model.chat_style says in which chat format)"
     )
+
+
+def live_votes(config: StageConfig) -> list[str]:
+    """Projects of the preference store that a config trains on as they stand, without a frozen version."""
+    data = getattr(config, "data", None)
+    if not isinstance(data, DataConfig):
+        return []
+    named = [files_of(given) for given in (data.train, data.evaluation) if given is not None]
+    found = [name for names in named for name in ([names] if isinstance(names, str) else names)]
+    return [name for name in found if name.startswith(STORE_PREFIX) and "@" not in name.rpartition("#")[2]]
 
 
 @dataclass

@@ -15,7 +15,6 @@ from rlhf.config.same import holds_the_same
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.source import RUN_FILE
-from rlhf.stages.starting_model import as_recorded
 from rlhf.telemetry.environment import git_sha, machine, versions
 from rlhf.telemetry.logging import setup_logging
 
@@ -77,16 +76,7 @@ def finished_before(config: Section) -> bool:
     A run that ended while nobody was left to note its end is told so from one that has to go on.
     """
     path = Path(config.model_dump(mode="json")["run_dir"])
-    if not is_finished(path):
-        return False
-    try:
-        described = json.loads((path / CONFIG_JSON).read_text(encoding="utf-8"))
-        if described["config_hash"] == config_hash(config):
-            return True
-        lent = as_recorded(config, described["config"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return holds_the_same(path / CONFIG_JSON, lent)
+    return is_finished(path) and holds_the_same(path / CONFIG_JSON, config)
 
 
 def is_finished(path: Path) -> bool:

@@ -19,7 +19,7 @@ from rlhf.errors import DataError
 from rlhf.models.scorer import check_reward_run
 from rlhf.stages.scoring_function import FunctionScores
 from rlhf.stages.scoring_http import HttpScores
-from rlhf.stages.scoring_rows import FaultPolicy, Meta, ScoreFault, ScoreRows
+from rlhf.stages.scoring_rows import FaultPolicy, Meta, ScoreRows
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Scorer:
             if index in self._rows:
                 found = torch.tensor(self._rows[index].score(prompts, responses, meta), dtype=torch.float64)
             else:
-                found = self._checked(index, model_scores[:, index].double())
+                found = model_scores[:, index].double()
+                self._models[index].check_model(found.tolist())
             total = total + source.weight * found
         scored = torch.isfinite(total)
         if len(responses) and not bool(scored.any()):
@@ -138,14 +139,6 @@ class Scorer:
         """Ends the processes of the function sources; safe to call twice."""
         for source in self._rows.values():
             source.close()
-
-    def _checked(self, index: int, scores: Tensor) -> Tensor:
-        policy = self._models[index]
-        for row in (~torch.isfinite(scores)).nonzero().flatten().tolist():
-            fault = ScoreFault("not_finite", f"returned a non-finite score ({float(scores[row])}) for response {row}")
-            policy.count(fault)
-            policy.settle(fault)
-        return scores
 
 
 def prompt_text(messages: Sequence[Message]) -> str:

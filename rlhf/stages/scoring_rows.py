@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Any, Protocol
 
@@ -86,6 +86,18 @@ class FaultPolicy:
         """The typed error of a fault."""
         text = redact_text(f"{self.who}: {fault.text}")
         return DataError(text) if fault.kind in _ANSWER_FAULTS else WorkerError("score", self._index, text)
+
+    def check_model(self, scores: Iterable[float]) -> None:
+        """Counts the scores of a reward model that are not finite.
+
+        Raises:
+            DataError: there is one (``on_error=fail``).
+        """
+        for row, score in enumerate(scores):
+            if not math.isfinite(score):
+                fault = ScoreFault("not_finite", f"returned a non-finite score ({score}) for response {row}")
+                self.count(fault)
+                self.settle(fault)
 
     def check(self, found: Any, responses: Sequence[str]) -> list[float | ScoreFault]:
         """Each entry of an answer as a finite float or as its fault.

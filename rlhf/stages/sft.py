@@ -19,7 +19,7 @@ from rlhf.models.tokenizer import load_chat
 from rlhf.stages.encode import IGNORED, encode_demonstrations
 from rlhf.stages.quality import report_quality
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
-from rlhf.stages.sources import Part, read_mixed, whole_of
+from rlhf.stages.sources import Part, read_mixed, rows_per_source, whole_of
 from rlhf.stages.starting_model import with_starting_models
 from rlhf.stages.training import (
     Progress,
@@ -105,6 +105,7 @@ def read_rows(config: SftConfig, chat: ChatFormat, run_dir: Path) -> SftRows:
         "evaluation": len(evaluation),
         "tokens": sum(len(row["input_ids"]) for row in encoded),
         "loss_tokens": loss_tokens,
+        "sources": rows_per_source(data.train, rows),
         "overlap": 0 if given is None else len(rows) - len(train),
         "long": long_rows,
         "long_evaluation": long_evaluation,

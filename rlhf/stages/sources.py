@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from rlhf.config.sources import Mixed, files_of, sources_of
+from rlhf.config.sources import Mixed, files_of, is_of_store, sources_of
 from rlhf.data.loading import Keys
 from rlhf.data.mixing import mixed
 from rlhf.data.schema import Row
+from rlhf.errors import DataError
 
 RowType = TypeVar("RowType", bound=Row)
 
@@ -42,7 +44,10 @@ def read_mixed(
     Args:
         whole: what to read where files are given instead of sources; of it sources have ``keys.on_bad_row``.
         key: what the config calls ``given``.
-        look: handed all rows before any is weighed.
+        look: handed all rows that come from files before any is weighed, under the ids that they have in the mixture.
+
+    Raises:
+        DataError: rows do not fit, or a source's weight leaves none of them.
     """
     sources, parts = sources_of(given), [whole]
     if sources:
@@ -58,8 +63,31 @@ def read_mixed(
         ]
     found = [read(part) for part in parts]
     if look is not None:
-        look([row for rows in found for row in rows])
-    return mixed([(rows, source.weight) for rows, source in zip(found, sources, strict=True)]) if sources else found[0]
+        looked_at = [
+            replace(row, id=f"{number}/{row.id}") if sources else row
+            for number, (part, rows) in enumerate(zip(parts, found, strict=True))
+            for row in (() if is_of_store(part.files) else rows)
+        ]
+        if looked_at:
+            look(looked_at)
+    if not sources:
+        return found[0]
+    rows = mixed([(rows, source.weight) for rows, source in zip(found, sources, strict=True)])
+    for number, count in enumerate(rows_per_source(given, rows)):
+        if not count:
+            source = sources[number]
+            names = source.files if isinstance(source.files, str) else ", ".join(source.files)
+            raise DataError(
+                f"{key}.{number}.weight={source.weight:g} leaves none of the {len(found[number])} rows of {names}: "
+                "raise it, or leave the source out"
+            )
+    return rows
+
+
+def rows_per_source(given: Mixed, rows: Sequence[Row]) -> list[int]:
+    """How many of a mixture's rows each source has given; nothing where files are given instead of sources."""
+    counts = Counter(row.id.partition("/")[0] for row in rows)
+    return [counts[str(number)] for number in range(len(sources_of(given)))]
 
 
 def whole_of(given: Mixed, format: str, limit: int | None, dropped: str, keys: Keys) -> Part:

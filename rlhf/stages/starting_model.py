@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rlhf.config import ModelConfig, RewardConfig, build_config
 from rlhf.config.base import Section
@@ -34,19 +34,3 @@ def with_starting_models(config: StageT) -> StageT:
     told = [f"{key}.quantization={model.quantization}, as {model.name} was trained" for key, model in taken.items()]
     made: StageT = build_config(type(config), tree, source="; ".join(told))
     return made
-
-
-def as_recorded(config: StageT, recorded: dict[str, Any]) -> StageT:
-    """The config with what ``with_starting_models`` took over when a run of it was begun.
-
-    Args:
-        recorded: the config of that run.
-
-    Raises:
-        KeyError, TypeError: it is none.
-    """
-    open_ = {key: model for key, model in models_of(config).items() if "quantization" not in model.model_fields_set}
-    taken = {
-        key: model.model_copy(update={"quantization": recorded[key]["quantization"]}) for key, model in open_.items()
-    }
-    return config.model_copy(update=taken)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import DataConfig, TrainerConfig
+from rlhf.config.held import held_of
 from rlhf.data.chat import ChatFormat
 from rlhf.data.splits import overlap, split_by_prompt
 from rlhf.engine.checkpoint.store import CheckpointStore
@@ -202,10 +203,10 @@ def finish(
         base=base,
         revision=source.revision if config.lora is not None else None,
         adapter="adapter" if config.lora is not None else None,
-        quantization=config.model.quantization,
         chat_style=chat.style,
         chat_fingerprint=chat.fingerprint(),
         base_sha256=base_fingerprint(base),
+        **held_of(config.model),
     ).write(run_dir)
     return summary
 

@@ -57,7 +57,7 @@ def open_critic(config: PpoConfig, tokenizer: PreTrainedTokenizerBase, chat: Cha
         )
     held = {"name": source.base, "revision": source.revision, "trust_remote_code": False, "chat_style": PLAIN}
     if record is not None and source.adapter is not None:
-        held |= {"quantization": record.quantization, "chat_style": record.chat_style}
+        held |= {**record.held, "chat_style": record.chat_style}
     model = ModelConfig.model_validate({**config.model.model_dump(), **held})
     own = critic_tokenizer(source, model, chat)
     if record is not None and source.adapter is not None:

@@ -38,7 +38,8 @@ def step_figures(difference: Tensor, probability: Tensor, **more: Tensor) -> dic
         more: ``(n,)`` each, of what else the mean is wanted, detached.
 
     Returns:
-        ``difference``, ``accuracy`` and those by name; the accuracy is empty where no pair has a majority.
+        ``difference``, ``accuracy`` and those by name; no ``accuracy`` where no pair has a majority. No list is empty:
+        the trainer's log divides by its length.
     """
     correct = correct_against_majority(difference, probability)
     means = {"difference": difference, **more}
@@ -47,4 +48,4 @@ def step_figures(difference: Tensor, probability: Tensor, **more: Tensor) -> dic
     total = sum_over_ranks({**sums, **counts}, difference.device)
     pairs, decided = int(total["pairs"]), int(total["decided"])
     found = {name: [total[f"sum of {name}"] / pairs] * pairs for name in means}
-    return {**found, "accuracy": [total["correct"] / decided] * decided if decided else []}
+    return {**found, "accuracy": [total["correct"] / decided] * decided} if decided else found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from rlhf.config import PpoConfig, RewardModelSource
+from rlhf.config import ModelConfig, PpoConfig, RewardModelSource
+from rlhf.config.held import held_otherwise, yaml_text
 from rlhf.data.chat import ChatFormat
 from rlhf.errors import ConfigError
 from rlhf.models import adapters
@@ -67,7 +69,7 @@ def place_reward_models(config: PpoConfig, source: ModelSource, chat: ChatFormat
     """
     fitting: tuple[int, ModelSource] | None = None
     separate = []
-    layout, quantization = config.roles.layout, config.model.quantization
+    layout = config.roles.layout
     for index, score in enumerate(config.scores):
         if not isinstance(score, RewardModelSource):
             continue
@@ -75,7 +77,7 @@ def place_reward_models(config: PpoConfig, source: ModelSource, chat: ChatFormat
         if reward.record is None or reward.record.stage != "reward":
             raise ConfigError(f"scores[{index}].run={score.run!r} is not a finished reward run")
         reads_tokens = reward.record.chat_fingerprint == chat.fingerprint()
-        reason = _why_other_weights(reward, reward.record.quantization, source, quantization)
+        reason = _why_other_weights(reward, reward.record.held, source, config.model)
         reason = reason or _why_not_shared(reads_tokens, None if fitting is None else fitting[0])
         if reason is not None and layout == "shared":
             raise ConfigError(
@@ -89,7 +91,9 @@ def place_reward_models(config: PpoConfig, source: ModelSource, chat: ChatFormat
     return RewardModels(fitting, layout != "separate", tuple(separate))
 
 
-def _why_other_weights(reward: ModelSource, trained_in: str, source: ModelSource, quantization: str) -> str | None:
+def _why_other_weights(
+    reward: ModelSource, trained: Mapping[str, Any], source: ModelSource, model: ModelConfig
+) -> str | None:
     """Why a reward adapter would act on other weights on the policy's base than those that it was trained on."""
     if reward.adapter is None:
         return "it is a whole model, not an adapter"
@@ -97,8 +101,9 @@ def _why_other_weights(reward: ModelSource, trained_in: str, source: ModelSource
         return f"it stands on another base ({reward.base}, the policy on {source.base})"
     if reward.revision != source.revision:
         return f"it stands on another revision of the base ({reward.revision}, the policy on {source.revision})"
-    if trained_in != quantization:
-        return f"it was trained with model.quantization={trained_in}, the policy has {quantization}"
+    for name in held_otherwise(trained, model):
+        own = yaml_text(getattr(model, name))
+        return f"it was trained with model.{name}={yaml_text(trained[name])}, the policy has {own}"
     return None
 
 

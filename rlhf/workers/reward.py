@@ -18,6 +18,7 @@ from trl import RewardTrainer
 
 from rlhf.algos.losses import centering_loss, pairwise_reward_loss
 from rlhf.config import RewardConfig, derive_seed
+from rlhf.config.held import held_of
 from rlhf.engine.gather import whole_state
 from rlhf.errors import CheckpointError, NumericsError
 from rlhf.models import adapters
@@ -95,9 +96,10 @@ class RewardStageTrainer(ExactTrainer, RewardTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, chosen: Tensor, rejected: Tensor, probability: Tensor) -> None:
-        means = step_figures(chosen - rejected, probability)
-        self._metrics["train"]["score_difference"] += means["difference"]
-        self._metrics["train"]["accuracy"] += means["accuracy"]
+        metrics, means = self._metrics["train"], step_figures(chosen - rejected, probability)
+        metrics["score_difference"] += means.pop("difference")
+        for name, values in means.items():
+            metrics[name] += values
 
     @torch.no_grad()
     def score_all(self, sequences: list[list[int]]) -> list[float]:
@@ -272,7 +274,7 @@ class RewardWorker:
         adapter = run_dir / "adapter" if self.config.lora is not None else None
         base = self.source.base if adapter is not None else str(run_dir / "model")
         saved = ModelSource(base, self.source.revision if adapter else None, str(run_dir / "tokenizer"), adapter)
-        scorer = load_scorer(saved, self.config.model.quantization, self.chat.style)
+        scorer = load_scorer(saved, held_of(self.config.model), self.chat.style)
         again = [scorer.raw_scores([ids])[0] for ids in sequences]
         worst = max(abs(a - b) for a, b in zip(live, again, strict=True))
         limit = 1e-5 if scorer.settings.dtype == "float32" else 0.05

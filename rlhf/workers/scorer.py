@@ -13,6 +13,8 @@ from rlhf.models.scorer import load_reward_model
 from rlhf.workers.context import WorkerContext
 from rlhf.workers.heap import give_back
 
+CAN_SKIP = "on_error=drop in its entry of scores"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -39,7 +41,7 @@ class ScorerWorker:
             context.beat_with(scorer.model)
 
     def score(self, texts: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        """Normalized scores of (prompt, response) pairs by the first model."""
+        """Normalized scores of (prompt, response) pairs by the first model: a judge's, who leaves none out."""
         return self.scorers[0].score_texts(texts)
 
     def score_pieces(
@@ -55,7 +57,9 @@ class ScorerWorker:
             [
                 scorer.scores([row.ids for row in piece])
                 if by_tokens
-                else scorer.score_texts([(row.prompt, row.response) for row in piece], skip_unwritable=skips)
+                else scorer.score_texts(
+                    [(row.prompt, row.response) for row in piece], skip_unwritable=skips, can_skip=CAN_SKIP
+                )
                 for scorer, by_tokens, skips in zip(self.scorers, reads_tokens, drops, strict=True)
             ]
             for piece in pieces

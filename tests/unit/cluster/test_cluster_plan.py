@@ -334,6 +334,11 @@ def test_a_run_s_quantization_is_taken_over_as_its_stage_does(
     taken = plan(capsys, *words, f"model.name={run}")[1]
     assert taken["roles"] == given["roles"]
     assert taken["roles"] != plan(capsys, *words, f"model.name={tiny_model_dir}")[1]["roles"]
+    plain = RunRecord("sft", str(tiny_model_dir), None, "adapter", "nf4", "auto", "f" * 64, "f" * 64, False)
+    plain.write(run)
+    single = plan(capsys, *words, f"model.name={run}")[1]["roles"]
+    own = [f"model.name={tiny_model_dir}", "model.quantization=nf4", "model.double_quantization=false"]
+    assert single == plan(capsys, *words, *own)[1]["roles"] != taken["roles"]
     with pytest.raises(ConfigError, match=r"leave model\.quantization out"):
         main([*words, f"model.name={run}", "model.quantization=int8"])
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import typing
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from cluster.package import collect, write_zip
+from cluster.package import PATH_KEYS, collect, write_zip
+from rlhf.config import STAGES
+from rlhf.config.explain import sections_in
 from rlhf.errors import ConfigError
 
 TREE = {
@@ -63,6 +69,38 @@ def test_run_directories_are_meant_on_the_cluster(project: Path) -> None:
         'scores=[{"kind": "reward_model", "run": "/shared/runs/reward"}, {"kind": "function", "path": '
         '"scorers.kind:score"}, {"kind": "function", "path": "rlhf.data.helpline.judge:reward"}]',
     )
+
+
+def test_a_critic_and_certificates_travel_and_move_too(project: Path) -> None:
+    server = {"kind": "http", "url": "https://rewards.example.org/s", "ca_file": "data/other.csv"}
+    tree = TREE | {"roles": {"critic": "runs/critic"}, "scores": [server]}
+    package = collect(tree, project / "ppo.yaml", root=project, cluster_root="/shared")
+    assert "data/other.csv" in package.files and "roles.critic=/shared/runs/critic" in package.overrides
+    tree = {"judge": server | {"ca_file": "/etc/ca.pem"}}
+    assert collect(tree, None, root=project, cluster_root="/shared").remote_paths == ("/etc/ca.pem",)
+
+
+NO_PATHS = {
+    "revision", "ray_address", "rank_labels", "rollout_labels", "scorer_labels", "critic_labels", "network_interface",
+    "wandb_project", "format", "prompt_format", "method", "target_modules", "path", "url", "token",
+}  # fmt: skip
+"""Keys whose text names no file: ``path`` is a function, a ``token`` a secret of the nodes."""
+
+
+def test_of_every_key_that_holds_text_it_is_known_whether_it_is_a_path() -> None:
+    """Whoever adds a key decides: a path that is not in ``PATH_KEYS`` is neither sent nor moved."""
+
+    def texts(annotation: Any) -> bool:
+        return annotation is str or any(map(texts, typing.get_args(annotation)))
+
+    def keys(section: type[BaseModel]) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            if texts(field.annotation):
+                yield name
+            for below in sections_in(field.annotation):
+                yield from keys(below)
+
+    assert {key for section in STAGES.values() for key in keys(section)} == PATH_KEYS | NO_PATHS
 
 
 def test_absolute_paths_stay_and_are_told(project: Path) -> None:

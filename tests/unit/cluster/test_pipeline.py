@@ -109,6 +109,46 @@ def test_a_step_that_an_earlier_release_has_done_is_done(recorded: str, here: Pa
         pipeline.done(step)
 
 
+@pytest.mark.parametrize("later", ["seed: 5", "model: [unclosed"])
+def test_a_step_is_noted_as_it_began_whatever_its_file_says_when_it_ends(
+    later: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = here / good_config(here / "first.yaml")
+    before = config.read_text("utf-8")
+    path = write(here, {"name": "s", "stage": "sft", "config": config.name})
+
+    def run_step(*_: object) -> int:
+        config.write_text(f"{before}{later}\n", encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr("cluster.pipeline.run_step", run_step)
+    assert main([str(path)]) == 0
+    state = json.loads((here / "runs/p/pipeline.json").read_text("utf-8"))["steps"]["s"]
+    assert state["config"]["seed"] == 0 and state["config"]["run_dir"] == "runs/p/s"
+    with pytest.raises(ConfigError, match=r"done with other settings|not readable YAML"):
+        main([str(path), "--dry-run"])
+    config.write_text(before, encoding="utf-8")
+    assert main([str(path), "--dry-run"]) == 0
+
+
+def test_a_done_step_in_another_run_dir_is_done_only_where_its_run_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.pipeline.run_step", lambda *_: 0)
+    assert main([str(write(here, STAGE))]) == 0
+    elsewhere = write(here, STAGE | {"overrides": [*STAGE["overrides"], "run_dir=runs/q"]})
+    with pytest.raises(ConfigError, match=r"other settings \(in run_dir=runs/p/s, and runs/q does not hold that run\)"):
+        main([str(elsewhere)])
+    pipeline = open_pipeline(elsewhere, build_parser().parse_args([str(elsewhere)]))
+    described = {"config": pipeline.stage_config(pipeline.config.steps[0]).model_dump(mode="json")}
+    (here / "runs/q").mkdir()
+    (here / "runs/q/config.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match="does not hold that run"):
+        main([str(elsewhere)])
+    (here / "runs/q/run.json").write_text("{}")
+    assert main([str(elsewhere)]) == 0, "it was moved"
+
+
 def test_a_stage_that_finished_unrecorded_counts_as_done(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What is left when the process ends between the stage's last file and the pipeline's note."""
     path = write(here, STAGE)
@@ -175,7 +215,7 @@ def test_people_are_waited_for(here: Path, capfd: pytest.CaptureFixture[str]) ->
         count_judgments("nowhere")
 
 
-STAGE = {"name": "s", "stage": "sft", "overrides": ["model.name=m", "data.train=d"]}
+STAGE: dict[str, Any] = {"name": "s", "stage": "sft", "overrides": ["model.name=m", "data.train=d"]}
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
-from cluster.submit import Job, build_parser, prepare, run_name, submit_patiently
+from cluster.submit import Job, _already, build_parser, prepare, run_name, submit_patiently
+from rlhf.config import RewardConfig
 from rlhf.errors import ConfigError
 
 PPO = {
@@ -44,6 +48,15 @@ def test_the_command_that_the_cluster_runs(project: Path) -> None:
         f'scores=[{{"kind": "reward_model", "run": "{project}/runs/reward"}}]', "placement.ray_address=auto",
     ]  # fmt: skip
     assert found.run == "helpline-ppo" and found.run_dir == f"{project}/runs/helpline/ppo"
+
+
+def test_the_other_word_of_a_key_travels_too(project: Path) -> None:
+    tree = {"run_dir": "runs/reward", "model": {"name": "m"}, "data": {"preferences": "runs/rows.jsonl"}}
+    (project / "reward.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for words in ([], ["data.preferences=runs/rows.jsonl"]):
+        given = ["reward", "--config", str(project / "reward.yaml"), *words]
+        found = prepare(build_parser().parse_intermixed_args(given), root=project)
+        assert isinstance(found.config, RewardConfig) and found.config.data.train == f"{project}/runs/rows.jsonl"
 
 
 def test_a_name_sets_the_run_directory(project: Path) -> None:
@@ -144,6 +157,20 @@ sys.exit(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN_PATH": str(project / "none")}
     command = [sys.executable, "-c", code, *words]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_run_that_took_over_its_start_s_quantization_is_no_other_run(project: Path) -> None:
+    asked = job(project, f"run_dir={project}/run", "scores=[{kind: function, path: 'a:b'}]")
+    ran = asked.config.model_dump(mode="json")
+    ran["model"]["quantization"] = "nf4"
+    (project / "run").mkdir()
+    (project / "run" / "config.json").write_text(json.dumps({"config_hash": "its own", "config": ran}))
+    last: Any = SimpleNamespace(live=True, submission_id="ppo", entrypoint="rlhf", metadata={"config_hash": "older"})
+    assert _already(last, asked) == "ppo"
+    ran["seed"] = 7
+    (project / "run" / "config.json").write_text(json.dumps({"config_hash": "its own", "config": ran}))
+    with pytest.raises(ConfigError, match="with another config"):
+        _already(last, asked)
 
 
 def test_a_cluster_that_has_just_started_is_given_time() -> None:

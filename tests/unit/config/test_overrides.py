@@ -82,6 +82,21 @@ def test_the_other_word_of_a_key_wants_text_too(tmp_path: Path) -> None:
     assert load_config("reward", write(tmp_path, tree), ["data.preferences=12"]).data.train == "12"
 
 
+def test_both_words_of_a_key_are_one_key(tmp_path: Path) -> None:
+    tree = {"run_dir": "r", "model": {"name": "m"}, "data": {"preferences": [{"files": "a"}, {"files": "b"}]}}
+
+    def train(*overrides: str) -> Any:
+        return load_config("reward", write(tmp_path, tree), overrides).data.train
+
+    assert train("data.train=b") == "b" and train("data={preferences: c}", "data.train=d") == "d"
+    assert train("data.preferences=b") == "b" and train("data.train=x", "data.preferences=b") == "b"
+    assert [one.weight for one in train("data.preferences.0.weight=0.5")] == [0.5, 1.0]
+    with pytest.raises(ConfigError, match=r"data\.preferences is another word for data\.train: give one of the two"):
+        train("data={preferences: c, train: d}")
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.train\.0\.wieght'; did you mean 'data\.train\.weight'"):
+        train("data.preferences=[{files: a, wieght: 1}]")
+
+
 def test_later_overrides_win_and_the_file_is_untouched(tmp_path: Path) -> None:
     path = write(tmp_path, PPO)
     before = path.read_bytes()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import PpoConfig, SftConfig, build_config
+from rlhf.config import EvaluateConfig, PpoConfig, RewardConfig, SftConfig, build_config
 from rlhf.config.same import asks_for_the_same, holds_the_same, read_now
 
 PPO: dict[str, Any] = {
@@ -100,3 +100,55 @@ def test_files_that_hold_no_config(text: str, tmp_path: Path) -> None:
 def test_another_stage_is_another() -> None:
     tree = {"run_dir": "runs/sft", "model": {"name": "m"}, "data": {"train": "t.jsonl"}}
     assert not asks_for_the_same(recorded(), build_config(SftConfig, tree, source="test"))
+
+
+def test_a_run_that_took_over_how_its_model_is_held_is_the_same(tmp_path: Path) -> None:
+    """Who asks leaves it open, as the run's own command did; another value that is asked for is another run."""
+    ran = ppo(model={"name": "runs/sft", "quantization": "nf4"}).model_dump(mode="json")
+    description = tmp_path / "config.json"
+    description.write_text(json.dumps({"config_hash": "its own", "config": ran}))
+    assert holds_the_same(description, ppo()) and not holds_the_same(description, ppo(seed=1))
+    assert not holds_the_same(description, ppo(model={"name": "runs/sft", "quantization": "none"}))
+    del ran["model"]["quantization"]
+    description.write_text(json.dumps({"config_hash": "its own", "config": ran}))
+    assert holds_the_same(description, ppo()), "a release without that key wrote it"
+    description.write_text(json.dumps({"config_hash": "its own", "config": ran | {"model": None}}))
+    assert not holds_the_same(description, ppo())
+
+
+PATIENCE = [
+    ("http", {"url": "https://r.example.org/s"}, {"timeout_seconds": 90.0, "retries": 9, "backoff_seconds": 2.0}),
+    ("http", {"url": "https://r.example.org/s"}, {"concurrent_requests": 8}),
+    ("function", {"path": "a.b:c"}, {"timeout_seconds": 20.0, "start_timeout_seconds": 500.0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "patience"), PATIENCE)
+def test_how_patiently_scores_are_asked_for_is_free(
+    kind: str, source: dict[str, Any], patience: dict[str, Any], tmp_path: Path
+) -> None:
+    def scored(**more: Any) -> PpoConfig:
+        return ppo(scores=[*PPO["scores"], {"kind": kind, **source, **more}])
+
+    assert asks_for_the_same(scored().model_dump(mode="json"), scored(**patience))
+    assert asks_for_the_same(scored(**patience).model_dump(mode="json"), scored())
+    for other in ({"weight": 2.0}, {"on_error": "drop"}):
+        assert not asks_for_the_same(scored().model_dump(mode="json"), scored(**patience, **other))
+    tree = {"run_dir": "r", "model": {"name": "m"}, "baseline": "b", "prompts": "p", "judge": {"kind": kind, **source}}
+    asked = build_config(EvaluateConfig, tree | {"judge": tree["judge"] | patience}, source="test")
+    ran = build_config(EvaluateConfig, tree, source="test").model_dump(mode="json")
+    assert asks_for_the_same(ran, asked)
+    ran["judge"]["weight"] = 3.0
+    assert not asks_for_the_same(ran, asked)
+
+
+@pytest.mark.parametrize("train", ["store:x", [{"files": "a"}]])
+def test_a_format_without_effect_is_refused_by_now_and_known_again(train: Any) -> None:
+    tree: dict[str, Any] = {"run_dir": "r", "model": {"name": "m"}, "data": {"train": train}}
+    asked = build_config(RewardConfig, tree, source="test")
+    ran = asked.model_dump(mode="json")
+    ran["data"]["format"] = "hh"
+    assert asks_for_the_same(ran, asked)
+    ran["data"]["evaluation"] = "b.jsonl"
+    tree["data"] = ran["data"] | {"format": "auto"}
+    assert not asks_for_the_same(ran, build_config(RewardConfig, tree, source="test"))

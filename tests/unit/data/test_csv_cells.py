@@ -71,3 +71,23 @@ def test_an_empty_cell_of_an_optional_column_is_no_value(tmp_path: Path) -> None
     assert (second.group, second.margin) == ("g", 0.5)
     path = table(tmp_path / "m.csv", ["prompt", "meta"], ["Hi", ""], ["Ho", '{"answer": 4}'])
     assert [row.meta for row in load_prompts(path)] == [{}, {"answer": 4}]
+
+
+def test_a_column_named_meta_is_read_of_prompts_alone(tmp_path: Path) -> None:
+    for meta in ("from reddit", "{x} is a set", '{"a": 1, "a": 2}'):
+        path = table(tmp_path / "d.csv", ["prompt", "completion", "meta"], ["hi", "hello", meta])
+        (row,) = load_demonstrations(path)
+        assert row.response == "hello"
+        with pytest.raises(DataError, match=r"field '(meta': is not JSON|a': appears twice)"):
+            load_prompts(path)
+    path = table(tmp_path / "p.csv", ["prompt", "chosen", "rejected", "meta"], ["hi", "yes", "no", "old"])
+    assert load_preferences(path)[0].chosen == "yes"
+
+
+@pytest.mark.parametrize("answer", ['[{"content": 1}]', '[{"role": "admin"}]', '[{"role": "a", "content": "b"}, 3]'])
+def test_an_answer_that_is_a_list_is_text(tmp_path: Path, answer: str) -> None:
+    (pair,) = load_preferences(table(tmp_path / "p.csv", ["prompt", "chosen", "rejected"], ["hi", answer, "no"]))
+    assert pair.chosen == answer
+    for name in ("completion", "response"):
+        (row,) = load_demonstrations(table(tmp_path / f"{name}.csv", ["prompt", name], ["hi", answer]))
+        assert row.response == answer

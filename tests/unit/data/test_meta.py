@@ -73,6 +73,13 @@ def test_an_object_named_meta_is_taken_for_the_columns(tmp_path: Path) -> None:
     assert about(row) == {"id": "a", "when": "2026-01-02", "n": 1}
 
 
+def test_the_row_s_own_id_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a", "prompt": "Hi", "meta": {"id": "of another table", "n": 1}}\n')
+    (row,) = load_prompts(path)
+    assert about(row) == {"id": "a", "n": 1}
+
+
 def test_a_column_that_cannot_be_carried_is_named(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "Hi", "title": "\\ud800"}\n')

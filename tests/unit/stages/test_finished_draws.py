@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +150,22 @@ def test_answers_outlive_a_judge_that_fails(draws: list[list[str]], tiny_base: P
     assert found["win_rate"]["mean"] == 0.0 and found["mean_score"] == {"policy": 1.0, "baseline": 2.0}
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert samples[3]["answers"] == {"policy": "e 3 0 0", "baseline": "ee 3 0 0"}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_reward_model_without_a_finite_score_is_no_judge(
+    wrong: float, draws: list[list[str]], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = SimpleNamespace(call=lambda name, texts: [[1.0, 2.0, 3.0, wrong, *[0.0] * 4]], close=lambda: None)
+    monkeypatch.setattr(evaluate.WorkerGroup, "launch", lambda *_, **__: group)
+    monkeypatch.setattr(evaluate, "check_sources", lambda sources: None)
+    monkeypatch.setattr(evaluate, "gpus_here", lambda asked: 0.0)
+    config = config_of("evaluate", tmp_path, tiny_base, judge={"kind": "reward_model", "run": "runs/reward"})
+    said = rf"judge\.run=runs/reward: returned a non-finite score \({wrong}\) for response 3"
+    with pytest.raises(DataError, match=said):
+        evaluate.run_evaluate(config)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "answers.json" in left and not left & {"summary.json", "samples.jsonl"}
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"sampling": {"temperature": 0.5}}, {"limit": 3}])

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from rlhf.config import RewardConfig, build_config
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError
 from rlhf.models.source import resolve_model
@@ -98,3 +99,44 @@ def test_commits_of_an_earlier_release_are_gone_on_from(
         find({**present, "config": {**keys, "seed": 7}}, present, tiny_base, tmp_path)
     with pytest.raises(CheckpointError, match=r"chat template has changed .*another release has read them otherwise"):
         find({**present, "config": keys, "chat_fingerprint": "0"}, present, tiny_base, tmp_path)
+
+
+def test_a_server_in_trouble_may_be_asked_more_patiently(
+    runs: tuple[Path, Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    def scored(**more: Any) -> dict[str, Any]:
+        return {"scores": [{"kind": "http", "url": "https://rewards.example.org/s", **more}]}
+
+    def of(changes: dict[str, Any]) -> dict[str, Any]:
+        config = tiny_config(tiny_base, tmp_path / "ppo", **changes)
+        source = resolve_model(config.model.name)
+        return identity_of(config, source=source, chat=load_chat(source, config.model)[1], data=[])
+
+    saved, patient = of(scored()), scored(timeout_seconds=90.0, retries=9, backoff_seconds=2.0, concurrent_requests=4)
+    assert find(saved, of(patient), tiny_base, tmp_path, **patient).manifest.step == 2
+    other = scored(retries=9, weight=2.0)
+    with pytest.raises(
+        CheckpointError, match=r"was written with scores=.*'weight': 1\.0.*this run has.*'weight': 2\.0"
+    ):
+        find(saved, of(other), tiny_base, tmp_path, **other)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("store:quiz", r"the votes of store:quiz have changed.*--fresh.*freeze quiz, .*\(store:quiz@vN\)"),
+        ([{"files": "store:/x.db#quiz", "limit": 9}], r"votes of store:/x\.db#quiz .*freeze quiz, .*#quiz@vN"),
+        ("store:quiz@v3", "the data has changed .*put the old files back"),
+        ("pairs.jsonl", "the data has changed .*put the old files back"),
+    ],
+)
+def test_live_votes_that_have_changed_are_told_so(train: Any, said: str, tiny_base: Path, tmp_path: Path) -> None:
+    tree = {"run_dir": str(tmp_path / "run"), "model": {"name": str(tiny_base)}, "data": {"train": train}}
+    config = build_config(RewardConfig, tree, source="test")
+    source = resolve_model(str(tiny_base))
+    chat = load_chat(source, config.model)[1]
+    saved, present = (identity_of(config, source=source, chat=chat, data=data) for data in ([1], [2]))
+    commit = tmp_path / "step-00000002", SimpleNamespace(identity=saved, step=2), []
+    store = cast(CheckpointStore, SimpleNamespace(newest=lambda: commit, directory=tmp_path))
+    with pytest.raises(CheckpointError, match=said):
+        find_commit(config, store, present, EventLog(tmp_path))

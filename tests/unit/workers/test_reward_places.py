@@ -41,6 +41,11 @@ def test_one_of_the_same_weights_shares_it(quantization: str, judge: Path, tiny_
     ("recorded", "changes", "reason"),
     [
         ({}, {"model.quantization": "nf4"}, "trained with model.quantization=none, the policy has nf4"),
+        (
+            {"quantization": "nf4", "double_quantization": False},
+            {"model.quantization": "nf4"},
+            "trained with model.double_quantization=false, the policy has true",
+        ),
         ({"quantization": "int8"}, {}, "trained with model.quantization=int8, the policy has none"),
         ({"revision": "v2"}, {}, r"another revision of the base \(v2, the policy on None\)"),
     ],

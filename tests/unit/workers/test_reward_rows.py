@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer
 
 from rlhf.config import ModelConfig, RewardConfig, build_config
 from rlhf.config.model import LoraConfig
@@ -25,7 +28,11 @@ from rlhf.stages.accuracy import bootstrap_interval, length_baseline, pair_accur
 from rlhf.stages.encode import encode_preferences, shortened_prompt
 from rlhf.stages.pairs import read_pairs
 from rlhf.stages.reward import sequences_to_normalize_on
+from rlhf.workers import pair_figures
+from rlhf.workers.dpo import DpoStageTrainer
 from rlhf.workers.pair_figures import correct_against_majority, held_out_shares
+from rlhf.workers.reward import RewardStageTrainer
+from rlhf.workers.scorer import Answer, ScorerWorker
 
 
 def _pair(name: str, prompt: str, chosen: str = "yes", rejected: str = "no", **more: float) -> PreferenceRow:
@@ -47,6 +54,24 @@ def test_pairs_of_one_prompt_weigh_together_one(tiny_model_dir: Path) -> None:
     assert [row["weight"] for row in plain] == [1.0, 3.0, 0.5, 0.0]
     with pytest.raises(DataError, match="weight 0"):
         encode_preferences(rows[3:], chat, data, **keys)
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [("train", "all training pairs"), ("evaluation", r"all held-out \(data\.evaluation\) pairs")],
+)
+def test_pairs_of_weight_0_alone_are_refused_by_their_side(
+    side: str, said: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    data = {}
+    for number, name in enumerate(("train", "evaluation")):
+        row = {"prompt": f"p {number}", "chosen": "yes", "rejected": "no", "weight": float(name != side)}
+        data[name] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    tree = {"run_dir": str(tmp_path / "run"), "model": {"name": str(tiny_model_dir)}, "data": data}
+    chat = chat_format(AutoTokenizer.from_pretrained(tiny_model_dir), "default")
+    with pytest.raises(DataError, match=f"{said} have weight 0"):
+        read_pairs(build_config(RewardConfig, tree, source="test"), chat, tmp_path)
 
 
 def test_pairs_end_with_the_stop_token_and_are_cut_only_in_the_prompt(tiny_model_dir: Path) -> None:
@@ -162,9 +187,16 @@ def test_a_text_that_the_template_rewrites_is_named_with_its_run_or_left_out(rew
     ask = (Message("user", "hello"),)
     texts = [(ask, "there"), (ask, "hm</think>there"), (ask, "a friend")]
     plain = scorer.score_texts([texts[0], texts[2]])
-    with pytest.raises(DataError, match=r"runs?.* cannot read 'hm</think>there'.*on_error=drop") as caught:
-        scorer.score_texts(texts)
+    with pytest.raises(DataError, match=r"runs?.* cannot read 'hm</think>there'.*with a=b$") as caught:
+        scorer.score_texts(texts, can_skip="a=b")
     assert str(reward_run) in str(caught.value) and "chat_style=default" in str(caught.value)
+    worker = ScorerWorker.__new__(ScorerWorker)
+    worker.scorers = [scorer]
+    with pytest.raises(DataError, match=r"every text as it is$"):  # an evaluation cannot leave answers out
+        worker.score(texts)
+    piece = [Answer(prompt, response, ()) for prompt, response in texts]
+    with pytest.raises(DataError, match=r"every text as it is, or leave .* with on_error=drop in its entry of scores$"):
+        worker.score_pieces([piece], [False], [False])
     found = scorer.score_texts(texts, skip_unwritable=True)
     assert math.isnan(found[1]) and [found[0], found[2]] == pytest.approx(plain, abs=1e-5)
 
@@ -200,6 +232,26 @@ def test_the_curve_and_the_summary_count_the_same_pairs() -> None:
     assert curve == pytest.approx({key: summary[key] for key in ("accuracy", "vote_accuracy")})
     assert held_out_shares(torch.ones(2), torch.ones(2)) == {"accuracy": 1.0}, "whole votes: the same figure twice"
     assert "accuracy" not in held_out_shares(torch.ones(2), torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize("stage", [DpoStageTrainer, RewardStageTrainer])
+def test_a_step_without_a_majority_is_logged_without_an_accuracy(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(pair_figures, "sum_over_ranks", lambda values, device: values)
+    monkeypatch.setattr(Trainer, "log", lambda self, logs, start_time=None: logged.append(logs))
+    trainer = stage.__new__(stage)
+    trainer.settings, trainer.model = SimpleNamespace(beta=0.1), SimpleNamespace(training=True)
+    trainer.accelerator = SimpleNamespace(gather=lambda number: number)
+    trainer._metrics, trainer._total_train_tokens = {"train": defaultdict(list)}, 0
+    for votes in ([0.5, 0.5], [0.5, 1.0], [0.5, 0.5]):
+        probability, mask = torch.tensor(votes), torch.ones(4, 3, dtype=torch.bool)
+        if stage is DpoStageTrainer:
+            trainer._note(torch.arange(4.0), {"probability": probability, "attention_mask": mask})
+        else:
+            trainer._note(torch.arange(2.0), torch.arange(2.0) + 2, probability)
+        trainer.log({"loss": 0.7})
+    assert [row.get("accuracy") for row in logged] == [None, 0.0, None]
+    assert all(row["reward_margin" if stage is DpoStageTrainer else "score_difference"] < 0 for row in logged)
 
 
 def test_intervals_against_known_values_and_numpy() -> None:
