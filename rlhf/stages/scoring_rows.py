@@ -95,7 +95,8 @@ class FaultPolicy:
         """
         for row, score in enumerate(scores):
             if not math.isfinite(score):
-                fault = ScoreFault("not_finite", f"returned a non-finite score ({score}) for response {row}")
+                told = f"returned a non-finite score ({score}) for response {row}: look into its run, or name another"
+                fault = ScoreFault("not_finite", told)
                 self.count(fault)
                 self.settle(fault)
 
