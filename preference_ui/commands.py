@@ -24,6 +24,7 @@ from preference_ui.export import (
     read_snapshot,
 )
 from preference_ui.formats import FORMATS, write_file, write_preferences
+from preference_ui.hints import ranking_page, training_on
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.importing import check_file, import_file
 from preference_ui.models import AnnotatorStat, GoldKey, Item
@@ -125,11 +126,12 @@ def prefs_sample(
         at = Path(folder) if folder else Path("runs/samples") / f"{name}-{store.clock():%Y%m%d-%H%M%S}"
         order = SampleOrder(run, at, prompts, limit, responses_per_prompt, seed, config, overrides)
         report = sample_into(store, name, order)
+        annotate = ranking_page(store, name)
     return Table(
         f"sampled into {name}",
         ("run", "tasks", "new", "left out", "candidates"),
         [(run, str(report.num_items), str(report.num_new), str(len(report.left_out)), str(at / CANDIDATES_FILE))],
-        (f"people rank them in the page: rlhf annotate --project {name}",),
+        (f"people rank them in the page: {annotate}",),
     )
 
 
@@ -325,11 +327,12 @@ def prefs_freeze(
     with _Opened(place) as store:
         options = pair_options(store, project, votes, ties, weight_by_reliability)
         version = freeze(store, project, options, include_edits=include_edits, with_retired=with_retired, actor=actor)
+        train = training_on(store, version.name)
     return Table(
         f"frozen {version.name}",
         ("rows", "judgments", "sha256", "folder"),
         [(str(version.num_rows), str(version.num_judgments), version.sha256, str(version.path))],
-        (f"train on it: rlhf reward --config configs/reward/tiny_cpu.yaml data.train={version.name}",),
+        (f"train on it (runs/sft: the run whose answers were ranked): {train}",),
     )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf import cli
-from rlhf.config import SftConfig, build_config, load_config
 from rlhf.errors import ConfigError
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
 
@@ -120,17 +118,6 @@ def test_overrides_of_a_checked_file_stand_behind_set(action: str, capsys: pytes
 def test_a_missing_file_is_told_alike_everywhere(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*words, "nope.yaml"]) == 2
     assert "config file nope.yaml does not exist" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("train", "prompts"), [
-    ("rows.jsonl", "prompts=rows.jsonl"), (("a b.jsonl", "c.jsonl"), """'prompts=["a b.jsonl", "c.jsonl"]'"""),
-])  # fmt: skip
-def test_what_comes_after_sft_can_be_run(train: Any, prompts: str) -> None:
-    tree = {"run_dir": "r", "model": {"name": "m"}, "data": {"train": train}}
-    _, (command, _) = cli._next_commands("sft", build_config(SftConfig, tree, source="test"))
-    assert command.endswith(f"model.name=r {prompts}")
-    words = shlex.split(command)
-    assert load_config("sample", ROOT / words[3], words[4:]).prompts == train
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
