@@ -16,6 +16,7 @@ from rlhf import __version__
 from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
 from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
+from rlhf.telemetry.logging import hold_libraries_back
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
 from rlhf.workers.lean import lean_imports
 
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     redact_tracebacks()
     logging.captureWarnings(True)
     logging.getLogger().addHandler(logging.NullHandler())  # records go to a run's files, never to the terminal
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that a CPU does not need
+    hold_libraries_back()
     try:
         return args.run(args) or 0
     except RlhfError as error:

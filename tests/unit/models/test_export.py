@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.data.chat import chat_format
@@ -88,6 +89,17 @@ def test_a_merged_export_stands_alone(run: Path, tmp_path: Path, capsys: pytest.
     assert {path.suffix for path in out.iterdir()} == {".safetensors", ".json", ".jinja"}
     with safe_open(out / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if "lora" in name or "base_layer" in name]  # noqa: SIM118
+
+
+def test_files_that_are_here_are_read_and_written_without_bars(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--merge", "--output", str(tmp_path / "out")]) == 0
+    source = resolve_model(str(run))
+    config = ModelConfig(name=source.base)
+    load_causal_lm(source, config, load_tokenizer(source, config))
+    assert capsys.readouterr().err == ""
+    assert transformers_logging.is_progress_bar_enabled(), "downloads keep theirs"
 
 
 def test_template_and_generation_settings_travel(run: Path, tmp_path: Path) -> None:

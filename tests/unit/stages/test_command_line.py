@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from rlhf import cli
 from rlhf.errors import ConfigError
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from tests.support.conversations import demonstrations, write_rows
 
 ROOT = Path(__file__).parents[3]
 FUNCTION = "{kind: function, path: 'a:b'}"
@@ -124,3 +127,11 @@ def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFi
     assert cli.main(["sft", "model.name=m", "--dry-run", "batch.nope=1", "seed=x"]) == 2
     said = capsys.readouterr().out
     assert "unknown key 'batch.nope'" in said and "seed" in said
+
+
+def test_a_plan_on_the_standard_output_is_the_plan_alone(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", demonstrations(40))
+    words = ["sft", "--config", str(ROOT / "configs/sft/tiny_cpu.yaml"), f"data.train={rows}", "--dry-run"]
+    done = subprocess.run([sys.executable, "-m", "rlhf", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.startswith("Plan of sft"), "a library's warnings go before it"
