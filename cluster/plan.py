@@ -34,7 +34,7 @@ steps, tokens, GPU-hours and cost. Reads the config and the model's config.json;
 EPILOG = """\
 examples:
   rlhf plan --config configs/ppo/7b_lora_zero3_8gpu.yaml --shape qwen2.5-7b --gpus 8 --memory 80GiB --price 2.5
-  rlhf plan --config configs/ppo/tiny_cpu.yaml --shape llama-3-8b --gpu h100 engine.zero_stage=3 placement.num_ranks=4
+  rlhf plan --config configs/reward/7b_lora_zero3_8gpu.yaml --shape llama-3-8b --gpu h100 --rows 100000 num_epochs=2
   rlhf plan --config configs/sft/qlora_7b_1gpu.yaml --gpu l4 --rows 10000 --json
 
 Memory is a peak that the tests hold to measured tensors; times are estimates from data-sheet figures.
