@@ -288,11 +288,14 @@ def prefs_stats(place: Place, project: str) -> list[Table]:
         ("Krippendorff alpha, pairs", _range(r.alpha_pairs, False)),
         *((f"Krippendorff alpha, {axis}", _number(value)) for axis, value in r.alpha_axes.items()),
         ("ties", _share(r.tie_share)), ("all bad", _share(r.all_bad_share)),
-        ("first slot", f"{_range(r.first_slot)}, {_share(r.first_slot_expected)} by chance, p={r.first_slot_p:.2g}"),
-        ("longer text wins", _range(r.longer_preferred)), ("median time", f"{_number(r.median_seconds)} s"),
+        ("first slot", "-" if math.isnan(r.first_slot.value) else
+         f"{_range(r.first_slot)}, {_share(r.first_slot_expected)} by chance, p={r.first_slot_p:.2g}"),
+        ("longer text wins", _range(r.longer_preferred)),
+        ("median time", "-" if math.isnan(r.median_seconds) else f"{_number(r.median_seconds)} s"),
         ("gold accuracy", _range(r.gold_accuracy)), ("self-consistency", _range(r.self_consistency)),
         ("ceiling of a reward model", _share(r.reward_model_ceiling)),
-        ("position bias, logits", _number(r.position_bias)), ("length bias, logits", _number(r.length_bias)),
+        *((f"{kind} bias, logits", _number(value) if r.votes else "-")
+          for kind, value in (("position", r.position_bias), ("length", r.length_bias))),
     ]  # fmt: skip
     raters = [
         (x.handle, str(x.votes), _number(x.median_seconds), _share(x.agreement_with_others), _range(x.gold_accuracy),

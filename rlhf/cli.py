@@ -296,7 +296,8 @@ def _add_quickstart(commands: Any) -> None:
     command = commands.add_parser(
         "quickstart",
         help="the whole loop on a small helpline: SFT, rankings, reward model, PPO, evaluation",
-        description="Runs the real system, small, on this machine's CPU; about five minutes on two cores.",
+        description="Runs the real system, small, on this machine's CPU: two to three minutes on two idle cores, five "
+        "beside other work.",
     )
     command.add_argument("--run-dir", default="runs/quickstart")
     command.add_argument("--seed", type=int, default=0)

@@ -239,7 +239,7 @@ def _rankings(quick: Quickstart, annotate: bool) -> bool:
         if votes < MIN_HUMAN_VOTES:
             get_console().print(f"\n{quick.state['items']} items wait for people in project {project!r}.", markup=False)
             annotate_command = f"rlhf annotate --project {project} --store {quick.store.path} --admin NAME"
-            print_next_commands([(annotate_command, "rank answers in the page (at least a few dozen)"),
+            print_next_commands([(annotate_command, f"rank answers in the page (at least {MIN_HUMAN_VOTES})"),
                                  (f"rlhf quickstart --run-dir {quick.root}", "then go on from here")])  # fmt: skip
             return False
         return True

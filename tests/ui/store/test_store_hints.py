@@ -57,6 +57,14 @@ def test_drawn_answers_are_ranked_in_their_store_and_imported_once(
     assert "--no-next" in asked[0], "the stage's own next step, to import, has been done"
 
 
+def test_figures_without_votes_are_dashes(tmp_path: Path) -> None:
+    rows = _jsonl(tmp_path / "in.jsonl", [{"prompt": "q", "responses": ["a", "b"]}])
+    commands.prefs_import(tmp_path / "empty.sqlite", "p", [rows])
+    figures = dict(commands.prefs_stats(tmp_path / "empty.sqlite", "p")[0].rows)
+    assert figures.pop("votes") == figures.pop("items with votes") == "0"
+    assert set(figures.values()) == {"-"}, figures
+
+
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     engine = make_engine("postgresql://ada:secret@db.example.org/votes")
     store = Store(engine, tmp_path, clock=None, rng=None)  # type: ignore[arg-type]
