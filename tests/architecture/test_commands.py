@@ -27,9 +27,9 @@ IMPORT = ("rlhf", "prefs", "import")
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The words of each command in blocks and, after ``# Launch:`` or ``# Before:``, in a config's head."""
+    """Words of each command in blocks and, after ``# Launch:``, ``# Before:``, ``# Estimate:``, in a config's head."""
     text = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^(?: {4,}|# (?:Launch|Before): |)((?:rlhf|make) .+)$", text, re.MULTILINE)
+    found = re.findall(r"^(?: {4,}|# (?:Launch|Before|Estimate): |)((?:rlhf|make) .+)$", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
 

@@ -292,6 +292,24 @@ def test_every_shipped_config_can_be_planned(path: Path, capsys: pytest.CaptureF
     assert all(role["total"] > 2**30 for role in found["roles"]), "more than the driver alone"
 
 
+ESTIMATED = [path for path in SHIPPED if "\n# Estimate: " in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", ESTIMATED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_minutes_of_a_config_s_head_are_the_plan_s(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    head = path.read_text("utf-8")
+    (minutes,) = re.findall(r"^# Expected minutes: (\d+) on .*\(an estimate; not run\)$", head, re.MULTILINE)
+    (words,) = re.findall(r"^# Estimate: rlhf plan (.*)$", head, re.MULTILINE)
+    assert int(minutes) == round(60 * plan(capsys, *words.split())[1]["estimate"]["hours"])
+
+
+def test_every_config_for_gpus_is_estimated() -> None:
+    assert [path for path in SHIPPED if path.stem.endswith("gpu")] == ESTIMATED
+
+
 def test_processes_on_cpus_share_their_host(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", str(ROOT / "configs/sft/tiny_cpu.yaml"), "--shape", "llama-3-8b", "--rows", "1000"]
     ranks = ("placement.num_ranks=2", "batch.minibatch_sequences=32")
