@@ -1,10 +1,8 @@
-"""Runs the quickstart on several seeds and keeps each summary with the checks it has to pass.
-
-Usage: python benchmarks/quickstart_seeds.py [SEED ...]   (default: 0 1 2)
-"""
+"""Runs the quickstart on several seeds and keeps each summary with the checks it has to pass."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -40,7 +38,9 @@ def checks(summary: dict) -> dict[str, bool]:
 
 
 def main() -> None:
-    seeds = [int(arg) for arg in sys.argv[1:]] or [0, 1, 2]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", nargs="*", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    seeds = parser.parse_args().seeds
     with tempfile.TemporaryDirectory() as folder:
         summaries = {f"seed_{seed}": run(seed, Path(folder)) for seed in seeds}
     passed = {name: checks(summary) for name, summary in summaries.items()}

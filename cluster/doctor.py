@@ -37,7 +37,8 @@ def main(rest: list[str]) -> int:
     """Runs ``rlhf doctor``."""
     args = _parser().parse_args(rest)
     started = time.perf_counter()
-    run_dir = Path(args.run_dir) if args.run_dir else None
+    elsewhere = str(args.address or "").startswith(("http://", "https://"))  # the nodes are asked, this machine is none
+    run_dir = Path(args.run_dir) if args.run_dir and not elsewhere else None
     records = diagnose(local_checks(run_dir, address=args.address, quick=args.quick))
     if args.address:
         from cluster.checks.nodes import check_cluster
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="rlhf doctor", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--address", metavar="URL", help="a cluster's dashboard, or 'auto' on one of its nodes")
-    parser.add_argument("--run-dir", metavar="DIR", help="where runs will be written")
+    parser.add_argument("--run-dir", metavar="DIR", help="where runs will be written: here, or with a URL on the nodes")
     parser.add_argument("--quick", action="store_true", help="leave out what starts processes (about ten seconds)")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     return parser

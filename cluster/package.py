@@ -25,6 +25,8 @@ OWN_CODE = ("rlhf", "cluster", "preference_ui")
 PATH_KEYS = frozenset({"run_dir", "name", "baseline", "critic", "prompts", "train", "files", "evaluation",
                        "normalize_on", "run", "ca_file"})  # fmt: skip
 """Config keys whose values may be paths; ``file:PATH`` of a secret is meant on the nodes."""
+DATA_KEYS = frozenset({"prompts", "train", "files", "evaluation", "normalize_on"})
+"""Those that name data: files, globs or a project of the store, and no model of a hub."""
 RUNS = "runs"
 
 
@@ -77,22 +79,26 @@ def collect(
         code: also send this checkout's own packages instead of trusting those in the image.
 
     Raises:
-        ConfigError: a path to include does not exist.
+        ConfigError: a path to include does not exist, or relative data.
     """
     files: dict[str, Path] = {}
     overrides: list[str] = []
     remote: list[str] = []
+    missing: list[str] = []
     skip = (*EXCLUDED_NAMES, *exclude)
     config_name = None
     if config is not None:
         inside = config.resolve().is_relative_to(root)
         config_name = config.resolve().relative_to(root).as_posix() if inside else config.name
         files[config_name] = config
-    for key, text in _paths_in(tree):
+    for key, text in paths_in(tree):
         if Path(text).is_absolute():
             remote.extend([text] if key != "run_dir" else [])
         elif not _below_runs(text):
-            files.update(_named_files(text, root, skip))
+            found = _named_files(text, root, skip)
+            if not found and key in DATA_KEYS and not text.startswith("store:"):
+                missing.append(f"{key}={text}")
+            files.update(found)
     for name, value in tree.items():
         moved = _move_runs(value, name, cluster_root)
         if moved != value:
@@ -108,6 +114,11 @@ def collect(
         if not found:
             raise ConfigError(f"--include {pattern}: nothing there below {root}")
         files.update(found)
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)}: names nothing below {root} that a job could be sent; give the file that you mean, "
+            "or an absolute path that every node has"
+        )
     sizes = {name: file.stat().st_size for name, file in files.items()}
     return Package(root, dict(sorted(files.items())), tuple(overrides), tuple(remote), config_name, sizes)
 
@@ -154,16 +165,16 @@ def _too_large(package: Package, size: int, max_mib: float) -> ConfigError:
     )
 
 
-def _paths_in(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def paths_in(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """(key, value) of everything that may be a path."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
-            yield from _paths_in(value, name)
+            yield from paths_in(value, name)
     elif key in PATH_KEYS and isinstance(tree, str):
         yield key, tree
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from _paths_in(value, key)
+            yield from paths_in(value, key)
 
 
 def _modules_in(tree: Any) -> set[str]:
@@ -213,7 +224,7 @@ def _module_files(module: str, root: Path, skip: Iterable[str]) -> dict[str, Pat
 def _named_files(text: str, root: Path, skip: Iterable[str]) -> dict[str, Path]:
     """Files that a relative path or glob names below the root."""
     found: dict[str, Path] = {}
-    for name in sorted(glob.glob(text, root_dir=root, recursive=True)):  # noqa: PTH207 - Path.glob refuses '..'
+    for name in matches(text, root):
         path = root / name
         if not path.resolve().is_relative_to(root):
             raise ConfigError(f"{text} lies outside {root}: only files below the project directory can be sent")
@@ -222,6 +233,11 @@ def _named_files(text: str, root: Path, skip: Iterable[str]) -> dict[str, Path]:
         elif not _skipped(path.name, skip) and not _skipped(os.path.normpath(name), skip):
             found[os.path.normpath(name)] = path
     return found
+
+
+def matches(text: str, root: Path) -> list[str]:
+    """What a path or glob names, relative ones from ``root`` on, sorted."""
+    return sorted(glob.glob(text, root_dir=root, recursive=True))  # noqa: PTH207 - Path.glob refuses '..'
 
 
 def _walk(directory: Path, root: Path, skip: Iterable[str]) -> dict[str, Path]:

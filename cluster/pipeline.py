@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cluster.judgments import Judgments, wait_for_judgments
+from cluster.local_data import refuse_missing
 from cluster.submit import build_parser as submit_parser
 from cluster.submit import follow_job, prepare, send
 from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
@@ -290,10 +291,17 @@ def claimed(pipeline: Pipeline) -> Iterator[None]:
 
 
 def show(pipeline: Pipeline) -> int:
-    """What is done and what comes."""
+    """What is done and what comes.
+
+    Raises:
+        ConfigError: data of a stage that would run here is not here.
+    """
     rows, next_found = [], False
+    made = [pipeline.config.run_dir, *(pipeline.stage_config(s).run_dir for s in pipeline.config.steps if s.stage)]
     for step in pipeline.config.steps:
         done = pipeline.done(step)
+        if pipeline.args.local and step.stage is not None and not done:
+            refuse_missing(step.name, pipeline.stage_config(step).model_dump(mode="json"), made)
         state = "done" if done else "later" if next_found else "next"
         next_found = next_found or not done
         rows.append((step.name, state, describe(pipeline, step)))

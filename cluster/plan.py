@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from cluster.memory_model import parts
 from cluster.plan_cost import GPUS, Estimate, Speed, estimate
-from cluster.plan_fit import Budget, advise, gpus_needed, ranks_that_fit
-from cluster.plan_roles import GIB, RolePlan, Setting, borrows_base, plan_roles, reward_models
+from cluster.plan_fit import Budget, advise, gpus_needed, host_memory, ranks_that_fit
+from cluster.plan_notes import notes_on
+from cluster.plan_roles import GIB, RolePlan, Setting, plan_roles, reward_models
 from cluster.shapes import SHAPES, ModelShape, find_shape, held_by_run
 from rlhf.config import PpoConfig, load_config, stage_of
 from rlhf.config.base import Section
 from rlhf.config.held import held_as, models_of
-from rlhf.config.methods import PLAIN_LORA
 from rlhf.config.sources import DataSource, files_of, sources_of
 from rlhf.errors import ConfigError
 from rlhf.telemetry.console import get_console, print_header, print_table
@@ -26,7 +26,6 @@ from rlhf.telemetry.console import get_console, print_header, print_table
 StageT = TypeVar("StageT", bound=Section)
 EXIT_FITS, EXIT_TOO_LARGE = 0, 1
 PROCESSES = {"trainer": "rank", "rollout": "rollout_worker", "scorer": "scorer_worker", "critic": "critic_rank"}
-COUNTED_METHODS = (*PLAIN_LORA, "dora", "qlora")
 
 DESCRIPTION = """\
 Predicts what a run needs before anything is started: bytes per role and GPU, whether they fit and what to change,
@@ -35,7 +34,7 @@ steps, tokens, GPU-hours and cost. Reads the config and the model's config.json;
 EPILOG = """\
 examples:
   rlhf plan --config configs/ppo/7b_lora_zero3_8gpu.yaml --shape qwen2.5-7b --gpus 8 --memory 80GiB --price 2.5
-  rlhf plan --config configs/ppo/tiny_cpu.yaml --shape llama-3-8b --gpu h100 engine.zero_stage=3 placement.num_ranks=4
+  rlhf plan --config configs/reward/7b_lora_zero3_8gpu.yaml --shape llama-3-8b --gpu h100 --rows 100000 num_epochs=2
   rlhf plan --config configs/sft/qlora_7b_1gpu.yaml --gpu l4 --rows 10000 --json
 
 Memory is a peak that the tests hold to measured tensors; times are estimates from data-sheet figures.
@@ -70,6 +69,7 @@ def main(rest: list[str]) -> int:
         shape=SHAPES[args.shape] if args.shape else find_shape(config.model.name),
         gpus=args.gpus,
         speed=_speed(args),
+        memory=parse_memory(args.memory) if args.memory else None,
         price=args.price,
         num_rows=args.rows if args.rows is not None else _count_rows(config),
         reserve=args.reserve,
@@ -89,6 +89,7 @@ def make_plan(
     shape: ModelShape,
     gpus: int | None,
     speed: Speed,
+    memory: float | None = None,
     price: float | None = None,
     num_rows: int | None = None,
     reserve: float = 0.08,
@@ -98,65 +99,34 @@ def make_plan(
     """Plans a run.
 
     Args:
-        gpus: GPUs at hand; None: as many as the config asks for; 0: processes on CPUs.
-        reserve: share of a GPU's memory left to fragmentation.
+        gpus: GPUs at hand; None: as many as the config asks for; 0, or a config that asks for none: CPUs.
+        memory: bytes of a GPU, or of the host that all processes on CPUs share; None: the kind's, or this host's.
+        reserve: share of the memory left to fragmentation.
         critic: shape of the critic's base, where it has one of its own; None: the policy's.
     """
-    setting = Setting(on_gpu=gpus != 0, separate_reward=separate_reward, critic=critic)
+    setting = Setting(separate_reward=separate_reward, critic=critic)
+    if gpus == 0 or not gpus_needed(plan_roles(config, shape, setting)):
+        setting = replace(setting, on_gpu=False)
 
     def planner(config: Section) -> list[RolePlan]:
         return plan_roles(config, shape, setting)
 
     roles = planner(config)
     needed = gpus_needed(roles)
-    budget = Budget(int(needed) if gpus is None else gpus, speed.memory_gib * GIB * (1 - reserve))
+    if memory is None:
+        memory = speed.memory_gib * GIB if setting.on_gpu else host_memory()
+    budget = Budget(int(needed) if gpus is None else gpus, memory * (1 - reserve), one_host=not setting.on_gpu)
     small_enough = budget.overrun(roles) <= 0
     changes = None if small_enough else advise(config, planner, budget)
-    ranks = None if small_enough or changes is not None else ranks_that_fit(config, planner, budget)
+    done = small_enough or changes is not None or budget.one_host
+    ranks = None if done else ranks_that_fit(config, planner, budget)
     separate = reward_models(config, setting)[1] if isinstance(config, PpoConfig) else 0
     elsewhere = (separate_reward or shape,) * separate
-    cost = estimate(config, shape, speed, needed, num_rows, elsewhere, critic) if setting.on_gpu else None
+    cost = estimate(config, shape, speed, needed, num_rows, elsewhere, critic)
+    if cost is not None and not setting.on_gpu:
+        cost = replace(cost, seconds={})  # the speed is a GPU's
     fits = small_enough and needed <= budget.gpus
-    notes = notes_on(config, setting)
-    return Report(shape, roles, budget, needed, fits, changes, ranks, cost, price, notes)
-
-
-def notes_on(config: Any, setting: Setting) -> tuple[str, ...]:
-    """What the prediction takes for granted in this config."""
-    found = []
-    lora = getattr(config, "lora", None)
-    if lora is not None and lora.method not in COUNTED_METHODS:
-        found.append(f"lora.method={lora.method} is counted as LoRA of rank {lora.r}: its own tensors may differ.")
-    shared, separate = reward_models(config, setting) if isinstance(config, PpoConfig) else (0, 0)
-    if shared:
-        found.append("The reward model is counted as an adapter on the policy's base; --reward-shape says otherwise.")
-    if separate and setting.separate_reward is None:
-        found.append(
-            "Reward models in scorer workers are counted with the policy's shape; --reward-shape says otherwise."
-        )
-    if isinstance(config, PpoConfig) and config.critic_is_apart:
-        found.append(
-            f"The critic's base is counted with model.quantization={config.model.quantization}; one that starts from a "
-            "reward run is held as that run was trained."
-        )
-    if not setting.on_gpu and config.model.quantization == "none" and getattr(config, "lora", config) is not None:
-        found.append(
-            "On CPUs a frozen base whose files have the compute precision stands in memory once per host, whatever the "
-            "number of processes."
-        )
-    if isinstance(config, PpoConfig) and borrows_base(config, setting):
-        found.append("Rollout workers use the base of the rank on their GPU: theirs is counted there.")
-    if getattr(config, "packing", False):
-        found.append(
-            "Steps, tokens and hours are upper bounds: packing=true lays several rows into one of "
-            "data.max_sequence_tokens, and how many is known when they are encoded (rlhf sft --dry-run counts them)."
-        )
-    engine = getattr(getattr(config, "rollout", None), "engine", "transformers")
-    if engine != "transformers":
-        found.append(
-            f"Rollout workers are counted for the transformers engine; rollout.engine={engine} takes its share."
-        )
-    return tuple(found)
+    return Report(shape, roles, budget, needed, fits, changes, ranks, cost, price, notes_on(config, setting, gpus))
 
 
 def show(report: Report) -> None:
@@ -178,7 +148,7 @@ def show(report: Report) -> None:
         console.print(note, style="dim", markup=False, soft_wrap=True)
     if report.cost is not None:
         print_table("Estimate", _cost_rows(report.cost, report.price))
-    elif report.needed:
+    else:
         console.print("Steps and hours: give --rows, the number of training rows (it is not known here).", markup=False)
 
 
@@ -202,6 +172,9 @@ def verdict(report: Report) -> list[str]:
             f"{_fewer_gpus(report.roles)}."
         )
     over = report.budget.overrun(report.roles)
+    if over <= 0 and report.budget.one_host:
+        share = report.budget.taken(report.roles) / report.budget.usable_bytes
+        return [*lines, f"Fits: all processes together take {share:.0%} of the host's usable memory."]
     if over <= 0:
         worst = max(report.roles, key=lambda r: r.memory.total / report.budget.limit(r))
         share = worst.memory.total / report.budget.limit(worst)
@@ -217,7 +190,8 @@ def verdict(report: Report) -> list[str]:
             f"placement.num_ranks={report.ranks}{critics} and micro-batches of 1 (the batch must divide evenly)."
         )
     else:
-        lines.append("No setting makes it fit: take larger GPUs, shorter sequences or a smaller model.")
+        larger = "a host with more memory" if report.budget.one_host else "larger GPUs"
+        lines.append(f"No setting makes it fit: take {larger}, shorter sequences or a smaller model.")
     return lines
 
 
@@ -239,8 +213,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "estimate": None if cost is None else {
             "steps": cost.steps, "upper_bound": cost.upper_bound,
             "updates": cost.updates, "tokens": cost.tokens, "seconds": cost.seconds,
-            "hours": cost.hours, "gpu_hours": cost.gpu_hours,
-            "cost": None if report.price is None else cost.gpu_hours * report.price,
+            "hours": cost.hours if cost.seconds else None, "gpu_hours": cost.gpu_hours if cost.seconds else None,
+            "cost": None if report.price is None or not cost.seconds else cost.gpu_hours * report.price,
         },
     }  # fmt: skip
 
@@ -251,6 +225,10 @@ def _cost_rows(cost: Estimate, price: float | None) -> dict[str, object]:
         + f"{cost.steps:,}"
         + (f" ({cost.updates:,} optimizer steps)" if cost.updates else ""),
         "tokens through the model": f"{cost.tokens:,.0f}",
+    }
+    if not cost.seconds:  # on CPUs: how fast they are is not known
+        return rows
+    rows |= {
         "hours": f"{cost.hours:.2f} ({', '.join(f'{k} {v / 3600:.2f}' for k, v in cost.seconds.items())})",
         "GPU-hours": f"{cost.gpu_hours:.1f} on {cost.gpus:g} GPUs",
     }
@@ -279,8 +257,7 @@ def _plain(value: object) -> str:
 
 def _speed(args: argparse.Namespace) -> Speed:
     speed = GPUS[args.gpu]
-    memory = parse_memory(args.memory) / GIB if args.memory else speed.memory_gib
-    return replace(speed, memory_gib=memory, utilization=args.utilization or speed.utilization)
+    return replace(speed, utilization=args.utilization or speed.utilization)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -367,10 +344,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--critic-shape", choices=sorted(SHAPES), metavar="NAME",
                         help="size of the critic's base instead of reading roles.critic")  # fmt: skip
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs at hand (default: what the config asks for; 0: CPUs)"
+        "--gpus", type=int, metavar="N", help="GPUs at hand (default: what the config asks for; 0: processes on CPUs)"
     )
     parser.add_argument("--gpu", choices=sorted(GPUS), default="a100", help="kind, for memory and speed (default a100)")
-    parser.add_argument("--memory", metavar="SIZE", help="memory of one GPU, e.g. 80GiB (default: the kind's)")
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory of one GPU, e.g. 80GiB (default: the kind's); on CPUs of the host (default: this one's)",
+    )
     parser.add_argument("--reserve", type=float, default=0.08, metavar="SHARE",
                         help="share of the memory left to fragmentation (default 0.08)")  # fmt: skip
     parser.add_argument("--utilization", type=float, metavar="SHARE", help="share of peak speed reached (default 0.35)")

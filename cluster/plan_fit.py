@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.plan_roles import RolePlan
 from rlhf.config import STAGES, build_config
@@ -16,18 +19,35 @@ Planner = Callable[[Section], list[RolePlan]]
 
 @dataclass(frozen=True)
 class Budget:
-    """The machine: how many GPUs of how many usable bytes each; ``host_bytes`` where processes run on CPUs."""
+    """The machine: how many GPUs of how many usable bytes each, or one host whose bytes processes on CPUs share."""
 
     gpus: int
     usable_bytes: float
+    one_host: bool = False
 
     def limit(self, role: RolePlan) -> float:
         """Bytes that one process of a role may take: its share of a GPU that it divides with others."""
         return self.usable_bytes * min(1.0, role.gpus_each or 1.0)
 
+    def taken(self, roles: list[RolePlan]) -> float:
+        """Bytes of all processes together."""
+        return sum(role.processes * role.memory.total for role in roles)
+
     def overrun(self, roles: list[RolePlan]) -> float:
-        """Bytes by which the worst role is too large; 0 or less when everything fits."""
+        """Bytes by which the worst role, or on one host all of them, are too large; 0 or less when everything fits."""
+        if self.one_host:
+            return self.taken(roles) - self.usable_bytes
         return max(role.memory.total - self.limit(role) for role in roles)
+
+
+def host_memory() -> int:
+    """Bytes of main memory that this process may use: the machine's, or its container's limit (cgroup v2)."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text("utf-8").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def gpus_needed(roles: list[RolePlan]) -> float:

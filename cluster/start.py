@@ -30,7 +30,8 @@ unencrypted: leave the dashboard on the loopback and reach it through ssh, or sa
 
 examples:
   python -m cluster.start head
-  scp HEAD:.ray/auth_token ~/.ray/auth_token && python -m cluster.start worker --address HEAD:6379
+  mkdir -p -m 700 ~/.ray && scp -p HEAD:.ray/auth_token ~/.ray/auth_token
+  python -m cluster.start worker --address HEAD:6379
   python -m cluster.start head --dashboard-host 10.0.0.5 --i-am-on-a-private-network -- --num-cpus=4
 """
 
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     for action in (head, worker):
         action.add_argument("--node-address", metavar="ADDRESS", help="this node's address within the cluster")
         action.add_argument("--label", action="append", default=[], metavar="KEY=VALUE",
-                            help="for placement.rank_labels and placement.rollout_labels")  # fmt: skip
+                            help="for rank_, rollout_, scorer_ and critic_labels of placement")  # fmt: skip
         action.add_argument("--block", action="store_true", help="stay in the foreground, end with the node")
     return parser
 
@@ -122,7 +123,7 @@ def _head(args: argparse.Namespace, extra: list[str]) -> int:
         get_console().print(f"head of a cluster at {host}, token {made} (mode 0600)", markup=False)
         print_next_commands(
             [
-                (f"scp {made} NODE:.ray/auth_token && ssh NODE chmod 600 .ray/auth_token", "give a node the token"),
+                (f"ssh NODE mkdir -p -m 700 .ray && scp -p {made} NODE:.ray/auth_token", "give a node the token"),
                 (f"python -m cluster.start worker --address {host}", "then, on that node"),
                 (f"rlhf doctor --address http://{where}:{args.dashboard_port}", "check the cluster"),
                 (f"rlhf submit sft --config FILE --address http://{where}:{args.dashboard_port}", "run a stage"),

@@ -123,8 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("stage", choices=sorted(STAGES))
     add("overrides", nargs="*", metavar="key=value", help="dotted overrides, as for the stage itself")
     add("--config", metavar="FILE", type=Path, help="the stage's YAML file")
-    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265; default: RAY_API_SERVER_ADDRESS,"
-        " an http RAY_ADDRESS, or http://127.0.0.1:8265")  # fmt: skip
+    add("--address", metavar="URL", help="the head's dashboard, e.g. http://HEAD:8265; on its loopback it is reached "
+        "by 'ssh -N -L 8265:127.0.0.1:8265 HEAD'. Default: RAY_API_SERVER_ADDRESS, an http RAY_ADDRESS, or "
+        "http://127.0.0.1:8265")  # fmt: skip
     add("--id", metavar="NAME", help="name of the run and of the job; the run directory becomes runs/NAME")
     add("--profile", action="store_true", help="of ppo: record where every step's time and memory go, see rlhf ppo -h")
     add("--no-wait", action="store_true", help="leave after the job was accepted")

@@ -12,7 +12,6 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from preference_ui import backup as backups
-from preference_ui.datasets import train_command
 from preference_ui.db import Store, open_store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction, head
@@ -25,6 +24,7 @@ from preference_ui.export import (
     read_snapshot,
 )
 from preference_ui.formats import FORMATS, write_file, write_preferences
+from preference_ui.hints import ranking_page, training_on
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.importing import check_file, import_file
 from preference_ui.models import AnnotatorStat, GoldKey, Item
@@ -126,11 +126,12 @@ def prefs_sample(
         at = Path(folder) if folder else Path("runs/samples") / f"{name}-{store.clock():%Y%m%d-%H%M%S}"
         order = SampleOrder(run, at, prompts, limit, responses_per_prompt, seed, config, overrides)
         report = sample_into(store, name, order)
+        annotate = ranking_page(store, name)
     return Table(
         f"sampled into {name}",
         ("run", "tasks", "new", "left out", "candidates"),
         [(run, str(report.num_items), str(report.num_new), str(len(report.left_out)), str(at / CANDIDATES_FILE))],
-        (f"people rank them in the page: rlhf annotate --project {name}",),
+        (f"people rank them in the page: {annotate}",),
     )
 
 
@@ -287,11 +288,14 @@ def prefs_stats(place: Place, project: str) -> list[Table]:
         ("Krippendorff alpha, pairs", _range(r.alpha_pairs, False)),
         *((f"Krippendorff alpha, {axis}", _number(value)) for axis, value in r.alpha_axes.items()),
         ("ties", _share(r.tie_share)), ("all bad", _share(r.all_bad_share)),
-        ("first slot", f"{_range(r.first_slot)}, {_share(r.first_slot_expected)} by chance, p={r.first_slot_p:.2g}"),
-        ("longer text wins", _range(r.longer_preferred)), ("median time", f"{_number(r.median_seconds)} s"),
+        ("first slot", "-" if math.isnan(r.first_slot.value) else
+         f"{_range(r.first_slot)}, {_share(r.first_slot_expected)} by chance, p={r.first_slot_p:.2g}"),
+        ("longer text wins", _range(r.longer_preferred)),
+        ("median time", "-" if math.isnan(r.median_seconds) else f"{_number(r.median_seconds)} s"),
         ("gold accuracy", _range(r.gold_accuracy)), ("self-consistency", _range(r.self_consistency)),
         ("ceiling of a reward model", _share(r.reward_model_ceiling)),
-        ("position bias, logits", _number(r.position_bias)), ("length bias, logits", _number(r.length_bias)),
+        *((f"{kind} bias, logits", _number(value) if r.votes else "-")
+          for kind, value in (("position", r.position_bias), ("length", r.length_bias))),
     ]  # fmt: skip
     raters = [
         (x.handle, str(x.votes), _number(x.median_seconds), _share(x.agreement_with_others), _range(x.gold_accuracy),
@@ -326,11 +330,12 @@ def prefs_freeze(
     with _Opened(place) as store:
         options = pair_options(store, project, votes, ties, weight_by_reliability)
         version = freeze(store, project, options, include_edits=include_edits, with_retired=with_retired, actor=actor)
+        train = training_on(store, version.name)
     return Table(
         f"frozen {version.name}",
         ("rows", "judgments", "sha256", "folder"),
         [(str(version.num_rows), str(version.num_judgments), version.sha256, str(version.path))],
-        (f"train on it: {train_command(version.name)}",),
+        (f"train on it (runs/sft: the run whose answers were ranked): {train}",),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +20,6 @@ from preference_ui.versions import get_version, load_version
 VERSION_FILES = ("preferences.jsonl", "judgments.jsonl", "manifest.json")
 """What may be taken away of a version."""
 _PREFERENCES = VERSION_FILES[0]
-_TRAIN = "rlhf reward --config configs/reward/tiny_cpu.yaml"
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,6 @@ def _line(row: DatasetVersion, actor: str, noted: dict[str, int]) -> VersionLine
         num_retired=None if keeps_retired else len(options["retired_left_out"]),
         sha256=row.sha256,
     )
-
-
-def train_command(name: str) -> str:
-    """The line that trains a reward model on a version, given its spec as ``Version.name``."""
-    return f"{_TRAIN} {shlex.quote(f'data.train={name}')}"
 
 
 def version_file(store: Store, project: str, number: int, name: str) -> Path | bytes:

@@ -101,7 +101,7 @@ def sample_into(store: Store, project: str, order: SampleOrder) -> ImportReport:
         raise ConfigError(f"{order.folder} exists already: choose another --run-dir")
     prompts = order.prompts or str(_write_prompts(store, project, order))
     command = [
-        sys.executable, "-m", "rlhf.cli", "sample",
+        sys.executable, "-m", "rlhf.cli", "sample", "--no-next",
         *(["--config", order.config] if order.config else []),
         f"model.name={order.run}", f"prompts={prompts}", f"run_dir={order.folder}",
         f"responses_per_prompt={order.responses_per_prompt}", f"seed={order.seed}", *order.overrides,

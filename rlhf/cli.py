@@ -7,7 +7,6 @@ import importlib
 import json
 import logging
 import math
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.config import STAGES, dump_yaml, is_pipeline, load_config, stage_of
-from rlhf.config.sources import files_of
 from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
+from rlhf.telemetry.logging import hold_libraries_back
 from rlhf.telemetry.redaction import redact_text, redact_tracebacks
 from rlhf.workers.lean import lean_imports
 
@@ -88,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     redact_tracebacks()
     logging.captureWarnings(True)
     logging.getLogger().addHandler(logging.NullHandler())  # records go to a run's files, never to the terminal
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that a CPU does not need
+    hold_libraries_back()
     try:
         return args.run(args) or 0
     except RlhfError as error:
@@ -138,6 +137,7 @@ def _add_stage(commands: Any, stage: str, text: str) -> None:
         action="store_true",
         help="do nothing, with exit code 0, where run_dir holds this very run, finished; what submit and pipeline do",
     )
+    command.add_argument("--no-next", action="store_true", help="at the end, leave out the commands to go on with")
     if stage == "ppo":
         command.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, values as YAML")
@@ -174,7 +174,10 @@ def _run_stage(args: argparse.Namespace) -> int:
         from rlhf.telemetry.profile_files import print_profile
 
         print_profile(config.run_dir)
-    print_next_commands(_next_commands(args.stage, config))
+    if not args.no_next:
+        from rlhf.stages.next_commands import next_commands
+
+        print_next_commands(next_commands(args.stage, config))
     return 0
 
 
@@ -193,30 +196,6 @@ def _runner(stage: str) -> Callable[..., dict[str, Any]]:
     """The stage's recipe, imported only when it is wanted."""
     with lean_imports():
         return getattr(importlib.import_module(f"rlhf.stages.{stage}"), f"run_{stage}")
-
-
-def _next_commands(stage: str, config: Any) -> list[tuple[str, str]]:
-    run_dir, on_gpus = config.run_dir, bool(getattr(config.placement, "gpus_per_rank", None))
-    # the configs named here were made for CPUs; null: a GPU where there are some
-    drawing = " placement.gpus_per_rollout_worker=null placement.gpus_per_scorer_worker=null" if on_gpus else ""
-    learning = " placement.gpus_per_rank=null placement.gpus_per_critic_rank=null" if on_gpus else ""
-    chat = (f"rlhf chat {run_dir}", "talk to the policy")
-    if stage == "sft":
-        train = files_of(config.data.train)
-        prompts = shlex.quote(f"prompts={train if isinstance(train, str) else json.dumps(train)}")
-        kind = "" if config.data.format == "auto" else f" prompt_format={config.data.format}"
-        sample = f"rlhf sample --config configs/sample/tiny_cpu.yaml model.name={run_dir} {prompts}{kind}{drawing}"
-        return [chat, (sample, "draw candidates for the annotators, here to the training prompts")]
-    if stage == "reward":
-        source = f'scores="[{{kind: reward_model, run: {run_dir}}}]"'
-        ppo = f"rlhf ppo --config configs/ppo/tiny_cpu.yaml {source}{learning}{drawing}"
-        return [(ppo, "train the policy against it")]
-    if stage in ("ppo", "dpo"):
-        evaluate = f"rlhf evaluate --config configs/evaluate/tiny_cpu.yaml model.name={run_dir}{drawing}"
-        return [chat, (evaluate, "compare with the SFT policy")]
-    if stage == "sample":
-        return [(f"rlhf prefs import PROJECT {run_dir}/candidates.jsonl", "hand them to the annotators")]
-    return []
 
 
 def _add_config(commands: Any) -> None:
@@ -317,7 +296,8 @@ def _add_quickstart(commands: Any) -> None:
     command = commands.add_parser(
         "quickstart",
         help="the whole loop on a small helpline: SFT, rankings, reward model, PPO, evaluation",
-        description="Runs the real system, small, on this machine's CPU; about five minutes on two cores.",
+        description="Runs the real system, small, on this machine's CPU: two to three minutes on two idle cores, five "
+        "beside other work.",
     )
     command.add_argument("--run-dir", default="runs/quickstart")
     command.add_argument("--seed", type=int, default=0)

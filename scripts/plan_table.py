@@ -45,7 +45,8 @@ real DeepSpeed ranks under ZeRO 0 to 3, and activations in `tests/unit/cluster/t
 that autograd saves, all within 5%. The peak of a whole training step, every live tensor followed through every
 operation on a CPU, is met within 15%. A GPU's own counters have not been read yet, and the hours are estimates from
 data-sheet figures (a share of peak speed for training, bandwidth or kernel launches for decoding). 8% of a GPU is left
-to fragmentation and 1 GiB to the driver.
+to fragmentation and 1 GiB to the driver. A config that asks for no GPU is counted on CPUs: in fp32, all processes
+together on one host's memory (`--memory`, or this machine's), steps without hours.
 """
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Ray cluster inside a Slurm allocation, and one stage on it. Page: docs/launch/slurm.md
-# Launch: sbatch --nodes=2 cluster/launch/slurm.sh ppo --config configs/ppo/7b_lora_zero3_8gpu.yaml run_dir=/shared/runs/ppo
+# Launch: sbatch --nodes=1 cluster/launch/slurm.sh ppo --config configs/ppo/7b_lora_zero3_8gpu.yaml run_dir=/shared/runs/ppo
 #SBATCH --job-name=rlhf
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

@@ -12,8 +12,9 @@ from preference_ui.app.pages import widget
 from preference_ui.app.refusal import in_words, refusable
 from preference_ui.app.takeaway import JUDGMENTS, version_address
 from preference_ui.commands import pair_options
-from preference_ui.datasets import VERSION_FILES, VersionLine, train_command, version_lines
+from preference_ui.datasets import VERSION_FILES, VersionLine, version_lines
 from preference_ui.errors import RlhfError
+from preference_ui.hints import training_on
 from preference_ui.projects import get_project
 from preference_ui.versions import freeze
 from preference_ui.zones import zone_of
@@ -103,7 +104,7 @@ def data_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     def show() -> tuple[str, str]:
         lines = version_lines(site.store, site.project)
         name = get_project(site.store, site.project).name
-        return _table(lead, lines), train_command(f"store:{name}@v{lines[0].number}") if lines else ""
+        return _table(lead, lines), training_on(lead.site.store, f"store:{name}@v{lines[0].number}") if lines else ""
 
     def load(request: gr.Request) -> tuple[str, str]:
         lead.caller(request, "reviewer")

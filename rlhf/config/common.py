@@ -47,7 +47,10 @@ class StageConfig(PlacedSection):
     """What every stage that trains has."""
 
     run_dir: Name
+    """Directory of the run: config, metrics, checkpoints, final weights. The same command goes on from what is in
+    it."""
     seed: int = Field(0, ge=0)
+    """Every random choice derives from it: equal configs with equal seeds draw and train alike."""
     model: ModelConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

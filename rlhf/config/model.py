@@ -27,10 +27,12 @@ class ModelConfig(Section):
     quantization: Literal["none", "nf4", "int8"] = "none"
     """Frozen base weights in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
     double_quantization: bool = True
-    """Of nf4: the scales of its blocks are quantized, too."""
+    """nf4 only: quantize the scales of its blocks as well, 0.37 bits per weight less (arXiv:2305.14314 sec. 3)."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """``auto`` is ``sdpa``, and ``eager`` for models that cap the logits of their attention (Gemma 2): sdpa cannot."""
     gradient_checkpointing: bool = False
+    """Compute each layer's activations again in backward instead of keeping them: far less memory for another forward
+    pass (arXiv:1604.06174)."""
     trust_remote_code: bool = False
     """Lets a model run Python code that it brings; needs ``revision``."""
     chat_style: Literal["auto", "model", "default", "plain"] = "auto"
@@ -58,13 +60,21 @@ class LoraConfig(Section):
     """The adapter: LoRA (arXiv:2106.09685) unless ``method`` names another of ``rlhf peft list``."""
 
     method: str = "lora"
+    """``lora``, ``dora``, ``rslora``, ``pissa``, ``olora``, ``ia3``, ``oft``, ...: ``rlhf peft list`` says what each
+    can do."""
     r: int = Field(16, ge=1, le=1024)
+    """Rank of the update of each matrix; with another method what ``rlhf peft list`` calls its size."""
     alpha: float = Field(32.0, gt=0)
+    """Scale of the update: alpha / r times B A. Methods without such a scale leave it unused."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of a layer's inputs that training drops on their way through the adapter; 0 in PPO and DPO."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers with an adapter: every linear one but the output (``all-linear``; ia3 and ln_tuning: those that they are
+    made for), names such as ``[q_proj, v_proj]``, or one regular expression."""
     use_dora: bool = False
     """Weight-decomposed LoRA (arXiv:2402.09353)."""
     use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r, so that large ranks learn, too (arXiv:2312.03732)."""
 
     @model_validator(mode="after")
     def _method_is_usable(self) -> LoraConfig:
@@ -97,8 +107,11 @@ class EngineConfig(Section):
     """DeepSpeed ZeRO (arXiv:1910.02054)."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """Over the ranks are cut: 0 nothing, 1 optimizer states, 2 gradients as well, 3 the parameters as well."""
     offload_optimizer: bool = False
+    """Keep optimizer states in main memory instead of a GPU's (arXiv:2101.06840); ZeRO 1 to 3."""
     offload_parameters: bool = False
+    """Keep the parameters in main memory and fetch them layer by layer (arXiv:2104.07857); ZeRO-3 only."""
     reduce_bucket_elements: int = Field(50_000_000, ge=1)
     """Gradients are reduced in buckets of at most this many elements; ZeRO-3 holds one whole bucket all the time."""
 
@@ -115,14 +128,22 @@ class OptimConfig(Section):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's step size after warm-up."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay per step, times the learning rate (arXiv:1711.05101)."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of the first and of the second moment."""
     eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Of the learning rate after warm-up, over the run's optimizer steps: constant, or down to 0 in a line or half a
+    cosine."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of all optimizer steps over which the learning rate rises from zero."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """A gradient with a larger norm, over all that is trained (in PPO: over the policy), is scaled down to it."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW (arXiv:1711.05101); ``adamw_8bit`` holds both moments in 8 bits (arXiv:2110.02861)."""
 
 
 class PlacementConfig(Section):
@@ -131,20 +152,24 @@ class PlacementConfig(Section):
     num_ranks: int = Field(1, ge=1)
     """Training processes (DeepSpeed ranks)."""
     num_rollout_workers: int = Field(1, ge=1)
+    """Processes that draw responses (PPO, sample, evaluate)."""
     num_scorer_workers: int = Field(1, ge=1)
     """Processes for reward models that do not stand on the policy's base; each holds all of these. None needed, none
     started."""
     num_critic_ranks: int = Field(1, ge=1)
     """Training processes of a critic with a base of its own (``roles.critic``); without one none is started."""
     cpus_per_worker: float = Field(1.0, ge=0)
+    """CPUs that Ray sets aside for each worker, of any role; a fraction lets several share one."""
     gpus_per_rank: float | None = Field(None, ge=0)
-    """None: one GPU per rank where the cluster has GPUs, otherwise none. To be set with ``wait_for_nodes``. A fraction
-    for more than one rank needs more than half of a GPU, alone or together with what shares it by ``layout``."""
+    """null: one GPU per rank where the cluster has GPUs, otherwise none; 0: on CPUs. To be set with ``wait_for_nodes``.
+    A fraction for more than one rank needs more than half of a GPU, alone or together with what shares it by
+    ``layout``."""
     gpus_per_rollout_worker: float | None = Field(None, ge=0)
+    """As ``gpus_per_rank``, per rollout worker; with vLLM null means ``rollout.tensor_parallel`` GPUs."""
     gpus_per_scorer_worker: float | None = Field(None, ge=0)
+    """As ``gpus_per_rank``, per scorer worker."""
     gpus_per_critic_rank: float | None = Field(None, ge=0)
-    """None, here, for rollout and for scorer workers: as for ranks (a rollout worker with vLLM takes
-    ``rollout.tensor_parallel`` GPUs). 0: on CPUs."""
+    """As ``gpus_per_rank``, per rank of a critic with a base of its own."""
     threads_per_worker: int = Field(1, ge=1)
     """Intra-op CPU threads of every worker."""
     ray_address: str | None = None
@@ -172,7 +197,10 @@ class PlacementConfig(Section):
     """For a place, and then for workers to load: ranks on hosts that read at different speeds wait so long for one
     another, and after that ``collective_timeout_seconds``."""
     call_timeout_seconds: float = Field(900.0, gt=0)
+    """A worker that neither reports nor runs its model for so long counts as frozen; a call as a whole may take
+    longer."""
     collective_timeout_seconds: float = Field(120.0, gt=0)
+    """Longest wait of training ranks for one another in a collective operation, once all have loaded."""
 
     @model_validator(mode="after")
     def _rules(self) -> PlacementConfig:
@@ -239,5 +267,8 @@ class TelemetryConfig(Section):
     """Where numbers go; metrics.jsonl is always written."""
 
     tensorboard: bool = True
+    """Write TensorBoard event files into ``tensorboard/`` of the run directory."""
     wandb_project: str | None = None
+    """Also log to this Weights & Biases project; needs the package ``wandb``. null: none."""
     log_level: Literal["DEBUG", "INFO", "WARNING"] = "INFO"
+    """Least severity of the records in the run's logs."""

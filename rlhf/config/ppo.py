@@ -6,87 +6,25 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.base import Name, OnBadRow, Section
+from rlhf.config.base import OnBadRow
 from rlhf.config.common import StageConfig, exact_division
 from rlhf.config.model import LoraConfig, OptimConfig, TelemetryConfig
+from rlhf.config.ppo_parts import AdvantageConfig, KlConfig, PpoBatch, PpoLossConfig, PtxConfig, RolesConfig
 from rlhf.config.rollout import RolloutConfig
 from rlhf.config.scores import ScoreConfig, ScoreSource
-from rlhf.config.sources import FilesAlone, Mixed, why_not_mixed
+from rlhf.config.sources import Mixed, why_not_mixed
 
 MAX_KL_ERROR = 0.2
 """Relative error at which an adaptive KL controller clips (arXiv:1909.08593 sec. 2.2)."""
-
-
-class PpoBatch(Section):
-    """The batch words; everything else is derived by exact division."""
-
-    prompts_per_step: int = Field(32, ge=1)
-    responses_per_prompt: int = Field(1, ge=1)
-    minibatch_sequences: int = Field(32, ge=1)
-    microbatch_sequences_per_gpu: int = Field(8, ge=1)
-    microbatch_tokens_per_gpu: int | None = Field(None, ge=1)
-    """Prompt and response tokens of a pass; set, it takes the place of the number of sequences (packed passes only)."""
-    epochs: int = Field(4, ge=1)
-
-    @property
-    def sequences_per_step(self) -> int:
-        """Responses drawn per step."""
-        return self.prompts_per_step * self.responses_per_prompt
-
-
-class KlConfig(Section):
-    """Distance from the reference policy."""
-
-    mode: Literal["reward", "loss", "none"] = "reward"
-    """Penalty per token in the reward, a term of the loss, or only measured."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    coef: float = Field(0.05, ge=0)
-    target: float | None = Field(None, gt=0)
-    """Nats per response; set it to adapt the coefficient (arXiv:1909.08593 sec. 2.2)."""
-    horizon: float = Field(10_000.0, gt=0)
-    limit: float | None = Field(None, gt=0)
-    """Nats per response above which the run stops with an error."""
-
-
-class PpoLossConfig(Section):
-    """Losses of PPO (arXiv:1707.06347)."""
-
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
-    dual_clip: float | None = Field(None, gt=1)
-    value_clip: float | None = Field(0.2, gt=0)
-    value_coef: float = Field(0.1, ge=0)
-    entropy_coef: float = Field(0.0, ge=0)
-    critic_warmup_steps: int = Field(0, ge=0)
-    """First steps in which only the critic learns: advantages from an untrained critic move the policy at random."""
-    epoch_kl_stop: float | None = Field(None, gt=0)
-    """Mean per-token k3 between old and new policy above which the step's remaining epochs are left out."""
-    old_logprobs: Literal["trainer", "rollout"] = "trainer"
-    """Whose log-probs of the drawn tokens the ratio compares with. ``rollout`` takes those that the rollout engine has
-    reported and saves the policy a quarter of judging; trainer and engine are then compared on the first step and on
-    each further step's first update only (ADR 24)."""
-    importance_cap: float | None = Field(None, gt=0)
-    """Weigh every token by min(trainer / sampler probability, cap); needed where rollouts run ahead."""
-    entropy_floor: float | None = Field(None, gt=0)
-    """Nats per token below which the run stops: the policy has collapsed."""
-
-
-class AdvantageConfig(Section):
-    """How scores become advantages."""
-
-    method: Literal["gae", "grpo", "rloo", "reinforce_plus_plus"] = "gae"
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    whiten: bool = True
-    """Mean 0, deviation 1 over the step's tokens; for gae (reinforce_plus_plus always, grpo and rloo never)."""
-    grpo_scale_by_std: bool = True
 
 
 class PpoOptimConfig(OptimConfig):
     """AdamW with PPO's own defaults; as fields, so that a section that names other keys keeps them."""
 
     learning_rate: float = Field(3e-6, gt=0)
+    """Of the policy's AdamW, after warm-up (``critic_learning_rate`` is the critic's)."""
     eps: float = Field(1e-5, gt=0)
+    """Added to the root of Adam's second moment; PPO's own is larger than AdamW's usual 1e-8."""
 
 
 class PpoTelemetryConfig(TelemetryConfig):
@@ -96,45 +34,20 @@ class PpoTelemetryConfig(TelemetryConfig):
     """Record where every step's time and memory go: profile/ in the run directory, and a table at the end."""
 
 
-class PtxConfig(Section):
-    """Demonstrations that anchor the policy: their log-likelihood joins the loss (PPO-ptx, arXiv:2203.02155 eq. 2)."""
-
-    train: FilesAlone
-    format: str = "auto"
-    on_bad_row: OnBadRow = "refuse"
-    coef: float = Field(1.0, gt=0)
-    """Of the mean negative log-likelihood per assistant token; the policy loss beside it is a mean per token, too."""
-    sequences_per_update: int = Field(8, ge=1)
-    """Per optimizer step, over all ranks."""
-    max_sequence_tokens: int = Field(512, ge=8)
-    on_long_row: Literal["refuse", "drop", "truncate"] = "refuse"
-
-
-class RolesConfig(Section):
-    """Which roles stand on the policy's base (ADR 17, ADR 19)."""
-
-    layout: Literal["auto", "shared", "separate"] = "auto"
-    """Reward models: ``auto`` lets the first that has the policy's base and chat format be an adapter on it and gives
-    the others worker processes of their own; ``shared`` refuses a run that would need any; ``separate`` gives all their
-    own."""
-    critic: Name | None = None
-    """A finished reward run or a base model on which the critic stands, in training ranks of its own
-    (``placement.num_critic_ranks``); it must read the policy's tokens. None: an adapter on the policy's base."""
-    recompute_feed_forward: bool = False
-    """Gate and up of every feed-forward are made again in backward instead of kept: a third of the activations for a
-    quarter more arithmetic; whole layers (``model.gradient_checkpointing``) keep less and cost half as much again."""
-
-
 class PpoConfig(StageConfig):
     """PPO on Ray rollouts, a shared frozen base and LoRA adapters."""
 
     stage: Literal["ppo"] = "ppo"
+    """Which stage the file is for; a file says it, the command line repeats it."""
     prompts: Mixed
     """Files or globs; or a list of sources, each with ``files`` and its own ``format``, ``limit`` and ``weight``."""
     prompt_format: str = "auto"
+    """Format of ``prompts``, such as ``messages`` or ``alpaca``; ``auto`` detects it per file."""
     on_bad_row: OnBadRow = "refuse"
     """Of the prompts: a row that does not fit stops the run, or is left out and listed in ``dropped.jsonl``."""
     scores: tuple[ScoreSource, ...] = Field(min_length=1)
+    """What is learned: reward runs, Python functions and servers; a response's score is their sum, each times its
+    ``weight``."""
     roles: RolesConfig = RolesConfig()
     lora: LoraConfig = LoraConfig()
     """Adapter of the critic, and of the policy when ``model.name`` has none yet."""
@@ -153,8 +66,10 @@ class PpoConfig(StageConfig):
     advantage: AdvantageConfig = AdvantageConfig()
     score: ScoreConfig = ScoreConfig()
     ptx: PtxConfig | None = None
+    """Demonstrations that anchor the policy; null: none."""
     telemetry: PpoTelemetryConfig = PpoTelemetryConfig()
     num_steps: int = Field(100, ge=1)
+    """Steps of the run, each: draw, judge, learn, hand the new weights over."""
     sync_chunk_bytes: int = Field(2**28, ge=1)
     """Largest piece in which a fully trained policy travels to the rollout workers; one tensor is never cut."""
     sync_between_hosts: Literal["gloo", "store"] = "gloo"
@@ -167,6 +82,7 @@ class PpoConfig(StageConfig):
     mismatch_limit: float = Field(0.5, gt=0)
     """Largest mean |log-prob difference| between rollout engine and trainer on one version's own tokens."""
     sample_every_steps: int = Field(10, ge=1)
+    """Steps between samples of prompts and responses, kept in the run directory for board and report."""
 
     @property
     def uses_critic(self) -> bool:

@@ -15,6 +15,7 @@ class CheckpointConfig(Section):
     every: int = Field(50, ge=1)
     """Optimizer-visible steps between commits; at most this many are repeated after a kill."""
     keep_last: int = Field(3, ge=1)
+    """Newest commits that are kept; older ones are removed (but see ``keep_best``)."""
     write_timeout_seconds: float = Field(1800.0, gt=0)
     """While ranks write or read the files of a checkpoint, or write the final model, they may be silent for so long,
     and wait so long for one another. Whole models on a slow network disk may need more: twice their bytes by its

@@ -13,10 +13,15 @@ class SamplingConfig(Section):
     """How responses are drawn."""
 
     temperature: float = Field(1.0, gt=0)
+    """Divides the logits before a token is drawn: below 1 likelier tokens, above 1 more variety."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that together have this probability (arXiv:1904.09751); 1: from all. 1 in PPO."""
     top_k: int = Field(0, ge=0)
+    """Draw from so many of the likeliest tokens; 0: from all. 0 in PPO."""
     max_prompt_tokens: int = Field(256, ge=1)
+    """Longest prompt, chat template included; a longer one stops the run, for a cut one asks something else."""
     max_response_tokens: int = Field(128, ge=1)
+    """A response that has not ended by then is cut."""
 
 
 class RolloutConfig(SamplingConfig):

@@ -19,8 +19,11 @@ class RewardModelSource(Section):
     """A score from a trained reward model."""
 
     kind: Literal["reward_model"] = "reward_model"
+    """``reward_model``."""
     run: str
+    """Directory of a finished reward run."""
     weight: float = 1.0
+    """Factor of the score in the sum; below 0 turns it round."""
     on_error: OnError = "fail"
     """A score that is not finite stops the run, or its response is left out of the step and counted."""
 
@@ -32,8 +35,11 @@ class FunctionSource(Section):
     """
 
     kind: Literal["function"] = "function"
+    """``function``."""
     path: str
+    """``module:function``; the working directory is importable."""
     weight: float = 1.0
+    """Factor of the score in the sum; below 0 turns it round."""
     timeout_seconds: float = Field(2.0, gt=0)
     """Per response; a call with n of them may take n times as long, then its process is killed."""
     start_timeout_seconds: float = Field(120.0, gt=0)
@@ -56,8 +62,11 @@ class HttpSource(Section):
     """A score from a reward server: POST ``{"prompts": [...], "responses": [...]}``, answer ``{"scores": [...]}``."""
 
     kind: Literal["http"] = "http"
+    """``http``."""
     url: str
+    """Where requests are posted: ``https://host[:port]/path``, without user or password."""
     weight: float = 1.0
+    """Factor of the score in the sum; below 0 turns it round."""
     token: Secret | None = None
     """Sent as ``Authorization: Bearer``; ``env:NAME`` or ``file:PATH``."""
     timeout_seconds: float = Field(30.0, gt=0)
@@ -69,7 +78,9 @@ class HttpSource(Section):
     send_meta: bool = False
     """Also send ``"meta": [{...}, ...]``: of each response the ``id`` and the other columns of its prompt's row."""
     rows_per_request: int = Field(64, ge=1)
+    """Most responses in one request."""
     concurrent_requests: int = Field(1, ge=1, le=64)
+    """Requests under way at a time."""
     ca_file: str | None = None
     """Certificates to trust instead of the system's; verification cannot be turned off."""
     allow_plain_http: bool = False
@@ -111,11 +122,14 @@ class ScoreConfig(Section):
     """What happens to a score before it becomes a reward."""
 
     clip: float | None = Field(None, gt=0)
+    """Scores are cut to [-clip, clip] after ``missing_eos``; reported scores are not. null: as they are."""
     missing_eos: Literal["keep", "subtract", "replace", "scale"] = "keep"
     """What becomes of the score of a response that was cut at the limit."""
     missing_eos_value: float | None = None
     """What is subtracted, or put in its place, or multiplied by: no value suits all scores."""
     whiten_rewards: bool = False
+    """Scale the rewards per token, KL penalty included, to deviation 1 around their own mean; gae and
+    reinforce_plus_plus only."""
 
     @model_validator(mode="after")
     def _missing_eos_has_its_value(self) -> ScoreConfig:

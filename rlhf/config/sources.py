@@ -18,6 +18,7 @@ class DataSource(Section):
     files: Files
     """Files or globs (``store:PROJECT[@vN]`` among preferences)."""
     format: str = "auto"
+    """Format of its rows, such as ``messages`` or ``alpaca``; ``auto`` detects it per file."""
     limit: int | None = Field(None, ge=1)
     """At most this many rows, before they are weighed."""
     weight: float = Field(1.0, gt=0, le=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
 from rlhf.config import ModelConfig
 from rlhf.errors import ConfigError
 from rlhf.models import norms, products
+from rlhf.models.bars import no_bars
 from rlhf.models.base_config import attention_of, read_base_config
 from rlhf.models.source import ModelSource
 from rlhf.models.tokenizer import MAX_NEW_TOKENS
@@ -100,7 +102,8 @@ def _load(kind: Any, source: ModelSource, kwargs: dict[str, Any]) -> Any:
         ConfigError: naming the model and what transformers said.
     """
     try:
-        return kind.from_pretrained(source.base, **kwargs)
+        with no_bars() if Path(source.base).is_dir() else nullcontext():
+            return kind.from_pretrained(source.base, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model {source.base!r} cannot be loaded: {error}") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rlhf.config import PpoConfig
-from rlhf.config.ppo import PtxConfig
+from rlhf.config.ppo_parts import PtxConfig
 from rlhf.config.stages import DataConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.collate import assemble_sequences

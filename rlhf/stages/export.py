@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlhf.models.bars import no_bars
 from rlhf.models.export import ExportReport, export_run, open_run
 from rlhf.telemetry.console import get_console, print_header, print_table
 
@@ -52,7 +53,8 @@ def main(rest: list[str]) -> int:
     output = Path(args.output) if args.output else Path(args.run) / "export"
     source = open_run(args.run)
     print_header(f"Export → {output}", f"run {args.run}")
-    report = export_run(source, output, merge=args.merge, dtype=args.dtype, max_difference=args.max_difference)
+    with no_bars():
+        report = export_run(source, output, merge=args.merge, dtype=args.dtype, max_difference=args.max_difference)
     print_table("Exported", _rows(report))
     get_console().print(
         f"maximal logit difference, reloaded export against live model: {report.max_difference:.3g}", markup=False

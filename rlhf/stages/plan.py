@@ -286,7 +286,8 @@ def _check_there(sources: dict[str, ScoreSource], config: Section) -> None:
 
 
 def _precision_text(model: ModelConfig) -> str:
-    return f"{str(torch_dtype(model)).removeprefix('torch.')} here, base {model.quantization}"
+    computed = f"{str(torch_dtype(model)).removeprefix('torch.')} here"
+    return computed if model.quantization == "none" else f"{computed}, base {model.quantization}"
 
 
 def _adapter_text(lora: LoraConfig) -> str:

@@ -81,6 +81,7 @@ def run_ppo(config: PpoConfig, *, progress: Progress | None = None) -> dict[str,
                     return train(start(session, attempt), progress)
             except WorkerError as error:
                 session.restarts.again_or_raise(error)
+                session.started = time.perf_counter()
 
 
 def train(run: PpoRun, progress: Progress | None) -> dict[str, Any]:

@@ -62,7 +62,7 @@ KLController = FixedKLController | AdaptiveKLController
 
 @dataclass
 class Session:
-    """What outlives a rebuilding of the training ranks."""
+    """What outlives a rebuilding of the training ranks; ``started``: when this attempt began, by ``perf_counter``."""
 
     config: PpoConfig
     run_dir: Path
@@ -81,6 +81,7 @@ class Session:
     stop: StopRequest
     restarts: RankRestarts
     profiler: Profiler
+    started: float
 
 
 @dataclass
@@ -107,7 +108,6 @@ class PpoRun:
     next_draw: int = 0
     updates_done: int = 0
     seconds_before: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
     last: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     ahead: deque[tuple[int, list[int], Batch]] = field(default_factory=deque)
@@ -137,12 +137,13 @@ class PpoRun:
 
     @property
     def total_seconds(self) -> float:
-        """Wall time of this attempt and of those that it continues."""
-        return self.seconds_before + time.perf_counter() - self.started
+        """Wall time of this attempt, reading and starting included, and of those that it continues."""
+        return self.seconds_before + time.perf_counter() - self.session.started
 
 
 def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     """Claims the run directory, reads all input, starts or joins Ray."""
+    started = time.perf_counter()
     config = with_starting_models(config)
     run_dir = prepare_run_dir(config)
     stack.callback(release_run_dir, run_dir)
@@ -186,7 +187,7 @@ def open_session(config: PpoConfig, stack: ExitStack) -> Session:
     profiler = Profiler(run_dir, on=config.telemetry.profile)
     stack.callback(profiler.write)
     return Session(config, run_dir, prompts, prompt_ids, chat, tokenizer.pad_token_id, anchor, scorer, models,
-                   metrics, events, store, identity, resources, stop, restarts, profiler)  # fmt: skip
+                   metrics, events, store, identity, resources, stop, restarts, profiler, started)  # fmt: skip
 
 
 def start(session: Session, stack: ExitStack) -> PpoRun:

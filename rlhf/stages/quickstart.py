@@ -19,7 +19,7 @@ from rlhf.data.helpline.rows import demonstrations, prompts
 from rlhf.data.loading import load_prompts
 from rlhf.data.schema import prompt_hash
 from rlhf.data.splits import split_by_prompt
-from rlhf.errors import CheckpointError, ConfigError
+from rlhf.errors import CheckpointError
 from rlhf.models.source import BUILTIN_PREFIX, RUN_FILE
 from rlhf.stages import quickstart_people as people
 from rlhf.stages.drawing import open_policy
@@ -30,6 +30,7 @@ from rlhf.stages.reward import run_reward
 from rlhf.stages.run_dir import SUMMARY_FILE, claim, release_run_dir, set_aside, write_json
 from rlhf.stages.sample import CANDIDATES_FILE, run_sample
 from rlhf.stages.sft import run_sft
+from rlhf.stages.shipped import shipped_configs
 from rlhf.stages.win_rate import win_rate
 from rlhf.telemetry.console import get_console, print_header, print_next_commands, print_table
 from rlhf.telemetry.environment import git_sha, versions
@@ -43,7 +44,6 @@ from rlhf.workers.runtime import ray_runtime
 OVERLAP = 2
 MIN_HUMAN_VOTES = 20
 STATE_FILE = "quickstart.json"
-CONFIGS = Path(__file__).parents[2] / "configs" / "quickstart"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class Quickstart:
         """A shipped config with every path moved under this run."""
         name = "evaluation" if stage == "evaluate" else stage
         config = load_config(
-            stage, CONFIGS / f"{stage}.yaml", [f"seed={self.seed}", *self.sizes.overrides.get(stage, ())]
+            stage,
+            shipped_configs("quickstart") / f"{stage}.yaml",
+            [f"seed={self.seed}", *self.sizes.overrides.get(stage, ())],
         )
         text = config.model_dump_json().replace("runs/quickstart", str(self.root))
         text = text.replace('"store:helpline"', json.dumps(f"store:{self.state.get('project', 'helpline')}"))
@@ -139,8 +141,7 @@ def _run(quick: Quickstart, annotate: bool) -> dict[str, Any] | None:
 
 
 def _open(root: Path, seed: int, fresh: bool, rehearsal: bool) -> Quickstart:
-    if not CONFIGS.is_dir():
-        raise ConfigError(f"{CONFIGS} is missing: run the quickstart from a clone of the project")
+    shipped_configs("quickstart")  # refuses before anything is set aside
     if fresh and root.exists():
         if not (root / STATE_FILE).is_file():
             raise CheckpointError(f"{root} is not a quickstart run: it was left as it is; choose another --run-dir")
@@ -238,7 +239,7 @@ def _rankings(quick: Quickstart, annotate: bool) -> bool:
         if votes < MIN_HUMAN_VOTES:
             get_console().print(f"\n{quick.state['items']} items wait for people in project {project!r}.", markup=False)
             annotate_command = f"rlhf annotate --project {project} --store {quick.store.path} --admin NAME"
-            print_next_commands([(annotate_command, "rank answers in the page (at least a few dozen)"),
+            print_next_commands([(annotate_command, f"rank answers in the page (at least {MIN_HUMAN_VOTES})"),
                                  (f"rlhf quickstart --run-dir {quick.root}", "then go on from here")])  # fmt: skip
             return False
         return True
@@ -320,7 +321,7 @@ def _summary(
         "peak_pss_mib": memory.peak_pss_mib,
         "sync": ppo["sync"],
         "seed": quick.seed,
-        "git_sha": git_sha(CONFIGS),
+        "git_sha": git_sha(shipped_configs("quickstart")),
         "versions": versions(),
         "annotators": people.annotator_table(quick.store, project, quick.state.get("votes", {}), quick.seed),
         "project": project,
@@ -330,13 +331,14 @@ def _summary(
 
 
 def _next_commands(quick: Quickstart) -> list[list[str]]:
-    ppo = quick.root / "ppo"
+    ppo, config = quick.root / "ppo", shipped_configs("quickstart") / "ppo.yaml"
+    config = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
     store = f"--store {quick.store.path}"
     return [
         [f"rlhf chat {ppo}", "talk to the trained policy"],
         [f"rlhf annotate --project {quick.state['compare']} {store} --admin me",
          "judge for yourself in the page: SFT's or PPO's answer, without being told which is which"],
-        [f"rlhf ppo --config configs/quickstart/ppo.yaml run_dir={quick.root}/ppo2 kl.coef=0.02 --dry-run",
+        [f"rlhf ppo --config {config} run_dir={quick.root}/ppo2 kl.coef=0.02 --dry-run",
          "plan another PPO run with a weaker KL penalty"],
     ]  # fmt: skip
 

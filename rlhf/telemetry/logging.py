@@ -97,9 +97,29 @@ def setup_logging(run_dir: str | Path, role: str, rank: int, level: str = "INFO"
     for name in _OWN_PACKAGES:
         logging.getLogger(name).setLevel(level.upper())
     _installed = handler
+    hold_libraries_back()
     quiet_libraries()
     logging.captureWarnings(True)
     return path
+
+
+class _ToTheRoot(logging.Filter):
+    """Hands a library's records to the root's handlers, and none to the console handler that the library installs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        logging.getLogger().handle(record)
+        return False
+
+
+def hold_libraries_back() -> None:
+    """Keeps what libraries say when they are imported off the terminal; files of a run get it. To be called before.
+
+    DeepSpeed warns that there is no GPU, bitsandbytes that a kernel is missing which no CPU needs.
+    """
+    deepspeed = logging.getLogger("DeepSpeed")
+    if not any(isinstance(found, _ToTheRoot) for found in deepspeed.filters):
+        deepspeed.addFilter(_ToTheRoot())
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet_libraries() -> None:

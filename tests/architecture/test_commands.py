@@ -14,7 +14,7 @@ import pytest
 
 from cluster.pipeline import check_pipeline
 from cluster.plan import main as plan
-from rlhf.cli import DELEGATES, build_parser
+from rlhf.cli import DELEGATES, build_parser, main
 from rlhf.config import STAGES, load_config
 from rlhf.config.base import Section
 
@@ -27,10 +27,30 @@ IMPORT = ("rlhf", "prefs", "import")
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The words of each command in blocks and, after ``# Launch:`` or ``# Before:``, in a config's head."""
+    """Words of each command in blocks and, after ``# Launch:``, ``# Before:``, ``# Estimate:``, in a config's head."""
     text = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^(?: {4,}|# (?:Launch|Before): |)((?:rlhf|make) .+)$", text, re.MULTILINE)
+    found = re.findall(r"^(?: {4,}|# (?:Launch|Before|Estimate): |)((?:rlhf|make) .+)$", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
+
+
+def examples_of(text: str) -> list[list[str]]:
+    """The words of each command under a help's ``examples:``, without what stands behind it in a column of its own."""
+    text = re.sub(r"\\\n\s*", "", text.partition("examples:\n")[2])
+    found = re.findall(r"^  (?:[A-Z_]+=\S+ )?((?:rlhf|python -m) .+?)(?: {2,}.*)?$", text, re.MULTILINE)
+    return [shlex.split(line) for line in found]
+
+
+def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``rlhf WORDS --help`` says."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        if words and words[0] in DELEGATES:
+            importlib.import_module(DELEGATES[words[0]][0]).main([*words[1:], "--help"])
+        elif words and words[0] == "python":
+            importlib.import_module(words[2]).main(["--help"])
+        else:
+            build_parser().parse_args([*words, "--help"])
+    return capsys.readouterr().out
 
 
 def options(words: list[str]) -> tuple[str | None, str, list[str]]:
@@ -97,8 +117,15 @@ def check(words: list[str]) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), words
         return
+    if words[0] == "python":
+        importlib.import_module(words[2]).build_parser().parse_args(
+            words[3 : words.index("--") if "--" in words else None]
+        )
+        return
     if words[1] in DELEGATES:
         parse_only(words[1], words[2:])
+    elif words[1:3] == ["config", "check"]:
+        assert main(words[1:]) == 0, words
     else:
         build_parser().parse_args(words[1:])
     config_of(words)
@@ -117,6 +144,27 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_can_be_given_as_they_stand(path: Path) -> None:
     for words in commands_of(path.read_text("utf-8")):
         check(words)
+
+
+HELPS = [[], *([name] for name in (*STAGES, "config", "chat", "quickstart", "report", *DELEGATES)),
+         ["python", "-m", "cluster.start"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", HELPS, ids=lambda words: " ".join(words) or "rlhf")
+def test_examples_of_a_help_can_be_given_as_they_stand(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(words, capsys)
+    examples = examples_of(text)
+    assert bool(examples) == ("examples:" in text)
+    for example in examples:
+        check(example)
+
+
+def test_the_examples_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {" ".join(words): len(examples_of(help_of(words, capsys))) for words in HELPS}
+    assert {name for name, count in found.items() if count} >= {
+        "", "export", "submit", "pipeline", "doctor", "plan", "board", "top", "annotate", "python -m cluster.start",
+    }  # fmt: skip
+    assert found["plan"] == 3 and found["annotate"] == 4
 
 
 def test_each_command_of_the_readme_reads_what_an_earlier_one_has_written() -> None:

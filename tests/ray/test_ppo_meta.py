@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlhf.config import PpoConfig
+from rlhf.engine.checkpoint.manifest import read_manifest
 from rlhf.errors import CheckpointError
 from tests.support.ppo import PROMPTS, Finished, run, tiny_config
 from tests.support.resumed import cut_after
@@ -38,7 +41,19 @@ def scored(actor_pool: ActorPool, tiny_base: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("TOLD_META", str(tmp_path / "told.jsonl"))
     config = tiny_config(tiny_base, tmp_path / "run", **settings(tmp_path))
     cut_after(config, actor_pool, 2)
-    return run(config, actor_pool)
+    before, began = commit_seconds(config), time.perf_counter()
+    done = run(config, actor_pool)
+    told = done.summary["seconds"] - before
+    assert 0.8 * (time.perf_counter() - began) < told <= time.perf_counter() - began, (
+        "from the start on, not from step 0"
+    )
+    return done
+
+
+def commit_seconds(config: PpoConfig) -> float:
+    """Seconds that the newest commit of a run has counted."""
+    newest = max((Path(config.run_dir) / "checkpoints").glob("step-*"))
+    return float(read_manifest(newest).state["seconds"])
 
 
 def test_every_response_is_scored_against_its_own_row(

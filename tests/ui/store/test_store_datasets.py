@@ -10,9 +10,10 @@ import pytest
 from store_helpers import MakeProject, by_text, claim, people
 
 from preference_ui import commands, queue
-from preference_ui.datasets import VERSION_FILES, train_command, version_file, version_lines
+from preference_ui.datasets import VERSION_FILES, version_file, version_lines
 from preference_ui.db import Store
 from preference_ui.errors import DataError, WordedDataError
+from preference_ui.hints import training_on
 from preference_ui.items import change_item, find_items
 from preference_ui.ranking import PairOptions
 from preference_ui.versions import freeze, get_version
@@ -111,6 +112,6 @@ def test_versions_of_an_earlier_program_are_listed(
     assert (line.num_tasks, line.num_retired, line.num_rows) == (None, None, 3)
 
 
-def test_the_line_that_trains_survives_a_shell() -> None:
-    assert train_command("store:helpline@v3").endswith(" data.train=store:helpline@v3")
-    assert train_command("store:our $HOME@v1").endswith(" 'data.train=store:our $HOME@v1'")
+def test_the_line_that_trains_survives_a_shell(store: Store) -> None:
+    assert training_on(store, "store:helpline@v3").endswith(" data.train=store:helpline@v3")
+    assert training_on(store, "store:our $HOME@v1").endswith(" 'data.train=store:our $HOME@v1'")

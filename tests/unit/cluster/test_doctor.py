@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import doctor
-from cluster.checks import files, machine, processes, software
+from cluster.checks import files, machine, nodes, processes, software
 from cluster.checks.nodes import check_cluster, read_records
 from cluster.checks.record import Record, size
 from rlhf.config.ray_token import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE
@@ -209,6 +209,19 @@ def test_exit_code_and_json(token: Path, capsys: pytest.CaptureFixture[str], tmp
     assert doctor.main(["--quick", "--json"]) == 2
     records = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in records if r["status"] == "fail"] == ["token"]
+
+
+def test_a_run_directory_on_the_nodes_is_not_made_here(
+    token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(nodes, "check_cluster", lambda address, run_dir: asked.append((address, run_dir)) or [])
+    place = tmp_path / "shared/runs"
+    words = ["--quick", "--run-dir", str(place), "--address"]
+    assert doctor.main([*words, "http://127.0.0.1:8265"]) == 0 and not place.parent.exists()
+    assert doctor.main([*words, "auto"]) == 0 and place.is_dir(), "on a node it is checked here, too"
+    assert asked == [("http://127.0.0.1:8265", str(place)), ("auto", str(place))]
+    assert capsys.readouterr().out.count("can be written") == 1
 
 
 def test_sizes() -> None:

@@ -140,6 +140,22 @@ def test_too_large_names_the_largest(project: Path, tmp_path: Path) -> None:
         write_zip(package, tmp_path / "x.zip", max_mib=0.2)
 
 
+def test_relative_data_that_is_not_there_is_refused(project: Path) -> None:
+    def packed(**changes: object) -> set[str]:
+        tree = TREE | changes
+        return set(collect(tree, None, root=project, cluster_root="/shared").files)
+
+    for key in ("prompts", "train", "evaluation", "normalize_on"):
+        with pytest.raises(
+            ConfigError, match=rf"{key}=data/nope.*: names nothing below .*absolute path that every node"
+        ):
+            packed(data={key: "data/nope*.jsonl"})
+    model = {"name": "some-hub/model"}
+    assert packed(model=model, data={"train": "store:mine", "evaluation": "/shared/e.jsonl"}, prompts="runs/p") == {
+        "scorers/kind.py"
+    }
+
+
 def test_paths_that_cannot_be_sent(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"--include nothing\.txt"):
         names(project, include=["nothing.txt"])

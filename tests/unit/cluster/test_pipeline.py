@@ -77,6 +77,20 @@ def test_steps_run_once_and_go_on_after_a_failure(here: Path, capfd: pytest.Capt
     assert main([str(path), "--dry-run"]) == 0 and capfd.readouterr().out.count("done") == 3
 
 
+def test_a_plan_of_local_stages_names_the_data_that_is_missing(here: Path) -> None:
+    config, again = good_config(here / "sft.yaml"), {"name": "again", "stage": "sft", "config": "sft.yaml"}
+    path = write(here, {"name": "a", "stage": "sft", "config": config},
+                 again | {"overrides": ["data.train={run_dir}/a/rows.jsonl"]})  # fmt: skip
+    assert main([str(path), "--dry-run"]) == 0, "on a cluster the data is the nodes'"
+    with pytest.raises(ConfigError, match=r"step 'a': train=d\.jsonl names nothing here"):
+        main([str(path), "--local", "--dry-run"])
+    (here / "d.jsonl").write_text("{}\n")
+    assert main([str(path), "--local", "--dry-run"]) == 0, "a step before writes the other's"
+    path = write(here, again | {"overrides": ["data.train=runs/quickstart/data/rows.jsonl"]})
+    with pytest.raises(ConfigError, match="rlhf quickstart writes this one"):
+        main([str(path), "--local", "--dry-run"])
+
+
 def test_a_done_step_may_not_change_behind_ones_back(here: Path) -> None:
     first = good_config(here / "first.yaml")
     assert main([str(write(here, check("a", first)))]) == 0

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.data.chat import chat_format
+from rlhf.data.schema import Message
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models import adapters
 from rlhf.models.export import export_run, open_run, probe_batch
@@ -22,6 +25,7 @@ from rlhf.models.tokenizer import load_tokenizer
 from rlhf.stages.export import main
 from tests.support.tiny import build_model
 
+ROOT = Path(__file__).parents[3]
 SCALE = 0.15
 
 
@@ -90,6 +94,17 @@ def test_a_merged_export_stands_alone(run: Path, tmp_path: Path, capsys: pytest.
         assert not [name for name in weights.keys() if "lora" in name or "base_layer" in name]  # noqa: SIM118
 
 
+def test_files_that_are_here_are_read_and_written_without_bars(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--merge", "--output", str(tmp_path / "out")]) == 0
+    source = resolve_model(str(run))
+    config = ModelConfig(name=source.base)
+    load_causal_lm(source, config, load_tokenizer(source, config))
+    assert capsys.readouterr().err == ""
+    assert transformers_logging.is_progress_bar_enabled(), "downloads keep theirs"
+
+
 def test_template_and_generation_settings_travel(run: Path, tmp_path: Path) -> None:
     export_run(open_run(str(run)), tmp_path / "out", merge=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -148,6 +163,26 @@ def test_a_reward_run_becomes_a_classifier(tiny_base: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "out" / "reward.json").read_text("utf-8"))["mean"] == 0.5
     with pytest.raises(ConfigError, match="export it with --merge"):
         export_run(open_run(str(run)), tmp_path / "other", merge=False)
+
+
+def test_the_page_s_programs_read_what_was_written(
+    run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = make_run(tiny_base, tmp_path / "made", stage="reward")
+    monkeypatch.chdir(tmp_path)
+    export_run(open_run(str(run)), Path("runs/ppo/export"), merge=True)
+    export_run(open_run(str(run)), Path("adapters/helpline"), merge=False)
+    export_run(open_run(str(reward)), Path("runs/reward/export"), merge=True)
+    _, *blocks = (ROOT / "docs/export.md").read_text("utf-8").split("```python\n")
+    texts, told = [block.partition("```")[0] for block in blocks], []
+    spaces: list[dict[str, Any]] = [{"print": told.append} for _ in texts]
+    for text, space in zip(texts, spaces, strict=True):
+        exec(text, space)
+    generating, adapted, scoring = spaces
+    assert len(told) == 1 and generating["answer"].shape[1] > generating["ids"]["input_ids"].shape[1]
+    assert float((logits(adapted["model"]) - live_logits(run)).abs().max()) < 1e-5
+    own = load_reward_model(reward).score_texts([([Message("user", "Hello")], "Hi.")])[0]
+    assert scoring["score"] == pytest.approx(own, abs=1e-4)
 
 
 def test_refusals(run: Path, tiny_base: Path, tmp_path: Path) -> None:

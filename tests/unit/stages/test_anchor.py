@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf.config import PpoConfig, build_config
-from rlhf.config.ppo import PtxConfig
+from rlhf.config.ppo_parts import PtxConfig
 from rlhf.data.chat import chat_format
 from rlhf.data.order import rows_at
 from rlhf.errors import ConfigError, DataError

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import html
 import json
-import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf import cli
-from rlhf.config import SftConfig, build_config, load_config
 from rlhf.errors import ConfigError
 from rlhf.stages.run_dir import prepare_run_dir, release_run_dir
+from tests.support.conversations import demonstrations, write_rows
 
 ROOT = Path(__file__).parents[3]
 FUNCTION = "{kind: function, path: 'a:b'}"
@@ -122,18 +123,15 @@ def test_a_missing_file_is_told_alike_everywhere(words: list[str], capsys: pytes
     assert "config file nope.yaml does not exist" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("train", "prompts"), [
-    ("rows.jsonl", "prompts=rows.jsonl"), (("a b.jsonl", "c.jsonl"), """'prompts=["a b.jsonl", "c.jsonl"]'"""),
-])  # fmt: skip
-def test_what_comes_after_sft_can_be_run(train: Any, prompts: str) -> None:
-    tree = {"run_dir": "r", "model": {"name": "m"}, "data": {"train": train}}
-    _, (command, _) = cli._next_commands("sft", build_config(SftConfig, tree, source="test"))
-    assert command.endswith(f"model.name=r {prompts}")
-    words = shlex.split(command)
-    assert load_config("sample", ROOT / words[3], words[4:]).prompts == train
-
-
 def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sft", "model.name=m", "--dry-run", "batch.nope=1", "seed=x"]) == 2
     said = capsys.readouterr().out
     assert "unknown key 'batch.nope'" in said and "seed" in said
+
+
+def test_a_plan_on_the_standard_output_is_the_plan_alone(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", demonstrations(40))
+    words = ["sft", "--config", str(ROOT / "configs/sft/tiny_cpu.yaml"), f"data.train={rows}", "--dry-run"]
+    done = subprocess.run([sys.executable, "-m", "rlhf", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.startswith("Plan of sft"), "a library's warnings go before it"

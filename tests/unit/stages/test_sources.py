@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cluster.plan import _count_rows
-from rlhf.cli import _next_commands
 from rlhf.config import EvaluateConfig, PpoConfig, RewardConfig, SampleConfig, SftConfig, build_config
 from rlhf.config.sources import files_of
 from rlhf.errors import ConfigError, DataError
 from rlhf.stages import sft
+from rlhf.stages.next_commands import next_commands
 from rlhf.stages.pairs import open_model, read_pairs
 from rlhf.stages.plan import plan_stage
 from rlhf.stages.prompts import read_prompts
@@ -142,7 +142,7 @@ def test_what_is_odd_between_sources_is_told_under_the_mixture_s_ids(stage: str,
 def test_counting_and_next_commands(demonstrations: list[dict[str, Any]], tmp_path: Path) -> None:
     found = config(SftConfig, tmp_path, data={"train": demonstrations, "eval_fraction": 0})
     assert _count_rows(found) == 2 * 3 + 5
-    (_, (sample, _)) = _next_commands("sft", found)
+    (_, (sample, _)) = next_commands("sft", found)
     assert '"' + demonstrations[0]["files"] + '"' in sample and demonstrations[1]["files"][0] in sample
     assert _count_rows(config(SftConfig, tmp_path, data={"train": [{"files": "store:x"}]})) is None
 

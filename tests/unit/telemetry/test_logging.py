@@ -90,6 +90,29 @@ def test_libraries_leave_the_console(tmp_path: Path) -> None:
     assert [Path(handler.baseFilename) for handler in files] == [path]
 
 
+def test_what_libraries_say_while_they_are_imported_is_in_files_alone(tmp_path: Path) -> None:
+    """In a process of its own: here they have been imported long since."""
+    code = f"""
+import logging, sys
+from rlhf.telemetry.logging import hold_libraries_back, setup_logging
+hold_libraries_back()
+if sys.argv[1] == "run":
+    setup_logging({str(tmp_path)!r}, "policy", 1)
+deepspeed = logging.getLogger("DeepSpeed")  # what DeepSpeed does, then says
+deepspeed.setLevel(logging.WARNING)
+deepspeed.propagate = False
+deepspeed.addHandler(logging.StreamHandler(sys.stdout))
+deepspeed.warning("Setting accelerator to CPU")
+logging.getLogger("bitsandbytes.backends.cpu.ops").warning("no kernel")
+"""
+    root = "import logging; logging.getLogger().addHandler(logging.NullHandler())\n"  # as the command line does
+    for kind in ("plan", "run"):
+        done = subprocess.run([sys.executable, "-c", root + code, kind], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    text = (tmp_path / "logs/policy-1.log").read_text()
+    assert text.count("Setting accelerator to CPU") == 1 and "no kernel" not in text
+
+
 @pytest.mark.parametrize(
     ("role", "rank", "level"), [("../evil", 0, "INFO"), ("", 0, "INFO"), ("a", -1, "INFO"), ("a", 0, "LOUD")]
 )
