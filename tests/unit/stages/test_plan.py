@@ -31,6 +31,7 @@ def test_plans_of_all_stages(tiny_model_dir: Path, tmp_path: Path, monkeypatch: 
     batch = {"minibatch_sequences": 8, "microbatch_sequences_per_gpu": 2}
     sft = _plan("sft", model=model, data={"train": rows}, batch=batch, placement={"num_ranks": 2}, lora={"r": 4})
     assert sft["minibatch"] == "8 rows = 2 per pass x 2 accumulated x 2 ranks"
+    assert "none" not in sft["precision"] and sft["precision"].endswith(" here"), "a base that is not quantized"
     # r x (in + out) per projection: q, k, v, o, gate, up, down of two layers
     lora = 2 * 4 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
     assert sft["trained parameters"].startswith(f"{lora:,} of ")
