@@ -15,7 +15,7 @@ from rlhf.config import PpoConfig
 from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, lend, lendable
-from rlhf.models.loading import load_causal_lm
+from rlhf.models.loading import dtype_name, load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_chat
@@ -61,6 +61,7 @@ class PolicyWorker(TrainingRank):
         """What runs here, for the summary and for checks in the driver."""
         return {
             "engine": self.engine.type_name,
+            "dtype": dtype_name(self.config.model),
             "zero_stage": self.engine.zero_stage,
             "world_size": self.engine.world_size,
             "chat_fingerprint": self.chat.fingerprint(),
@@ -135,6 +136,7 @@ class PolicyWorker(TrainingRank):
             epochs_run += 1
             totals.norms += epoch_totals.norms
             totals.ratio_first = max(totals.ratio_first, epoch_totals.ratio_first)
+            totals.ratio_first_mean = max(totals.ratio_first_mean, epoch_totals.ratio_first_mean)
             totals.mismatch_max = max(totals.mismatch_max, epoch_totals.mismatch_max)
             totals.add(**epoch_totals.sums)
             reduced = self.engine.all_reduce_sum({k: float(v) for k, v in epoch_totals.sums.items()})
@@ -239,7 +241,7 @@ class PolicyWorker(TrainingRank):
                 if first:
                     totals.compare(part, outputs)
                 if first and index == 0:
-                    totals.ratio_first = float(policy.ratio_deviation_max)
+                    totals.start(policy)
             with self.spans.span("learn.backward"):
                 self.engine.backward(loss, last=last and index == len(mine) - 1)
 
