@@ -94,8 +94,8 @@ class PolicyWorker(TrainingRank):
         parts: list[dict[str, Tensor]] = []
         for rows in passes:
             found = self._judge_part(batch.select(rows).to(self.engine.device), with_policy)
-            parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+            parts.append({k: v if k == "scores" else pad_columns(v, width) for k, v in found.items()})
+        return {key: torch.cat([p[key] for p in parts]).cpu() for key in parts[0]}  # no pass waits for one before it
 
     def learn(
         self,
@@ -164,7 +164,7 @@ class PolicyWorker(TrainingRank):
             "logprobs",
             role=POLICY,
             input_ids=ids,
-            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+            attention_mask=torch.ones(ids.shape, dtype=torch.bool),
             response_ids=ids[:, len(prompt_ids) :],
             temperature=self.config.rollout.temperature,
         )
@@ -224,7 +224,7 @@ class PolicyWorker(TrainingRank):
         if self.roles.has_critic:
             found["values"] = told[CRITIC]
         if self.shared_score is not None:
-            found["scores"] = told[REWARD].float().cpu()
+            found["scores"] = told[REWARD].float()
         return found
 
     def _minibatch(
