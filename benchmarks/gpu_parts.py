@@ -105,7 +105,7 @@ class Passes:
 
 def _batch(rows: int) -> dict[str, Any]:
     ids = torch.randint(WORDS.start, WORDS.stop, (rows, PROMPT + RESPONSE), device="cuda")
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask = torch.ones(ids.shape, dtype=torch.bool)  # in main memory, as in PPO
     return {"input_ids": ids, "attention_mask": mask, "response_ids": ids[:, PROMPT:], "temperature": 1.0}
 
 

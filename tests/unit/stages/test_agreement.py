@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.same import asks_for_the_same
 from rlhf.errors import NumericsError
 from rlhf.stages.agreement import ROUNDING, Agreement, Bounds, refuse_ratio
 from tests.support.ppo import tiny_config
@@ -29,6 +30,14 @@ def test_the_coarsest_of_both_sides_tells(
     found = Agreement.of(tiny_config(tmp_path, tmp_path / "run"), trainer, workers)
     assert (found.sync.most, found.sync.mean) == ROUNDING[sync]
     assert (found.reference.most, found.reference.mean) == (found.ratio.most, found.ratio.mean) == ROUNDING[own]
+
+
+@pytest.mark.parametrize("recorded", [1e-4, 0.05])
+def test_a_run_that_was_begun_with_another_tolerance_is_the_same_run(recorded: float, tmp_path: Path) -> None:
+    """An earlier release wrote its default down, and shipped configs had one of their own."""
+    config = tiny_config(tmp_path, tmp_path / "run")
+    described = config.model_dump(mode="json") | {"sync_tolerance": recorded, "ratio_tolerance": recorded}
+    assert asks_for_the_same(described, config)
 
 
 def test_a_value_is_of_the_largest_alone(tmp_path: Path) -> None:
