@@ -6,12 +6,14 @@
 Whole PPO steps of the real system (Ray, one DeepSpeed rank and one rollout worker that share the GPU, critic, reference
 and reward model on one base), 256 prompt and 256 response tokens. Figures are given per 1 024 prompts and come from
 steps of fewer. A case that does not fit into memory (as ``rlhf plan`` says), onto the disk or into the time that is
-left is skipped, and the result says why; one that runs out of time leaves the steps that it has finished.
+left is skipped, and the result says why; one that runs out of time leaves the steps that it has finished. The file is
+written after every case; the first shape's come first, then one of each other shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -130,8 +133,8 @@ def run_case(tree: dict[str, Any], device: str, folder: Path, seconds: float) ->
     return steps, early, peak.bytes
 
 
-def measure(work: Any, precision: str, shape: Any, folder: Path, room: Any, planned: Any, peak: float) -> dict:
-    """One case from its start to its figures."""
+def measure(work: Any, precision: str, shape: Any, folder: Path, seconds: float, planned: Any, peak: float) -> dict:
+    """One case from its start to its figures, within some seconds."""
     from gpu_cases import MEMORY_WANTED, config_tree, memory_figures, speed_figures
 
     from rlhf.telemetry.metrics import read_metrics
@@ -139,7 +142,6 @@ def measure(work: Any, precision: str, shape: Any, folder: Path, room: Any, plan
     report, shares = planned
     tree = config_tree(work, precision, folder, shares=shares)
     began = time.monotonic()
-    seconds = min(CASE_SECONDS, room.seconds - GRACE_SECONDS)
     steps, early, device_peak = run_case(tree, work.device, folder, seconds)
     found: dict[str, Any] = {"seconds_in_all": round(time.monotonic() - began, 1)}
     if device_peak is not None:
@@ -158,28 +160,59 @@ def measure(work: Any, precision: str, shape: Any, folder: Path, room: Any, plan
     return found
 
 
-def run_shape(work: Any, shape: Any, precisions: list[str], place: Path, deadline: float, peak: float) -> dict:
-    """All cases of one shape; its weights are written when the first is sure to run, and deleted after the last."""
-    from gpu_cases import plan_case, why_skipped
-    from gpu_models import build
+def run_cases(work: Any, cases: list[tuple[Any, str]], place: Path, deadline: float, peak: float) -> Iterator[dict]:
+    """The figures of each case as it ends, by its name.
 
-    missing, folder, cases = missing_packages(("bitsandbytes",)), place / shape.name, {}
-    for precision in precisions:
-        room = room_left(work.device, place, deadline)
+    A shape's weights are written when its first case is sure to run, and deleted after its last.
+    """
+    from gpu_cases import plan_case, seconds_of, why_skipped
+
+    missing, undrawn = missing_packages(("bitsandbytes",)), dict[str, str]()
+    for index, (shape, precision) in enumerate(cases):
+        folder, room = place / shape.name, room_left(work.device, place, deadline)
         if folder.is_dir():  # the weights are there already
             room = replace(room, disk=float("inf"))
         planned = plan_case(work, precision, shape, room.gpu)
-        name, reason = f"{shape.name}-{precision}", why_skipped(precision, shape, planned[0], room, missing)
+        reason = undrawn.get(shape.name) or why_skipped(precision, shape, planned[0], room, missing)
+        if reason is None and not folder.is_dir():
+            reason = draw(work, shape, folder, room)
+            if reason is not None:
+                undrawn[shape.name] = reason
         if reason is not None:
-            cases[name] = {"skipped": reason}
+            found = {"skipped": reason}
         else:
-            if not folder.is_dir():
-                build(work, shape, folder)
-                room = replace(room, seconds=deadline - time.monotonic())
-            cases[name] = measure(work, precision, shape, folder, room, planned, peak)
-        print(name, json.dumps(cases[name]), file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    return cases
+            seconds = seconds_of(cases, index, deadline - time.monotonic(), CASE_SECONDS, GRACE_SECONDS)
+            found = measure(work, precision, shape, folder, seconds, planned, peak)
+        if shape not in [later for later, _ in cases[index + 1 :]]:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{shape.name}-{precision}", json.dumps(found), file=sys.stderr)
+        yield {f"{shape.name}-{precision}": found}
+
+
+def draw(work: Any, shape: Any, folder: Path, room: Any) -> str | None:
+    """Writes a shape's weights; why it could not, and then nothing is left of them."""
+    from gpu_cases import why_not_drawn
+    from gpu_models import build
+
+    reason = why_not_drawn(shape, room)
+    if reason is not None:
+        return reason
+    try:
+        build(work, shape, folder)
+    except (RuntimeError, OSError) as error:  # torch's want of memory is a RuntimeError
+        reason = f"its weights could not be written: {type(error).__name__}: {error}"
+    if reason is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        give_back()
+    return reason
+
+
+def give_back() -> None:
+    """What a failure has left on the device goes back."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def describe_device(device: str) -> dict[str, Any]:
@@ -224,7 +257,7 @@ def main() -> None:
     began = time.monotonic()
     prepare(args.device)
     from common import save
-    from gpu_cases import DEFAULT_SHAPES, KNOWN, PRECISIONS, Work, assemble
+    from gpu_cases import DEFAULT_SHAPES, KNOWN, PRECISIONS, Work, assemble, in_turn
     from gpu_models import matrix_peak
 
     names, precisions = args.shapes.split(",") if args.shapes else list(DEFAULT_SHAPES), args.precisions.split(",")
@@ -237,13 +270,13 @@ def main() -> None:
     work = replace(work, **{key: value for key, value in given.items() if value is not None})
     if work.steps < 2:
         parser.error("--steps must be at least 2: the first one is left out")
-    peak, cases = matrix_peak(args.device), dict[str, Any]()
+    peak, found = matrix_peak(args.device), dict[str, Any]()
+    cases, deadline = in_turn([KNOWN[name] for name in names], precisions), began + 60 * args.minutes - GRACE_SECONDS
     with tempfile.TemporaryDirectory(prefix="gpu-", dir=args.directory) as place:
-        for name in names:
-            deadline = began + 60 * args.minutes - GRACE_SECONDS
-            cases |= run_shape(work, KNOWN[name], precisions, Path(place), deadline, peak)
-    result = assemble(work, describe_device(args.device), peak, time.monotonic() - began, cases)
-    save("gpu" if args.device == "cuda" else "gpu-on-cpu", result)
+        for case in run_cases(work, cases, Path(place), deadline, peak):
+            found |= case
+            result = assemble(work, describe_device(args.device), peak, time.monotonic() - began, found)
+            save("gpu" if args.device == "cuda" else "gpu-on-cpu", result)  # whatever becomes of the next
 
 
 if __name__ == "__main__":

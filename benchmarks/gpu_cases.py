@@ -25,7 +25,7 @@ TINY = ModelShape(
 )  # fmt: skip
 KNOWN = {shape.name: shape for shape in (TINY, *SHAPES.values()) if not shape.qk_norm}
 DEFAULT_SHAPES = ("qwen2.5-7b", "qwen2.5-0.5b", "qwen2.5-1.5b")
-"""In the order in which they are missed when time runs out."""
+"""In the order in which they are missed when time runs out (``in_turn``)."""
 PRECISIONS = ("bf16", "nf4")
 PARTS = {"bf16": 1, "nf4": 2}
 """By what rows that are decoded or learned from together are divided, so that a case stays within its memory."""
@@ -149,10 +149,43 @@ def why_skipped(precision: str, shape: ModelShape, report: Report, room: Room, m
     for name, have in (("disk", room.disk), ("main memory", room.host)):
         if have < 1.2 * size:
             return f"{1.2 * size / GIB:.1f} GiB of {name} are needed for the weights, {have / GIB:.1f} are free"
-    least = START_SECONDS + SECONDS_PER_GIB * size / GIB
+    least = least_seconds(shape)
     if room.seconds < least:
         return f"{room.seconds:.0f} s are left, it takes at least {least:.0f} s"
     return None
+
+
+def why_not_drawn(shape: ModelShape, room: Room) -> str | None:
+    """Why a shape's weights cannot be drawn on the device, or None."""
+    size = weight_bytes(shape)
+    if room.gpu < size:
+        return f"{size / GIB:.1f} GiB of the device are needed to draw the weights, {room.gpu / GIB:.1f} are free"
+    return None
+
+
+def least_seconds(shape: ModelShape) -> float:
+    """What a case of a shape takes if its steps took nothing."""
+    return START_SECONDS + SECONDS_PER_GIB * weight_bytes(shape) / GIB
+
+
+def in_turn(shapes: Sequence[ModelShape], precisions: Sequence[str]) -> list[tuple[ModelShape, str]]:
+    """All cases: those of the first shape, then one of each other shape, so that every shape gets a figure."""
+    first, *others = shapes
+    return [(first, precision) for precision in precisions] + [(s, p) for p in precisions for s in others]
+
+
+def seconds_of(cases: Sequence[tuple[ModelShape, str]], index: int, left: float, most: float, grace: float) -> float:
+    """How long a case may take: ``most``, less where shapes that have no figure yet would come off badly.
+
+    Args:
+        left: of the whole benchmark.
+        grace: added to what each case needs at least.
+    """
+    begun = {shape.name for shape, _ in cases[: index + 1]}
+    waiting = {shape.name: shape for shape, _ in cases[index + 1 :] if shape.name not in begun}
+    kept_back = sum(least_seconds(shape) + grace for shape in waiting.values())
+    fair = max(left - grace - kept_back, least_seconds(cases[index][0]))
+    return min(most, left - grace, fair)
 
 
 def operations(work: Work, shape: ModelShape, response: float) -> dict[str, float]:

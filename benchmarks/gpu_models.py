@@ -48,10 +48,9 @@ def build(work: Work, shape: ModelShape, folder: Path) -> None:
     adapted = adapters.attach(model, adapters.peft_config(lora_of(work)), "default")
     for quantization in ("none", "nf4"):
         _write_reward(folder, adapted, quantization)
-    del model
+    del model, adapted
     gc.collect()  # adapters refer to their model and back
-    if work.device == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # cases run in other processes: what this one kept would be missing there
     write_prompts(work, folder)
 
 

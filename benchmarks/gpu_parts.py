@@ -105,7 +105,7 @@ class Passes:
 
 def _batch(rows: int) -> dict[str, Any]:
     ids = torch.randint(WORDS.start, WORDS.stop, (rows, PROMPT + RESPONSE), device="cuda")
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask = torch.ones(ids.shape, dtype=torch.bool)  # in main memory, as in PPO
     return {"input_ids": ids, "attention_mask": mask, "response_ids": ids[:, PROMPT:], "temperature": 1.0}
 
 
@@ -125,16 +125,21 @@ def ways(model: Any) -> dict[str, Callable[[], None]]:
     }
 
 
-def decode(base: Any, rows: int, tokens: int) -> dict[str, dict[str, float]]:
-    """Milliseconds per token of all rows behind the prompts, launched and replayed."""
-    engine = TransformersGenerator(base, LORA, stop_ids=(1,), pad_id=2, microbatch=rows, suppress_ids=(2,))
-    own = adapters.adapter_parameters(engine._model, POLICY)
-    engine.install(pack({name: torch.zeros(p.shape, dtype=p.dtype) for name, p in own}, 0))
+def decode(make: Callable[[], Any], rows: int, tokens: int) -> dict[str, dict[str, float]]:
+    """Milliseconds per token of all rows behind the prompts, launched and replayed.
+
+    Args:
+        make: gives a base; each way has an engine, and a base, of its own.
+    """
     prompts = torch.randint(WORDS.start, WORDS.stop, (rows, PROMPT)).tolist()
     tasks = [PromptTask(f"t{row}", tuple(ids), seed=row) for row, ids in enumerate(prompts)]
     found = {}
     for name, graphs in (("launched", False), ("replayed", True)):
-        engine._slot_words["graphs"] = graphs
+        engine = TransformersGenerator(
+            make(), LORA, stop_ids=(1,), pad_id=2, microbatch=rows, suppress_ids=(2,), graphs=graphs
+        )
+        own = adapters.adapter_parameters(engine._model, POLICY)
+        engine.install(pack({name: torch.zeros(p.shape, dtype=p.dtype) for name, p in own}, 0))
         times = []
         for limit in (2, 2, 2 + tokens // 2, 2 + tokens):  # the first is for the libraries
             torch.cuda.synchronize()
@@ -148,7 +153,25 @@ def decode(base: Any, rows: int, tokens: int) -> dict[str, dict[str, float]]:
             "start_seconds": round(times[2] - times[1] - late * (tokens // 2), 2),
             "prompts_seconds": round(times[1], 2),
         }
+        del engine, own
+        gc.collect()
+        torch.cuda.empty_cache()
     return found
+
+
+def measure_passes(layers: int, rows: list[int], peak: float, *, profile: bool) -> tuple[dict[str, Any], list[int]]:
+    """Learning and judging in all ways, and how many layers run in halves, and with their attention in them."""
+    base, found = build(layers), dict[str, Any]()
+    roles = RolesModel(base, RoleInit(LORA, critic_config=LORA)).to("cuda").eval()
+    passes = Passes(roles, layers, peak)
+    for name, take in ways(base).items():
+        take()
+        found[name] = {f"learn_{count}": passes.learn(count) for count in rows} | {"judge_8": passes.judge(8)}
+        print(name, found[name], file=sys.stderr, flush=True)
+        if profile:
+            print(passes.profile(rows[-1]), file=sys.stderr, flush=True)
+    halves = [layer.halves for layer in base.model.layers if hasattr(layer, "halves")]
+    return found, [len(halves), sum(h.attention is not None for h in halves)]
 
 
 def main() -> None:
@@ -162,31 +185,22 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU: there is nothing to measure here")
-    peak, found = matrix_peak("cuda"), dict[str, Any]()
-    base = build(args.layers)
-    roles = RolesModel(base, RoleInit(LORA, critic_config=LORA)).to("cuda").eval()
-    passes, rows = Passes(roles, args.layers, peak), [int(count) for count in args.rows.split(",")]
-    for name, take in ways(base).items():
-        take()
-        found[name] = {f"learn_{count}": passes.learn(count) for count in rows} | {"judge_8": passes.judge(8)}
-        print(name, found[name], file=sys.stderr, flush=True)
-        if args.profile:
-            print(passes.profile(rows[-1]), file=sys.stderr, flush=True)
-    halves = [layer.halves for layer in base.model.layers if hasattr(layer, "halves")]
-    in_halves = [len(halves), sum(h.attention is not None for h in halves)]
-    del passes, roles, base, take, halves  # each of them holds the layers
+    peak, rows = matrix_peak("cuda"), [int(count) for count in args.rows.split(",")]
+    found, in_halves = measure_passes(args.layers, rows, peak, profile=args.profile)
     gc.collect()
     torch.cuda.empty_cache()
-    found["decode"] = decode(build(args.layers), args.decode_rows, args.decode_tokens)
     device = torch.cuda.get_device_properties(0)
-    save("gpu-parts", {
+    result = {
         "device": {"name": device.name, "memory_gib": round(device.total_memory / 2**30, 1)},
         "matrix_peak_tflops": round(peak / 1e12, 1),
         "layers": args.layers,
         "layers_in_halves": in_halves,
         "prompt_and_response_tokens": [PROMPT, RESPONSE],
         "cases": found,
-    })  # fmt: skip
+    }
+    save("gpu-parts", result)  # whatever becomes of decoding
+    found["decode"] = decode(lambda: build(args.layers), args.decode_rows, args.decode_tokens)
+    save("gpu-parts", result)
 
 
 if __name__ == "__main__":

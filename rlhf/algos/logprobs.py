@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Ids = Sequence[int] | Tensor
+"""Token ids; a long tensor beside the logits saves a GPU the way there, for which it is waited."""
+
 
 @dataclass(frozen=True)
 class LogprobsAndEntropy:
@@ -43,9 +46,7 @@ def shift_for_response(logits: Tensor, response_length: int) -> Tensor:
     return logits[:, -response_length - 1 : -1]
 
 
-def token_logprobs(
-    logits: Tensor, token_ids: Tensor, *, temperature: float, suppress_ids: Sequence[int] = ()
-) -> Tensor:
+def token_logprobs(logits: Tensor, token_ids: Tensor, *, temperature: float, suppress_ids: Ids = ()) -> Tensor:
     """Log-probability of each token: slot t of ``logits`` is what ``token_ids[t]`` was drawn from.
 
     Args:
@@ -64,7 +65,7 @@ def token_logprobs(
     return chosen - scaled.logsumexp(dim=-1)
 
 
-def entropy(logits: Tensor, *, temperature: float, suppress_ids: Sequence[int] = ()) -> Tensor:
+def entropy(logits: Tensor, *, temperature: float, suppress_ids: Ids = ()) -> Tensor:
     """Entropy in nats of ``softmax(logits / temperature)`` without the suppressed ids.
 
     Args:
@@ -85,7 +86,7 @@ def logprobs_and_entropy(
     token_ids: Tensor,
     *,
     temperature: float,
-    suppress_ids: Sequence[int] = (),
+    suppress_ids: Ids = (),
     entropy_graph: bool = True,
 ) -> LogprobsAndEntropy:
     """Both at once.
@@ -110,7 +111,7 @@ def chunked_logprobs_and_entropy(
     *,
     temperature: float,
     chunk_tokens: int,
-    suppress_ids: Sequence[int] = (),
+    suppress_ids: Ids = (),
     entropy_graph: bool = True,
     read: Callable[..., LogprobsAndEntropy] = logprobs_and_entropy,
 ) -> LogprobsAndEntropy:
@@ -146,11 +147,11 @@ def chunked_logprobs_and_entropy(
     return LogprobsAndEntropy(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
 
-def _scaled_logits(logits: Tensor, temperature: float, suppress_ids: Sequence[int]) -> Tensor:
+def _scaled_logits(logits: Tensor, temperature: float, suppress_ids: Ids) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; greedy decoding has no log-probabilities")
     scaled = logits.float() / temperature
-    if suppress_ids:
-        columns = torch.tensor(list(suppress_ids), dtype=torch.long, device=logits.device)
-        scaled = scaled.index_fill(-1, columns, -torch.inf)
+    if len(suppress_ids):
+        ids = suppress_ids if isinstance(suppress_ids, Tensor) else torch.tensor(list(suppress_ids), dtype=torch.long)
+        scaled = scaled.index_fill(-1, ids.to(logits.device), -torch.inf)
     return scaled

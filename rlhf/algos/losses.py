@@ -33,6 +33,7 @@ class PolicyLoss:
             update.
         ratio_deviation_max: largest ``abs(ratio - 1)``; 0 on the first micro-batch of a step if nothing is
             wrong.
+        ratio_deviation_sum: sum of ``abs(ratio - 1)`` over kept tokens.
         approx_kl_sum: sum of the k3 estimate of KL(old || new), never negative.
         num_tokens: number of kept tokens.
     """
@@ -41,6 +42,7 @@ class PolicyLoss:
     clip_fraction_sum: Tensor
     ratio_sum: Tensor
     ratio_deviation_max: Tensor
+    ratio_deviation_sum: Tensor
     approx_kl_sum: Tensor
     num_tokens: Tensor
 
@@ -325,6 +327,7 @@ def _policy_loss(
         clip_fraction_sum=clipped.sum(),
         ratio_sum=masked_sum(log_ratio.exp(), mask),
         ratio_deviation_max=deviation.abs().amax(),
+        ratio_deviation_sum=masked_sum(deviation.abs(), mask),
         approx_kl_sum=(deviation - log_ratio).sum(),
         num_tokens=mask.sum(),
     )

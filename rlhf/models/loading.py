@@ -33,6 +33,11 @@ def torch_dtype(config: ModelConfig) -> torch.dtype:
     return torch.float32 if config.dtype == "float32" else torch.bfloat16
 
 
+def dtype_name(config: ModelConfig) -> str:
+    """The same as ``model.dtype`` spells it."""
+    return str(torch_dtype(config)).removeprefix("torch.")
+
+
 def quantization_config(config: ModelConfig) -> BitsAndBytesConfig | None:
     """bitsandbytes settings for a frozen base, or None."""
     if config.quantization == "none":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf.algos.logprobs import LogprobsAndEntropy, chunked_logprobs_and_entropy
+from rlhf.algos.logprobs import Ids, LogprobsAndEntropy, chunked_logprobs_and_entropy
 from rlhf.models.kernels import readout
 
 LOGITS_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
@@ -30,7 +30,7 @@ def read_logprobs(
     token_ids: Tensor,
     *,
     temperature: float,
-    suppress_ids: Sequence[int] = (),
+    suppress_ids: Ids = (),
     entropy_graph: bool = True,
 ) -> LogprobsAndEntropy:
     """Log-probabilities and entropies of tokens by the states before them.

@@ -8,17 +8,19 @@ reaches what stands behind it, so no mask is needed. On a CPU, where lengths dif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf.algos.masks import position_ids
+from rlhf.models.moving import moved_together
 
 ATTENTION = "rlhf_packed"
 MULTIPLE = 16
@@ -63,11 +65,13 @@ class Packing:
         places: (tokens,) index into the flattened (sequences, width).
         lengths: tokens of each sequence of all parts.
         kept: what is read of the result; None: all.
+        beside: ``starts`` where the tokens are; None: they are brought there when they are asked for.
     """
 
     places: Tensor
     lengths: tuple[int, ...]
     kept: Kept | None = None
+    beside: Tensor | None = None
 
     @cached_property
     def starts(self) -> Tensor:
@@ -77,7 +81,8 @@ class Packing:
     @cached_property
     def starts_there(self) -> Tensor:
         """The same as a GPU's attention takes them: int32, beside the tokens."""
-        return self.starts.to(self.places.device, torch.int32)
+        starts = self.starts if self.beside is None else self.beside
+        return starts.to(self.places.device, torch.int32)
 
     @property
     def num_sequences(self) -> int:
@@ -124,36 +129,46 @@ def without_last(keep: Tensor) -> Tensor:
 
 
 def pack(
-    input_ids: Tensor, keeps: Sequence[Tensor], multiple: int = MULTIPLE
+    input_ids: Tensor, keeps: Sequence[Tensor], multiple: int = MULTIPLE, reads: Sequence[Tensor] | None = None
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
     """What a backbone needs to run some tokens of (batch, sequence), once for each part, as one row.
 
     Args:
         keeps: (batch, sequence) bool for each part, its tokens; at least one of each sequence, none missing between
-            two others.
+            two others. In main memory, wherever ``input_ids`` are: all indices are made there and brought in one copy,
+            as a GPU would have to be waited for at each of them.
+        reads: what is read of each part, as ``Kept.of`` takes it, in main memory; None: all.
 
     Returns:
         (keyword arguments, tokens of each part: its own in order, then filler up to a multiple).
     """
-    rows: list[Tensor] = []
+    sources: list[Tensor] = []  # indices into the flattened ids, one behind these for a zero
     positions: list[Tensor] = []
     lengths: list[int] = []
     for keep in keeps:
-        ids, own = input_ids[keep], keep.sum(dim=1).tolist()
-        filler = -len(ids) % multiple  # stands behind the last sequence, where none of its tokens looks
-        rows.append(torch.cat([ids, ids.new_zeros(filler)]))
-        positions.append(torch.cat([position_ids(keep)[keep], ids.new_zeros(filler)]))
+        taken, own = keep.flatten().nonzero().squeeze(1), keep.sum(dim=1).tolist()
+        filler = -len(taken) % multiple  # stands behind the last sequence, where none of its tokens looks
+        sources.append(F.pad(taken, (0, filler), value=keep.numel()))
+        positions.append(F.pad(position_ids(keep).flatten()[taken], (0, filler)))
         lengths += [*own[:-1], own[-1] + filler]
-    sizes = torch.tensor(lengths, device=input_ids.device)
-    slots = torch.arange(max(lengths), device=input_ids.device)[None] < sizes[:, None]
+    counts, sizes = tuple(map(len, sources)), torch.tensor(lengths)
+    slots = torch.arange(max(lengths))[None] < sizes[:, None]
+    kept = None if reads is None else Kept.of(reads, counts, multiple)
+    indices = [
+        torch.cat(sources),
+        torch.cat(positions),
+        slots.flatten().nonzero().squeeze(1),
+        F.pad(sizes.cumsum(0), (1, 0)),
+    ]
+    source, position, places, starts, *rows = moved_together(indices + ([kept.rows] if kept else []), input_ids.device)
     words = {
-        "input_ids": torch.cat(rows)[None],
-        "position_ids": torch.cat(positions)[None],
+        "input_ids": F.pad(input_ids.flatten(), (0, 1))[source][None],
+        "position_ids": position[None],
         "attention_mask": None,
         "use_cache": False,
-        "packing": Packing(slots.flatten().nonzero().squeeze(1), tuple(lengths)),
+        "packing": Packing(places, tuple(lengths), kept and replace(kept, rows=rows[0]), starts),
     }
-    return words, tuple(map(len, rows))
+    return words, counts
 
 
 def packed_attention(
@@ -195,7 +210,7 @@ def enable(model: PreTrainedModel) -> bool:
         alone = [backbone(input_ids=ids[i : i + 1, 1 - i :], use_cache=False).last_hidden_state[0] for i in range(2)]
         config._attn_implementation = ATTENTION
         try:
-            words, _ = pack(ids, [mask])
+            words, _ = pack(ids, [mask.cpu()])
             packed = backbone(**words).last_hidden_state[0]
         except (TypeError, ValueError, RuntimeError):  # a model that does not hand the packing on, or cannot take it
             packed = None

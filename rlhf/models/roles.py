@@ -6,7 +6,7 @@ A policy that is trained whole is a copy of the base beside it; the other three 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import peft
@@ -22,6 +22,7 @@ from rlhf.errors import ConfigError
 from rlhf.models import adapters, blocks, halved, mixed, packing, principal
 from rlhf.models.heads import ScalarHead, read_scalars
 from rlhf.models.kernels import readout
+from rlhf.models.moving import moved, moved_together
 from rlhf.models.output import read_logprobs, reads_last_hidden
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "ref", "critic", "reward"
@@ -78,7 +79,7 @@ class RolesModel(nn.Module):
     def __init__(self, base: PreTrainedModel, init: RoleInit, *, suppress_ids: tuple[int, ...] = ()) -> None:
         super().__init__()
         self._named: list[tuple[str, nn.Parameter]] = []
-        self.suppress_ids = suppress_ids
+        self._suppressed = torch.tensor(suppress_ids, dtype=torch.long)
         self.trains_entropy = False
         """Whether the loss has an entropy term; without one its graph would only cost memory."""
         self._active = mixed.Mix()
@@ -240,45 +241,49 @@ class RolesModel(nn.Module):
         self, roles: Sequence[str], input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
     ) -> dict[str, Any]:
         """One pass of each model over the real tokens of all its roles; zeros are put back where the padding was."""
-        keep = attention_mask.bool()
+        keep = attention_mask.bool().cpu()  # indices are made in main memory: a GPU would wait at each of them
         short, num_response = packing.without_last(keep), response_ids.shape[1]
         given = keep[:, -num_response:]
         before = _numbers(short)[:, -num_response - 1 : -1][given]  # in the packed row
         last = keep.sum(dim=1).cumsum(0) - 1
+        slots, *there = moved_together([given.flatten().nonzero().squeeze(1), before, last], input_ids.device)
         hidden: dict[str, Tensor] = {}  # states that are read, and filler behind them
         for causal in self._causal_models():
             own = [role for role in roles if self._model_of(role) is causal]
             if own:
                 reads = [last if role == REWARD else before for role in own]
                 keeps = [keep if role == REWARD else short for role in own]
-                words, counts = packing.pack(input_ids, keeps, self._multiple)
-                kept = packing.Kept.of(reads, counts, self._multiple)
-                words["packing"] = replace(words["packing"], kept=kept)
+                words, counts = packing.pack(input_ids, keeps, self._multiple, reads)
+                kept = words["packing"].kept
                 self._select(tuple(zip(own, counts, strict=True)))
                 states = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state[0]
                 parts = states.split(kept.counts if kept.done else counts)
                 hidden |= {
-                    role: part if kept.done else part[read] for role, part, read in zip(own, parts, reads, strict=True)
+                    role: part if kept.done else part[there[role == REWARD]]
+                    for role, part in zip(own, parts, strict=True)
                 }
         found: dict[str, Any] = {}
         for role, states in hidden.items():
             if role == CRITIC:
-                found[role] = _back(self.value_head(states).squeeze(-1)[: len(before)], given)
+                found[role] = _back(self.value_head(states).squeeze(-1)[: len(before)], slots, given.shape)
             elif role == REWARD:
                 found[role] = self._normalized(states)[: len(last)]
             else:
-                found[role] = self._read_logprobs(role, states, response_ids, given, temperature)
+                found[role] = self._read_logprobs(role, states, response_ids, slots, temperature)
         return found
 
     def _read_apart(
         self, roles: Sequence[str], input_ids: Tensor, attention_mask: Tensor, response_ids: Tensor, temperature: float
     ) -> dict[str, Any]:
         """A padded pass per role, by PEFT's layers and the model's own last steps."""
-        num_response = response_ids.shape[1]
+        keep, num_response = attention_mask.bool().cpu(), response_ids.shape[1]
+        steps = torch.arange(keep.shape[1])
+        indices = [keep[:, -num_response:].flatten().nonzero().squeeze(1), (keep.long() * steps).argmax(dim=1)]
+        slots, last = moved_together(indices, input_ids.device)
         words = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask.long(),
-            "position_ids": position_ids(attention_mask),
+            "attention_mask": moved(keep.long(), input_ids.device),
+            "position_ids": moved(position_ids(keep), input_ids.device),
             "use_cache": False,
         }
         found: dict[str, Any] = {}
@@ -287,39 +292,39 @@ class RolesModel(nn.Module):
             causal = self._model_of(role)
             if role in (POLICY, REFERENCE) and not self.reads_hidden:
                 logits = causal(**words, logits_to_keep=num_response + 1).logits[:, :-1]
-                told = readout.read(logits, response_ids, **self._words(temperature))
+                told = readout.read(logits, response_ids, **self._words(temperature, logits.device))
                 found[role] = told.logprobs, told.entropy
                 continue
             hidden = getattr(causal, causal.base_model_prefix)(**words).last_hidden_state  # (batch, sequence, hidden)
             if role in (POLICY, REFERENCE):
-                given = attention_mask.bool()[:, -num_response:]
-                before = hidden[:, -num_response - 1 : -1][given]
-                found[role] = self._read_logprobs(role, before, response_ids, given, temperature)
+                before = hidden[:, -num_response - 1 : -1].flatten(0, 1)[slots]
+                found[role] = self._read_logprobs(role, before, response_ids, slots, temperature)
             elif role == CRITIC:
                 found[role] = self.value_head(hidden[:, -num_response - 1 : -1]).squeeze(-1)
             else:
-                steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-                last = (attention_mask.long() * steps).argmax(dim=1)
                 found[role] = self._normalized(hidden[torch.arange(len(hidden), device=hidden.device), last])
         return found
 
-    def _words(self, temperature: float) -> dict[str, Any]:
+    def _words(self, temperature: float, device: torch.device) -> dict[str, Any]:
+        self._suppressed = self._suppressed.to(device)
         return {
             "temperature": temperature,
-            "suppress_ids": self.suppress_ids,
+            "suppress_ids": self._suppressed,
             "entropy_graph": self.trains_entropy,
         }
 
     def _read_logprobs(
-        self, role: str, states: Tensor, response_ids: Tensor, given: Tensor, temperature: float
+        self, role: str, states: Tensor, response_ids: Tensor, slots: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """From the states before the response tokens that are ``given`` (batch, response), and filler behind them."""
-        head, ids = self._model_of(role).get_output_embeddings(), response_ids[given]
+        """From the states before the response tokens in some slots of the flattened (batch, response), and filler
+        behind them."""
+        head, ids = self._model_of(role).get_output_embeddings(), response_ids.flatten()[slots]
         rest = -len(states) % packing.MULTIPLE
         states = F.pad(states, (0, 0, 0, rest)) if rest else states
         filler = ids.new_zeros(len(states) - len(ids))
-        told = read_logprobs(head, states, torch.cat([ids, filler]), **self._words(temperature))
-        return _back(told.logprobs[: len(ids)], given), _back(told.entropy[: len(ids)], given)
+        told = read_logprobs(head, states, torch.cat([ids, filler]), **self._words(temperature, states.device))
+        shape = response_ids.shape
+        return _back(told.logprobs[: len(ids)], slots, shape), _back(told.entropy[: len(ids)], slots, shape)
 
     def _normalized(self, last: Tensor) -> Tensor:
         """Reward of the last tokens' states (batch, hidden), on the normalized scale."""
@@ -336,6 +341,9 @@ class RolesModel(nn.Module):
         temperature: float,
     ) -> dict[str, Any]:
         """What each role says about the same sequences, in one pass where the adapters and the model allow it.
+
+        Args:
+            attention_mask: best in main memory, wherever the ids are: a GPU that holds it is waited for.
 
         Returns:
             By role: policy and reference (log-probs, entropies), critic values, each (batch, response) float32, without
@@ -374,9 +382,9 @@ def _critic_shape(init: RoleInit) -> Any:
     return init.critic_config if init.reward is None else init.reward.config
 
 
-def _back(values: Tensor, given: Tensor) -> Tensor:
-    """Values (n,) of the real tokens in their slots (batch, response), zeros elsewhere."""
-    return values.new_zeros(given.shape).masked_scatter(given, values)
+def _back(values: Tensor, slots: Tensor, shape: torch.Size) -> Tensor:
+    """Values (n,) of the real tokens in their slots (n,) of the flattened (batch, response), zeros elsewhere."""
+    return values.new_zeros(shape.numel()).index_put((slots,), values).view(shape)
 
 
 def _numbers(keep: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf.algos.masks import position_ids
 from rlhf.config import SamplingConfig
-from rlhf.errors import NumericsError
-from rlhf.rollout.decoding import Drawn
+from rlhf.models.moving import moved
+from rlhf.rollout.decoding import LOOK_EVERY, Drawn, cut_at_stops
 from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.sampling import draw, uniforms
 
@@ -36,9 +36,10 @@ class BatchDecoder:
         suppress_ids: Sequence[int],
     ) -> None:
         self._model: Any = model
-        self._tasks, self._sampling, self._suppress = tasks, sampling, suppress_ids
-        self._num_rows, self._pad_id = num_slots, pad_id
-        self._stop = torch.tensor(list(stop_ids), device=model.device)
+        self._tasks, self._sampling, self._num_rows, self._pad_id = tasks, sampling, num_slots, pad_id
+        self._suppress = moved(torch.tensor(list(suppress_ids), dtype=torch.long), model.device)
+        self._stop_ids = torch.tensor(list(stop_ids), dtype=torch.long)
+        self._stop = moved(self._stop_ids, model.device)
 
     @torch.no_grad()
     def run(self) -> list[Drawn]:
@@ -62,25 +63,19 @@ class BatchDecoder:
             ids[row, width - len(task.prompt_ids) :] = torch.tensor(task.prompt_ids)
             mask[row, width - len(task.prompt_ids) :] = True
         numbers = np.stack([uniforms(t.seed, self._sampling.max_response_tokens) for t in tasks])
-        tokens, logprobs, lengths, ended = self._decode(ids, mask, torch.from_numpy(numbers))
-        if not torch.isfinite(logprobs).all():
-            raise NumericsError("the policy's logits are not finite: the adapter has diverged")
-        return [
-            Drawn(tokens[row, :length].tolist(), logprobs[row, :length].tolist(), bool(ended[row]))
-            for row, length in enumerate(lengths.tolist())
-        ]
+        return cut_at_stops(*self._decode(ids, mask, torch.from_numpy(numbers)), self._stop_ids)
 
-    def _decode(self, ids: Tensor, mask: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _decode(self, ids: Tensor, mask: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probs, (rows, limit); what stands behind a row's stop token means nothing."""
         device = self._model.device
         num_rows, limit = ids.shape[0], self._sampling.max_response_tokens
         tokens = torch.zeros((num_rows, limit), dtype=torch.long, device=device)
         logprobs = torch.zeros((num_rows, limit), device=device)
-        lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        rows = torch.arange(num_rows, device=device)  # which sample each running row is
+        rows = torch.arange(num_rows, device=device)  # which sample each row of the batch is
         running = torch.ones(num_rows, dtype=torch.bool, device=device)
-        numbers, mask, step_ids = numbers.to(device), mask.to(device), ids.to(device)
-        positions = position_ids(mask)
+        positions = moved(position_ids(mask), device)
+        numbers, mask, step_ids = (moved(one, device) for one in (numbers, mask, ids))
+        look_every = LOOK_EVERY.get(device.type, 1)
         cache = DynamicCache()
         for step in range(limit):
             logits = self._model(
@@ -92,21 +87,18 @@ class BatchDecoder:
                 logits_to_keep=1,
             ).logits[:, -1]  # (rows, vocabulary)
             token, logprob = draw(logits, numbers[rows, step], self._sampling, self._suppress)
-            keep = rows[running]
-            tokens[keep, step], logprobs[keep, step] = token[running], logprob[running]
-            lengths[keep] = step + 1
-            stopped = running & torch.isin(token, self._stop)
-            ended[rows[stopped]] = True
-            running = running & ~stopped
-            num_running = int(running.sum())
-            if num_running == 0:
-                break
-            if num_running < COMPACT_BELOW * len(rows):
-                index = running.nonzero().squeeze(1)
-                cache.batch_select_indices(index)
-                rows, mask, positions, token = rows[index], mask[index], positions[index], token[index]
-                running = running[index]
+            tokens[rows, step], logprobs[rows, step] = token, logprob
+            running = running & ~torch.isin(token, self._stop)
+            if (step + 1) % look_every == 0:
+                left = running.tolist()
+                if not any(left):
+                    break
+                if sum(left) < COMPACT_BELOW * len(left):
+                    index = moved(torch.tensor([row for row, runs in enumerate(left) if runs]), device)
+                    cache.batch_select_indices(index)
+                    rows, mask, positions, token = rows[index], mask[index], positions[index], token[index]
+                    running = running[index]
             step_ids = token[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        return tokens.cpu(), logprobs.cpu(), lengths.cpu(), ended.cpu()
+        return tokens, logprobs

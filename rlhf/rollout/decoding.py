@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import SamplingConfig
 from rlhf.errors import NumericsError
+from rlhf.models.moving import moved
 from rlhf.rollout.graphs import Captures, StepGraphs
 from rlhf.rollout.protocol import PromptTask
 from rlhf.rollout.sampling import draw, uniforms
@@ -269,19 +270,27 @@ class SlotDecoder:
 
     def _results(self) -> list[Drawn]:
         limit = self._sampling.max_response_tokens
-        tokens, logprobs = self._tokens[:, :limit].cpu(), self._logprobs[:, :limit].cpu()
-        stops = torch.isin(tokens, self._stop.cpu())
-        finished = stops.any(dim=1)
-        lengths = torch.where(finished, stops.int().argmax(dim=1) + 1, limit)
-        kept = torch.arange(limit) < lengths[:, None]
-        if not torch.isfinite(logprobs[kept]).all():
-            raise NumericsError("the policy's logits are not finite: the adapter has diverged")
-        return [
-            Drawn(token[:length], logprob[:length], ended)
-            for token, logprob, length, ended in zip(
-                tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True
-            )
-        ]
+        return cut_at_stops(self._tokens[:, :limit], self._logprobs[:, :limit], self._stop)
 
     def _on_device(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype).to(self._device)
+        return moved(torch.as_tensor(values, dtype=dtype), self._device)
+
+
+def cut_at_stops(tokens: Tensor, logprobs: Tensor, stop_ids: Tensor) -> list[Drawn]:
+    """Responses up to and with their first stop token.
+
+    Args:
+        tokens / logprobs: (rows, limit), anything behind a row's first stop token.
+
+    Raises:
+        NumericsError: a log-prob is not finite.
+    """
+    tokens, logprobs, limit = tokens.cpu(), logprobs.cpu(), tokens.shape[1]
+    stops = torch.isin(tokens, stop_ids.cpu())
+    finished = stops.any(dim=1)
+    lengths = torch.where(finished, stops.int().argmax(dim=1) + 1, limit)
+    kept = torch.arange(limit) < lengths[:, None]
+    if not torch.isfinite(logprobs[kept]).all():
+        raise NumericsError("the policy's logits are not finite: the adapter has diverged")
+    rows = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True)
+    return [Drawn(token[:length], logprob[:length], ended) for token, logprob, length, ended in rows]

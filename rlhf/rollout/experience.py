@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.models.moving import moved
 from rlhf.rollout.protocol import Rollout
 
 
@@ -72,10 +73,11 @@ class Experience:
         return Experience(**cut)
 
     def to(self, device: torch.device) -> Experience:
-        """A copy on another device."""
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        on_device: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in moved.items()}
-        return Experience(**on_device)
+        """A copy on another device; ``attention_mask`` stays in main memory, where passes make their indices of it."""
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        stays = ("attention_mask",)
+        there = {k: v if v is None or k in stays else moved(v, device) for k, v in tensors.items()}
+        return Experience(**there)
 
 
 def collect(rollouts: Sequence[Rollout], pad_id: int) -> Experience:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlhf.algos.kl import kl_k1, kl_k3, sequence_kl
+from rlhf.algos.kl import kl_k3, sequence_kl
 from rlhf.algos.losses import truncated_importance_weights
 from rlhf.algos.masks import masked_mean
 from rlhf.config import PpoConfig, derive_seed
@@ -21,6 +21,7 @@ from rlhf.data.schema import Message
 from rlhf.errors import NumericsError, WeightSyncError, WorkerError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import PromptTask, Rollout
+from rlhf.stages.agreement import refuse_mismatch, refuse_ratio, refuse_reference
 from rlhf.stages.judging import Judged, compute_advantages, row_means
 from rlhf.stages.passes import anchoring_passes, in_step_order, judging_passes, learning_passes
 from rlhf.stages.ppo_commit import commit, finish
@@ -137,7 +138,8 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
             meta = [about(prompts[row]) for row in acted.prompt_rows]
             answer = scorer.total([prompt_text(m) for m in messages], acted.responses, model_scores, meta)
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask)  # (batch,) nats
-        _check_reference(config, step, batch)
+        if step == 0:
+            refuse_reference(run.agreement.reference, batch)
         groups = torch.tensor(acted.prompt_rows)
         shaped = scorer.shape(answer.scores, batch.finished)
         judged = compute_advantages(batch, shaped, config, run.kl.coef, groups, answer.scored)
@@ -153,7 +155,7 @@ def judge(run: PpoRun, step: int, acted: Acted) -> Verdict:
             entropy = float(masked_mean(found["entropy"], judged.batch.response_mask))
             figures |= {"entropy": entropy, **mismatch(batch)}
             if staleness == 0:
-                _refuse_mismatch(config, step, figures["mismatch_mean"])
+                refuse_mismatch(config.mismatch_limit, step, figures["mismatch_mean"])
         judged, weights = weigh(judged, config.loss.importance_cap)
         run.session.profiler.note(judged.batch, with_policy=with_policy)
         return Verdict(judged, answer.scores, kl, {**figures, **weights})
@@ -174,7 +176,10 @@ def learn(run: PpoRun, step: int, verdict: Verdict) -> dict[str, Any]:
                 learned = run.critic.join(learned, asked)
         learned = {key: value for key, value in learned.items() if key != "norms"}
         run.updates_done += config.batch.epochs * config.minibatches
-        _refuse_first_update(config, step, learned)
+        if _judges_policy(config, step):
+            refuse_ratio(run.agreement.ratio, step, learned)
+        else:
+            refuse_mismatch(config.mismatch_limit, step, learned["mismatch_mean"])
         run.kl.update(verdict.figures["kl"], int(verdict.judged.rows.sum()))
         return learned
 
@@ -293,25 +298,6 @@ def _judges_policy(config: PpoConfig, step: int) -> bool:
     return config.loss.old_logprobs == "trainer" or step == 0
 
 
-def _refuse_first_update(config: PpoConfig, step: int, learned: dict[str, Any]) -> None:
-    """Before a step's first update the trained policy is the one that drew and that old log-probs are of."""
-    if not _judges_policy(config, step):
-        _refuse_mismatch(config, step, learned["mismatch_mean"])
-    elif not learned["ratio_first"] <= config.ratio_tolerance and not learned["updates_skipped"]:
-        raise NumericsError(
-            f"step {step}: the first micro-batch's ratio is off 1 by {learned['ratio_first']:.3g} "
-            f"(ratio_tolerance={config.ratio_tolerance:g}): old log-probs are not those of the trained policy"
-        )
-
-
-def _refuse_mismatch(config: PpoConfig, step: int, mean: float) -> None:
-    if not mean <= config.mismatch_limit:
-        raise WeightSyncError(
-            f"step {step}: rollout engine and trainer differ by {mean:.3g} nats per token "
-            f"(mismatch_limit={config.mismatch_limit:g}) on the same adapter: they do not compute the same model"
-        )
-
-
 def _share_anchor(run: PpoRun) -> Any:
     """The demonstrations of the coming updates, in the object store; None without any."""
     anchor, config = run.session.anchor, run.config
@@ -351,17 +337,6 @@ def _judge_on_ranks(run: PpoRun, batch: Experience, with_policy: bool) -> dict[s
     if run.critic is not None and asked is not None:
         found["values"] = run.critic.values(asked)
     return found
-
-
-def _check_reference(config: PpoConfig, step: int, batch: Experience) -> None:
-    if step > 0:
-        return
-    worst = float(kl_k1(batch.old_logprobs, batch.ref_logprobs, batch.response_mask).abs().max())  # nats, of one token
-    if not worst <= config.sync_tolerance:
-        raise WeightSyncError(
-            f"policy and reference differ by {worst:.3g} nats at a token before any update "
-            f"(sync_tolerance={config.sync_tolerance:g}): the reference is not the start policy"
-        )
 
 
 class _timed:

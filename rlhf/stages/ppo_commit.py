@@ -75,6 +75,7 @@ def finish(run: PpoRun) -> dict[str, Any]:
         "score_mean": run.last["score_mean"],
         "sync": {
             "max_logprob_diff": max(h["max_logprob_diff"] for h in history),
+            "mean_logprob_diff": max(h.get("mean_logprob_diff", 0.0) for h in history),  # older commits lack it
             "bytes": history[-1]["bytes"],
             "milliseconds": sorted(h["milliseconds"] for h in history)[len(history) // 2],
         },

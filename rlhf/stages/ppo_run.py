@@ -20,6 +20,7 @@ from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import WeightSyncError
 from rlhf.models.policy_source import resolve_policy
 from rlhf.models.tokenizer import load_chat
+from rlhf.stages.agreement import Agreement
 from rlhf.stages.anchor import Anchor, load_anchor
 from rlhf.stages.critic_ranks import CriticRanks, critic_identity, critic_origin
 from rlhf.stages.drawing import encode_prompts
@@ -104,6 +105,7 @@ class PpoRun:
     channel: AdapterChannel
     kl: KLController
     description: dict[str, Any]
+    agreement: Agreement
     step: int = 0
     next_draw: int = 0
     updates_done: int = 0
@@ -213,13 +215,13 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
     scorers = _start_scorers(session, places)
     if scorers is not None:
         stack.callback(scorers.close)
-    description = _check_pairing(policy, fleet, critic, session.chat)
+    description, agreement = _check_pairing(config, policy, fleet, critic, session.chat)
     require_packing(config, description["packs"])
     canary = list(session.prompt_ids[0])
     channel = AdapterChannel(
         policy,
         fleet,
-        config.sync_tolerance,
+        agreement.sync,
         config.rollout.temperature,
         (canary[:1], canary[1:] or canary[:1]),
         description["snapshot_parts"],
@@ -230,7 +232,7 @@ def start(session: Session, stack: ExitStack) -> PpoRun:
         if config.kl.target is None
         else AdaptiveKLController(config.kl.coef, config.kl.target, config.kl.horizon)
     )
-    run = PpoRun(session, policy, fleet, scorers, critic, channel, kl, description)
+    run = PpoRun(session, policy, fleet, scorers, critic, channel, kl, description, agreement)
     if resumed is None:
         channel.publish(must_differ=False)
     else:
@@ -360,11 +362,11 @@ def _launch(
 
 
 def _check_pairing(
-    policy: WorkerGroup, fleet: RolloutFleet, critic: CriticRanks | None, chat: ChatFormat
-) -> dict[str, Any]:
+    config: PpoConfig, policy: WorkerGroup, fleet: RolloutFleet, critic: CriticRanks | None, chat: ChatFormat
+) -> tuple[dict[str, Any], Agreement]:
     trainers, workers = policy.call("describe"), fleet.call("describe").values()
     critics = [] if critic is None else critic.descriptions
     prints = {d["chat_fingerprint"] for d in [*trainers, *workers, *critics]} | {chat.fingerprint()}
     if len(prints) != 1:
         raise WeightSyncError("trainer, rollout workers and driver render text differently: the tokenizers differ")
-    return trainers[0]
+    return trainers[0], Agreement.of(config, trainers[0], workers)

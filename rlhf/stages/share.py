@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import torch
+
 from rlhf.config import PpoConfig
 from rlhf.errors import WeightSyncError
 from rlhf.models.loading import build_empty, torch_dtype
 from rlhf.models.source import ModelSource
+from rlhf.stages.agreement import Bounds, refuse_apart
 from rlhf.weights.parts import sha_of
 from rlhf.weights.snapshot import Header
 from rlhf.workers.between_hosts import BetweenHosts
@@ -27,7 +30,7 @@ class AdapterChannel:
     Attributes:
         num_parts: messages that a version takes.
         between_hosts: brings them to other hosts; None: those ask the object store.
-        tolerance: largest |log-prob difference| of the canary tokens between trainer and rollout workers.
+        bounds: of the |log-prob differences| of the canary tokens between trainer and rollout workers.
         canary: (prompt tokens, scored tokens), fixed for the run.
         version / sha256: what all rollout workers hold now; version -1 before the first publish.
         hashes: sha256 by version, of the versions that rollouts on their way may still carry.
@@ -35,7 +38,7 @@ class AdapterChannel:
 
     policy: WorkerGroup
     rollout: RolloutFleet
-    tolerance: float
+    bounds: Bounds
     temperature: float
     canary: tuple[list[int], list[int]]
     num_parts: int = 1
@@ -53,7 +56,8 @@ class AdapterChannel:
                 nothing was learned, or the wrong tensors were gathered.
 
         Returns:
-            ``{max_logprob_diff, bytes, broadcast_hosts, milliseconds}``: hosts that the bytes were brought to
+            ``{max_logprob_diff, mean_logprob_diff, bytes, broadcast_hosts, milliseconds}``: differences of the rank
+            and worker that are furthest apart; hosts that the bytes were brought to
             (others ask the store); the time is from gathering to the last worker's answer.
 
         Raises:
@@ -79,18 +83,14 @@ class AdapterChannel:
         told = self.policy.submit("canary", [self.canary] * ranks)  # while the workers write and hash
         self.rollout.install(list(map(Shipped, headers, buffers)), nearer)
         milliseconds = (time.perf_counter() - started) * 1e3
-        difference = self._canary_difference(self.policy.wait(told))
-        if not difference <= self.tolerance:
-            raise WeightSyncError(
-                f"after sync of version {version} the canary's log-probs differ by {difference:.3g} between "
-                f"trainer and rollout workers (sync_tolerance={self.tolerance:g}): the workers do not run the "
-                "trained policy"
-            )
+        most, mean = self._canary_differences(self.policy.wait(told))
+        refuse_apart(self.bounds, version, most, mean)
         self.version, self.sha256 = version, sha256
         self.hashes[self.version] = self.sha256
         self.hashes.pop(self.version - KEPT_HASHES, None)
         result = {
-            "max_logprob_diff": difference,
+            "max_logprob_diff": most,
+            "mean_logprob_diff": mean,
             "bytes": float(sum(header.num_bytes for header in headers)),
             "broadcast_hosts": float(len(nearer)),
             "milliseconds": milliseconds,
@@ -120,9 +120,11 @@ class AdapterChannel:
                 "the trained tensors were not restored"
             )
 
-    def _canary_difference(self, trained: list[list[float]]) -> float:
-        drawn = self.rollout.call("canary", *self.canary, self.temperature).values()
-        return max(abs(a - b) for ours in trained for theirs in drawn for a, b in zip(ours, theirs, strict=True))
+    def _canary_differences(self, trained: list[list[float]]) -> tuple[float, float]:
+        """The largest, and the largest mean of a rank and a worker: one of many that is wrong must show."""
+        drawn = list(self.rollout.call("canary", *self.canary, self.temperature).values())
+        apart = (torch.tensor(trained)[:, None] - torch.tensor(drawn)).abs()  # (ranks, workers, tokens)
+        return float(apart.max()), float(apart.mean(dim=-1).max())
 
 
 def store_bytes(config: PpoConfig, source: ModelSource) -> int:

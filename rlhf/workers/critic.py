@@ -62,8 +62,8 @@ class CriticWorker(TrainingRank):
             part = batch.select(rows).to(self.engine.device)
             with self.spans.span("judge.pass"):
                 told = self.engine.evaluate("read", **self._words(part))
-            parts.append(pad_columns(told[CRITIC].cpu(), width))
-        return {"values": torch.cat(parts)}
+            parts.append(pad_columns(told[CRITIC], width))
+        return {"values": torch.cat(parts).cpu()}
 
     def learn(self, batch: Experience, epochs: list[list[MinibatchPlan]], first_update: int) -> dict[str, Any]:
         """Trains the critic on a judged batch, in the same minibatches as the policy's ranks theirs.

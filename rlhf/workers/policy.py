@@ -15,7 +15,7 @@ from rlhf.config import PpoConfig
 from rlhf.engine.gather import whole_state
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, lend, lendable
-from rlhf.models.loading import load_causal_lm
+from rlhf.models.loading import dtype_name, load_causal_lm
 from rlhf.models.roles import CRITIC, POLICY, REFERENCE, REWARD, RolesModel
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_chat
@@ -61,6 +61,7 @@ class PolicyWorker(TrainingRank):
         """What runs here, for the summary and for checks in the driver."""
         return {
             "engine": self.engine.type_name,
+            "dtype": dtype_name(self.config.model),
             "zero_stage": self.engine.zero_stage,
             "world_size": self.engine.world_size,
             "chat_fingerprint": self.chat.fingerprint(),
@@ -93,8 +94,8 @@ class PolicyWorker(TrainingRank):
         parts: list[dict[str, Tensor]] = []
         for rows in passes:
             found = self._judge_part(batch.select(rows).to(self.engine.device), with_policy)
-            parts.append({k: v if k == "scores" else pad_columns(v.cpu(), width) for k, v in found.items()})
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+            parts.append({k: v if k == "scores" else pad_columns(v, width) for k, v in found.items()})
+        return {key: torch.cat([p[key] for p in parts]).cpu() for key in parts[0]}  # no pass waits for one before it
 
     def learn(
         self,
@@ -135,6 +136,7 @@ class PolicyWorker(TrainingRank):
             epochs_run += 1
             totals.norms += epoch_totals.norms
             totals.ratio_first = max(totals.ratio_first, epoch_totals.ratio_first)
+            totals.ratio_first_mean = max(totals.ratio_first_mean, epoch_totals.ratio_first_mean)
             totals.mismatch_max = max(totals.mismatch_max, epoch_totals.mismatch_max)
             totals.add(**epoch_totals.sums)
             reduced = self.engine.all_reduce_sum({k: float(v) for k, v in epoch_totals.sums.items()})
@@ -162,7 +164,7 @@ class PolicyWorker(TrainingRank):
             "logprobs",
             role=POLICY,
             input_ids=ids,
-            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+            attention_mask=torch.ones(ids.shape, dtype=torch.bool),
             response_ids=ids[:, len(prompt_ids) :],
             temperature=self.config.rollout.temperature,
         )
@@ -222,7 +224,7 @@ class PolicyWorker(TrainingRank):
         if self.roles.has_critic:
             found["values"] = told[CRITIC]
         if self.shared_score is not None:
-            found["scores"] = told[REWARD].float().cpu()
+            found["scores"] = told[REWARD].float()
         return found
 
     def _minibatch(
@@ -239,7 +241,7 @@ class PolicyWorker(TrainingRank):
                 if first:
                     totals.compare(part, outputs)
                 if first and index == 0:
-                    totals.ratio_first = float(policy.ratio_deviation_max)
+                    totals.start(policy)
             with self.spans.span("learn.backward"):
                 self.engine.backward(loss, last=last and index == len(mine) - 1)
 

@@ -21,11 +21,13 @@ class LearnTotals:
     """Sums over a step's micro-batches of one rank; read out once.
 
     Attributes:
+        ratio_first / ratio_first_mean: largest and mean |ratio - 1| of a step's first micro-batch.
         mismatch_max: over the first update, see ``compare``.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     ratio_first: float = 0.0
+    ratio_first_mean: float = 0.0
     mismatch_max: float = 0.0
     norms: list[dict[str, float] | None] = field(default_factory=list)
     """Per update, each role's before clipping; None for one that was skipped."""
@@ -35,6 +37,11 @@ class LearnTotals:
         for name, value in values.items():
             found = torch.as_tensor(value).detach()
             self.sums[name] = self.sums.get(name, torch.zeros((), device=found.device)) + found
+
+    def start(self, policy: losses.PolicyLoss) -> None:
+        """Notes how far a step's first micro-batch is from ratios of 1; a GPU is waited for."""
+        mean = policy.ratio_deviation_sum / policy.num_tokens.clamp(min=1)
+        self.ratio_first, self.ratio_first_mean = torch.stack([policy.ratio_deviation_max, mean]).tolist()
 
     def compare(self, part: Experience, outputs: Outputs) -> None:
         """Counts a micro-batch of a step's first update, whose policy is the one that drew it: what the trainer says of

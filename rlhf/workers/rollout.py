@@ -14,7 +14,7 @@ from rlhf.config.model import LoraConfig
 from rlhf.errors import WeightSyncError
 from rlhf.models import adapters
 from rlhf.models.lending import Loan, borrow
-from rlhf.models.loading import load_causal_lm, to_device
+from rlhf.models.loading import dtype_name, load_causal_lm, to_device
 from rlhf.models.source import resolve_model
 from rlhf.models.tokenizer import load_chat
 from rlhf.rollout.protocol import PromptTask, Rollout
@@ -48,7 +48,7 @@ class RolloutWorker:
         rollout: RolloutConfig | None = None,
         loans: Sequence[Loan | None] = (),
     ) -> None:
-        self.context = context
+        self.context, self.dtype = context, dtype_name(model)
         torch.set_num_threads(threads)
         source = resolve_model(model.name, model.revision)
         self.tokenizer, self.chat = load_chat(source, model)
@@ -92,6 +92,7 @@ class RolloutWorker:
         """What runs here."""
         return {
             "chat_fingerprint": self.chat.fingerprint(),
+            "dtype": self.dtype,
             "version": self.generator.version,
             "borrows_base": self.borrows,
         }

@@ -133,7 +133,7 @@ class TrainingRank:
         """A step's figures, summed or maximised over ranks; equal on every rank.
 
         Returns:
-            Means per token or update, ``ratio_first`` and ``mismatch_max``, norms (``norms`` of every update: for
+            Means per token or update, ``ratio_first*`` and ``mismatch_max``, norms (``norms`` of every update: for
             whoever joins two groups), ``updates``, ``updates_skipped``, and ``speed`` of this group's ranks together.
         """
         updates = len(totals.norms)
@@ -141,13 +141,16 @@ class TrainingRank:
         operations, whole_peak = reduced.pop("operations"), reduced.pop("peak")
         tokens, first = max(1.0, reduced.pop("tokens")), max(1.0, reduced.pop("first_tokens", 0.0))
         counts = dict.fromkeys(PER_UPDATE, updates) | dict.fromkeys(OF_FIRST_UPDATE, first)
-        worst = torch.tensor(
-            [totals.ratio_first, totals.mismatch_max, time.perf_counter() - started], device=self.engine.device
-        )
+        own = [totals.ratio_first, totals.ratio_first_mean, totals.mismatch_max, time.perf_counter() - started]
+        worst = torch.tensor(own, device=self.engine.device)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        ratio_first, mismatch_max, seconds = worst.tolist()
+        ratio_first, ratio_first_mean, mismatch_max, seconds = worst.tolist()
         metrics: dict[str, Any] = {k: v / counts.get(k, tokens) for k, v in reduced.items()}
-        metrics |= {"ratio_first": ratio_first, "mismatch_max": mismatch_max}
+        metrics |= {
+            "ratio_first": ratio_first,
+            "ratio_first_mean": ratio_first_mean,
+            "mismatch_max": mismatch_max,
+        }
         metrics |= totals.mean_norms()
         metrics["norms"] = totals.norms
         metrics["updates"], metrics["updates_skipped"] = updates, totals.num_skipped

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 import rlhf.engine.engine as engine_module
 import rlhf.models.output as output_module
@@ -111,6 +112,15 @@ class DeafRollout(RolloutWorker):
             self.generator._version = snapshot.version
             return snapshot.sha256, 0.0
         return super().install(snapshot)
+
+
+class OtherHeadRollout(RolloutWorker):
+    """Draws with an output layer that is a tenth larger than the trainer's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        head = self.generator._causal.get_output_embeddings()
+        head.weight = Parameter(1.1 * head.weight.detach(), requires_grad=False)
 
 
 class LateRollout(RolloutWorker):

@@ -5,14 +5,13 @@ Written in torch they are some twelve passes, each with a tensor of all logits f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf.algos.logprobs import LogprobsAndEntropy, logprobs_and_entropy
+from rlhf.algos.logprobs import Ids, LogprobsAndEntropy, logprobs_and_entropy
 from rlhf.models.kernels import calls
 
 
@@ -21,7 +20,7 @@ def read(
     token_ids: Tensor,
     *,
     temperature: float,
-    suppress_ids: Sequence[int] = (),
+    suppress_ids: Ids = (),
     entropy_graph: bool = True,
 ) -> LogprobsAndEntropy:
     """Takes and gives what ``logprobs_and_entropy`` does, to which everything goes that the kernel has no way for:
@@ -34,7 +33,7 @@ def read(
     if differentiates or not temperature > 0 or not calls.tells(logits):
         words: dict[str, Any] = {"temperature": temperature, "suppress_ids": suppress_ids}
         return logprobs_and_entropy(logits, token_ids, entropy_graph=entropy_graph, **words)
-    never = torch.tensor(list(suppress_ids), dtype=torch.long)
+    never = torch.as_tensor(suppress_ids, dtype=torch.long)
     for ids in (token_ids, never):  # the kernel reads and writes where they point
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < logits.shape[-1]:
             raise IndexError(f"token ids must be in 0..{logits.shape[-1] - 1}, got {int(ids.min())}..{int(ids.max())}")

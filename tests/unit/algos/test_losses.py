@@ -118,6 +118,7 @@ def test_policy_losses_agree_with_the_piecewise_definition(mask, seed, dual):
     assert out.num_tokens.item() == log_ratios.size
     assert out.ratio_sum.item() == pytest.approx(np.exp(log_ratios).sum(), abs=1e-10)
     assert out.ratio_deviation_max.item() == pytest.approx(np.abs(np.exp(log_ratios) - 1).max(initial=0.0), abs=1e-12)
+    assert out.ratio_deviation_sum.item() == pytest.approx(np.abs(np.exp(log_ratios) - 1).sum(), abs=1e-10)
     assert out.approx_kl_sum.item() == pytest.approx((np.exp(log_ratios) - 1 - log_ratios).sum(), abs=1e-10)
 
 

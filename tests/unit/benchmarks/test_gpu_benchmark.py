@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import common
+import gpu
 import gpu_cases
 import gpu_models
 import pytest
@@ -38,6 +41,27 @@ def test_the_model_that_is_built_has_the_shape_that_is_planned(name: str) -> Non
         model = AutoModelForCausalLM.from_config(gpu_models.model_config(shape, tokenizer), dtype=torch.bfloat16)
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
     assert gpu_cases.weight_bytes(shape) == 2 * shape.parameters
+
+
+def test_nothing_of_the_drawn_model_is_left_when_its_memory_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[weakref.ref[Any]] = []
+    left: list[bool] = []
+    draw = AutoModelForCausalLM.from_config
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        model = draw(*args, **kwargs)
+        drawn.append(weakref.ref(model.get_input_embeddings().weight))
+        return model
+
+    monkeypatch.setattr(gpu_models, "AutoModelForCausalLM", SimpleNamespace(from_config=remembered))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(drawn[0]() is not None))
+    work = replace(WORK, device="cpu", prompts=8, prompt_tokens=16, response_tokens=16, steps=2, microbatch=2)
+    gpu_models.build(work, gpu_cases.TINY, tmp_path / "tiny")
+    assert left == [False]
+    assert (tmp_path / "tiny" / "reward-nf4" / "adapter").is_dir()
+    assert len((tmp_path / "tiny" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()) == 16
 
 
 @pytest.mark.parametrize(
@@ -162,6 +186,57 @@ def test_the_result_is_json_and_says_what_was_scaled() -> None:
     found = json.loads(json.dumps(gpu_cases.assemble(WORK, {"kind": "cuda", "name": "X"}, 7e14, 400.0, cases)))
     assert found["matrix_peak_tflops"] == 700 and "steps of 64, multiplied by 16" in found["scaled"]
     assert found["cases"] == cases and found["workload"]["device"] == "cuda"
+
+
+def test_every_shape_has_a_turn_before_any_has_its_second() -> None:
+    shapes = [gpu_cases.KNOWN[name] for name in gpu_cases.DEFAULT_SHAPES]
+    found = [(shape.name, precision) for shape, precision in gpu_cases.in_turn(shapes, gpu_cases.PRECISIONS)]
+    large, small, middle = gpu_cases.DEFAULT_SHAPES
+    assert found[:2] == [(large, "bf16"), (large, "nf4")]
+    assert found[2:] == [(small, "bf16"), (middle, "bf16"), (small, "nf4"), (middle, "nf4")]
+
+
+def test_a_case_leaves_time_for_shapes_that_have_no_figure_yet() -> None:
+    cases = gpu_cases.in_turn([gpu_cases.KNOWN[name] for name in gpu_cases.DEFAULT_SHAPES], gpu_cases.PRECISIONS)
+    least = {shape.name: gpu_cases.least_seconds(shape) for shape, _ in cases}
+    waiting = sum(least[name] + 10 for name in gpu_cases.DEFAULT_SHAPES[1:])
+    assert gpu_cases.seconds_of(cases, 1, 480, 150, 10) == 150
+    assert gpu_cases.seconds_of(cases, 1, 140 + waiting, 150, 10) == pytest.approx(130)
+    assert gpu_cases.seconds_of(cases, 1, 50 + waiting, 150, 10) == least["qwen2.5-7b"], "not for nothing"
+    assert gpu_cases.seconds_of(cases, 3, 140, 150, 10) == 130, "all others have had theirs"
+
+
+def test_weights_are_drawn_where_they_fit() -> None:
+    shape = gpu_cases.KNOWN["qwen2.5-7b"]
+    assert gpu_cases.why_not_drawn(shape, replace(PLENTY, gpu=15 * GIB)) is None
+    assert "14.2 GiB of the device are needed" in str(gpu_cases.why_not_drawn(shape, replace(PLENTY, gpu=14 * GIB)))
+
+
+def test_a_shape_that_cannot_be_built_is_skipped_and_the_next_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[dict[str, Any]] = []
+
+    def build(work: Any, shape: Any, folder: Path) -> None:
+        (folder / "model").mkdir(parents=True)
+        if shape.name == "first":
+            raise OSError("No space left on device")
+
+    first, second = (replace(gpu_cases.TINY, name=name) for name in ("first", "second"))
+    monkeypatch.setattr(gpu_cases, "KNOWN", {"first": first, "second": second})
+    monkeypatch.setattr(gpu_models, "build", build)
+    monkeypatch.setattr(gpu_models, "matrix_peak", lambda _: 1e12)
+    monkeypatch.setattr(gpu, "measure", lambda *_: {"steps_measured": 1})
+    monkeypatch.setattr(common, "save", lambda _, result: saved.append(json.loads(json.dumps(result["cases"]))))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ["--device", "cpu", "--shapes", "first,second", "--precisions", "bf16", "--directory", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+    gpu.main()
+    reason = "its weights could not be written: OSError: No space left on device"
+    assert saved == [
+        {"first-bf16": {"skipped": reason}},
+        {"first-bf16": {"skipped": reason}, "second-bf16": {"steps_measured": 1}},
+    ]
 
 
 def test_without_a_gpu_it_says_what_to_do() -> None:

@@ -132,9 +132,9 @@ def test_the_last_token_is_taken_by_the_reward_model_alone(tiny_base: Path, monk
     roles, taken, own = build(tiny_base, reward=True), {}, packing.pack
     ids, keep, response_ids, mask = batch(right=2)
 
-    def pack(input_ids: Tensor, keeps: Sequence[Tensor], multiple: int) -> Any:
+    def pack(input_ids: Tensor, keeps: Sequence[Tensor], *rest: Any) -> Any:
         taken.update(zip((REFERENCE, CRITIC, REWARD), [int(each.sum()) for each in keeps], strict=True))
-        return own(input_ids, keeps, multiple)
+        return own(input_ids, keeps, *rest)
 
     with torch.no_grad():
         monkeypatch.setattr("rlhf.models.roles.packing.pack", pack)

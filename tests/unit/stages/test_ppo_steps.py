@@ -16,6 +16,7 @@ from rlhf.errors import StoppedError, WeightSyncError
 from rlhf.rollout.experience import Experience, collect
 from rlhf.rollout.protocol import Rollout
 from rlhf.stages import ppo
+from rlhf.stages.agreement import Agreement, Bounds, refuse_reference
 from rlhf.stages.judging import Judged
 from rlhf.stages.resume import StopRequest
 from tests.support.ppo import tiny_config
@@ -36,12 +37,38 @@ def judged_batch(drift: list[list[float]]) -> Experience:
         ([[0.0, 0.0, 0.0], [0.0, math.nan, 0.0]], True),
     ],
 )
-def test_the_reference_is_compared_token_by_token(drift: list[list[float]], apart: bool, tmp_path: Path) -> None:
-    config, batch = tiny_config(tmp_path, tmp_path / "run", sync_tolerance=1e-4), judged_batch(drift)
+def test_the_reference_is_compared_token_by_token(drift: list[list[float]], apart: bool) -> None:
+    bounds, batch = Bounds.of("sync_tolerance", 1e-4, "float32"), judged_batch(drift)
     told = pytest.raises(WeightSyncError, match=r"sync_tolerance=0\.0001.*the reference is not the start policy")
     with told if apart else contextlib.nullcontext():
-        ppo._check_reference(config, 0, batch)
-    ppo._check_reference(config, 1, batch)
+        refuse_reference(bounds, batch)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_reference_is_compared_before_any_update_alone(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, drifted = tiny_config(tmp_path, tmp_path / "run"), judged_batch([[0.01] * 3] * 2)
+    found = {"old_logprobs": drifted.old_logprobs, "ref_logprobs": drifted.ref_logprobs}
+    monkeypatch.setattr(ppo, "_ask_scorers", lambda *_: None)
+    monkeypatch.setattr(ppo, "_judge_on_ranks", lambda *_: found)
+    monkeypatch.setattr(ppo, "_model_scores", lambda *_: None)
+    answer = SimpleNamespace(scores=torch.zeros(2), scored=torch.ones(2, dtype=torch.bool))
+    monkeypatch.setattr(ppo, "compute_advantages", lambda *_: (_ for _ in ()).throw(KeyError("it goes on")))
+    rollouts = [Rollout(str(n), (5, 6), (9,) * n, (-1.0,) * n, True, 0, "x") for n in (3, 2)]
+    row = SimpleNamespace(messages=(), id="p", meta={})
+    run: Any = SimpleNamespace(
+        config=config,
+        agreement=Agreement.of(config, {"dtype": "float32"}, [{"dtype": "float32"}]),
+        spans=SimpleNamespace(span=lambda name: contextlib.nullcontext()),
+        seconds={},
+        kl=SimpleNamespace(coef=0.0),
+        session=SimpleNamespace(
+            prompts=[row], pad_id=0, scorer=SimpleNamespace(total=lambda *_: answer, shape=lambda *_: answer.scores)
+        ),
+    )
+    with pytest.raises(WeightSyncError if step == 0 else KeyError, match="start policy" if step == 0 else "goes on"):
+        ppo.judge(run, step, ppo.Acted(rollouts, [0, 0], ["", ""]))
 
 
 def test_the_controller_measures_the_rows_that_were_learned_from(tmp_path: Path, monkeypatch: Any) -> None:
@@ -49,9 +76,10 @@ def test_the_controller_measures_the_rows_that_were_learned_from(tmp_path: Path,
     config = tiny_config(tmp_path, tmp_path / "run", **{"batch.prompts_per_step": 4, "batch.responses_per_prompt": 2})
     batch = collect([Rollout(str(n), (5, 6), (9, 9), (-1.0, -1.0), True, 0, "x") for n in range(8)], 0)
     batch.response_mask[3:] = False
-    learned = {"ratio_first": 0.0, "updates_skipped": 0.0}
+    learned = {"ratio_first": 0.0, "ratio_first_mean": 0.0, "updates_skipped": 0.0}
     run: Any = SimpleNamespace(
         config=config,
+        agreement=Agreement.of(config, {"dtype": "float32"}, []),
         description={"packs": False},
         spans=SimpleNamespace(span=lambda name: contextlib.nullcontext()),
         seconds={},
