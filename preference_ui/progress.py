@@ -2,7 +2,8 @@
 
 An own answer counts one, whatever its kind. Of other people only votes on normal items count, up to the overlap, and
 the total is what normal items ask for: neither gold, nor repeats, nor an extra vote on a disagreement moves it. Own
-gold and repeated items so fill the line a little early; the lead's pages have the exact figures.
+gold and repeated items so fill the line a little early; the lead's pages have the exact figures. Items for groups that
+the annotator lacks are in neither.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
+from preference_ui.groups import open_to
 from preference_ui.leases import VOTED
 from preference_ui.models import Item, Lease
 from preference_ui.projects import load_project
@@ -87,20 +89,27 @@ def _line(session: Session, project_id: str, annotator_id: str, since: datetime,
 
 
 def _elsewhere(session: Session, project_id: str, annotator_id: str) -> _Elsewhere:
+    mine_to_take = open_to(project_id, annotator_id)
     within = case((Item.done < Item.base_needed, Item.done), else_=Item.base_needed)
     rows = session.execute(
         select(Item.kind, func.sum(within), func.sum(Item.base_needed), func.count())
-        .where(Item.project_id == project_id, Item.state != "retired")
+        .where(Item.project_id == project_id, Item.state != "retired", mine_to_take)
         .group_by(Item.kind)
     ).all()
     kinds = {kind: (int(done), int(needed), int(items)) for kind, done, needed, items in rows}
     if "normal" not in kinds:
+        normal = select(Item.id).where(Item.project_id == project_id, Item.kind == "normal", Item.state != "retired")
+        if session.scalar(normal.limit(1)):
+            return _Elsewhere(0, 0)  # all of it is for others, and gold comes with normal items only
         # A screening project: everybody ranks every gold item once.
         return _Elsewhere(0, kinds.get("gold", (0, 0, 0))[2])
     done, total, _ = kinds["normal"]
-    # Of the own votes those that ``within`` holds, and those on items that are no longer asked for.
+    # Of the own votes those that ``within`` holds, and those on items that are no longer asked for, or not this person.
     counted = case(
-        (Item.state == "retired", 1), (Lease.state != "done", 0), (Item.done <= Item.base_needed, 1), else_=0
+        ((Item.state == "retired") | ~mine_to_take, 1),
+        (Lease.state != "done", 0),
+        (Item.done <= Item.base_needed, 1),
+        else_=0,
     )
     mine = session.scalar(
         select(func.coalesce(func.sum(counted), 0))
