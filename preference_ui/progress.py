@@ -16,7 +16,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from preference_ui.db import Store
-from preference_ui.groups import open_to
+from preference_ui.groups import groups_of, open_to
 from preference_ui.leases import VOTED
 from preference_ui.models import Item, Lease
 from preference_ui.projects import load_project
@@ -54,24 +54,26 @@ def progress(store: Store, project: str, annotator_id: str, zone: tzinfo = UTC) 
 class ProgressLines:
     """The lines of all who rank. What others did is read every ``REFRESH_SECONDS``: a scan of all items.
 
+    For somebody whose groups have changed it is read at once.
+
     Besides the time it saves, an own answer cannot show in that part before the next reading. Threads may share it.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._lock = threading.Lock()
-        self._read: dict[tuple[str, str], tuple[datetime, _Elsewhere]] = {}
+        self._read: dict[tuple[str, str, tuple[str, ...]], tuple[datetime, _Elsewhere]] = {}
 
     def of(self, project: str, annotator_id: str, zone: tzinfo = UTC) -> Progress:
         """Counts for one annotator, whose days begin as in ``zone``; the own ones are of this moment."""
         now = self.store.clock()
         with self.store.read() as session:
             project_id = load_project(session, project).id
-            key = (project_id, annotator_id)
+            key = (project_id, annotator_id, groups_of(session, project_id, annotator_id))
             with self._lock:
                 then, elsewhere = self._read.get(key, (None, None))
             if elsewhere is None or then is None or not timedelta(0) <= now - then < timedelta(seconds=REFRESH_SECONDS):
-                elsewhere = _elsewhere(session, *key)
+                elsewhere = _elsewhere(session, project_id, annotator_id)
                 with self._lock:
                     self._read[key] = (now, elsewhere)
             return _line(session, project_id, annotator_id, midnight(now, zone), elsewhere)
