@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, select
+from sqlalchemy import ColumnElement, CompoundSelect, String, bindparam, literal, select, union_all
 from sqlalchemy.orm import Session
 
 from preference_ui.errors import DataError, WordedDataError
@@ -89,6 +89,12 @@ def open_to(project: Any, who: Any) -> ColumnElement[bool]:
     """Whether an item is for a person; takes ids or bound parameters."""
     mine = select(MemberGroup.group).where(MemberGroup.project_id == project, MemberGroup.annotator_id == who)
     return (Item.group == "") | Item.group.in_(mine)
+
+
+def my_groups(project: Any, who: Any) -> CompoundSelect[Any]:
+    """One row ``word`` per group whose items a person may get; takes ids or bound parameters."""
+    mine = select(MemberGroup.group).where(MemberGroup.project_id == project, MemberGroup.annotator_id == who)
+    return union_all(select(literal("", String).label("word")), mine)
 
 
 def open_groups(tx: Transaction, project_id: str, annotator_id: str) -> list[str]:

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine, Select, bindparam, select
 
 from preference_ui.events import SET_GROUPS, Transaction
-from preference_ui.groups import open_groups, open_to
+from preference_ui.groups import my_groups, open_groups, open_to
 from preference_ui.models import Event, Item, Lease
 
 _FRESH = {"populate_existing": True}
@@ -47,6 +47,15 @@ def _locked(query: Select[Any]) -> Select[Any]:
 
 
 _ONE = _locked(_UNSEEN.where(Item.id == bindparam("item")))
+# By their ids alone: together with the queue's columns SQLite would rather walk the queue.
+_PLACES = select(Item.id, Item.done, Item.priority, Item.group).where(Item.id.in_(bindparam("items", expanding=True)))
+_MINE = my_groups(bindparam("project"), bindparam("who")).subquery("mine")
+
+
+def _heads(ordered: Select[Any]) -> Select[Any]:
+    """The first item of each of a person's groups, null for none, and the group."""
+    first = ordered.where(Item.group == _MINE.c.word).with_only_columns(Item.id).correlate(_MINE).scalar_subquery()
+    return select(first.label("item"), _MINE.c.word)
 
 
 class _Search:
@@ -55,14 +64,20 @@ class _Search:
     Args:
         some: what is looked through.
         begun_first: items that others began come first, so that the overlap of an item is complete soon.
+        on_postgres: ``some`` in other words, for a look at several groups, of which some may have nothing.
     """
 
-    def __init__(self, some: Select[Any], *, begun_first: bool = True) -> None:
-        order = (-Item.done, -Item.priority, Item.id) if begun_first else (-Item.priority, Item.id)
+    def __init__(self, some: Select[Any], *, begun_first: bool = True, on_postgres: Select[Any] | None = None) -> None:
         columns = (Item.done.desc(), Item.priority.desc(), Item.id) if begun_first else (Item.priority.desc(), Item.id)
-        query = some.where(Item.group == bindparam("group")).order_by(*columns)
-        # Nothing is locked that is not taken: others would pass it over.
-        self._place, self._take = query.with_only_columns(*order), _locked(query)
+        ordered = some.order_by(*columns)
+        self._take = _locked(ordered.where(Item.group == bindparam("group")))
+        # Of each of the person's groups the first item. None is locked that is not taken: others would pass it over.
+        self._heads = _heads(ordered)
+        self._heads_on_postgres = self._heads if on_postgres is None else _heads(on_postgres.order_by(*columns))
+        self._begun_first = begun_first
+
+    def _key(self, row: Any) -> tuple[Any, ...]:
+        return (-row.done if self._begun_first else 0, -row.priority, row.id)
 
     def first(self, tx: Transaction, values: dict[str, Any], groups: Sequence[str]) -> Item | None:
         """The first item of these groups, locked."""
@@ -70,32 +85,37 @@ class _Search:
         if len(groups) == 1:
             found = tx.session.scalars(self._take, values | {"group": groups[0]}).first()
             return found
-        rows = ((tx.run(self._place, values | {"group": group}).first(), group) for group in groups)
-        for (*_, item_id), group in sorted((tuple(row), group) for row, group in rows if row is not None):
+        query = self._heads_on_postgres if tx.engine.dialect.name == "postgresql" else self._heads
+        heads = {row.item: row.word for row in tx.run(query, values) if row.item is not None}
+        for item_id in self._in_order(tx, list(heads)):
             found = tx.session.scalars(_ONE, values | {"item": item_id}).first()
             if found is None:  # somebody is just taking it
-                found = tx.session.scalars(self._take, values | {"group": group}).first()
+                found = tx.session.scalars(self._take, values | {"group": heads[item_id]}).first()
             if found is not None:
                 return found
         return None
+
+    def _in_order(self, tx: Transaction, items: list[str]) -> list[str]:
+        if len(items) < 2:
+            return items
+        rows = tx.run(_PLACES, {"items": items}).all()
+        return [row.id for row in sorted(rows, key=self._key)]
 
 
 _NEXT_NORMAL = _Search(_UNSEEN)
 # Gold stays open for everybody: its count of answers must not decide what comes next.
 _NEXT_GOLD = _Search(_UNSEEN, begun_first=False)
+_AS_FAR = _UNSEEN.where(Item.done == bindparam("done"), Item.id >= bindparam("last"))
 # On from a place, as three ranges of the index: what is as far and as urgent, as far and less urgent, less far.
 _ONWARD = (
     _Search(
-        _UNSEEN.where(
-            Item.done == bindparam("done"), Item.priority == bindparam("priority"), Item.id >= bindparam("last")
-        )
+        _AS_FAR.where(Item.priority == bindparam("priority")),
+        # With one value for all but the id it would read the items in the order of their ids, all to the last one where
+        # a group has none.
+        on_postgres=_AS_FAR.where(Item.priority.between(bindparam("priority"), bindparam("priority"))),
     ),
     _Search(_UNSEEN.where(Item.done == bindparam("done"), Item.priority < bindparam("priority"))),
     _Search(_UNSEEN.where(Item.done < bindparam("done"))),
-)
-# By their ids alone: together with the queue's columns SQLite would rather walk the queue.
-_CHANGED = select(Item.id, Item.done, Item.priority, Item.group).where(
-    Item.id.in_(bindparam("changed", expanding=True))
 )
 _SINCE = (
     select(Event.action, Event.entity, Event.entity_id, Event.payload_json)
@@ -153,7 +173,7 @@ def next_gold(tx: Transaction, annotator_id: str, project_id: str) -> Item | Non
 
 def _changed(tx: Transaction, end: _End, who: dict[str, Any], groups: Sequence[str]) -> Item | None:
     """The first of the changed items before the place that is one for this person now."""
-    rows = tx.run(_CHANGED, {"changed": sorted(end.changed)}).all() if end.changed else []
+    rows = tx.run(_PLACES, {"items": sorted(end.changed)}).all() if end.changed else []
     before = (-end.done, -end.priority, end.last)
     places = [(-row.done, -row.priority, row.id) for row in rows if row.group in groups]
     for *_, item_id in sorted(place for place in places if place < before):

@@ -36,7 +36,7 @@ def test_an_admin_gives_groups_and_people_get_their_tasks(tmp_path: Path, visit:
         tab.wait_for_selector("table.people >> text=nova")
         tab.wait_for_selector("text=Groups of this project's tasks: <b>zh</b>, da")
         assert tab.locator("table.people th", has_text="Groups").count() == 0, "nobody has one yet"
-        words, save = tab.get_by_label("Groups of the person chosen"), tab.get_by_role("button", name="Save the groups")
+        words, save = tab.get_by_label("Groups, with commas"), tab.get_by_role("button", name="Save the groups")
         save.click()
         tab.wait_for_selector("text=Choose a person first")
         tab.get_by_label("Person", exact=True).click()
