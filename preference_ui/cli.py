@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from preference_ui import commands
-from preference_ui.commands import Table
+from preference_ui import commands, group_commands
+from preference_ui.tables import Table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     load.add_argument("files", nargs="+")
     load.add_argument("--format", dest="file_format", help="default: detected")
     load.add_argument("--without-rankings", action="store_true", help="take the texts, leave their rankings out")
+    load.add_argument(
+        "--group", default="", metavar="WORD",
+        help="only people who have this group rank the files' tasks, e.g. da or medical; for files without a column "
+        "'group' (a row with another group is an error, and nothing of its file is stored)",
+    )  # fmt: skip
     load.set_defaults(run=_import)
     _add_sample(actions)
     save = actions.add_parser("export", help="preference rows for training")
@@ -65,6 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
     aside.set_defaults(
         run=lambda a: commands.prefs_set_aside(a.store, a.project, a.handle, reason=a.reason, undo=a.undo)
     )
+    groups = actions.add_parser(
+        "groups",
+        help="who gets the tasks of which group; with a person and --set, change it",
+        description="A task with a group (a column of imported rows, or `rlhf prefs import --group`) goes only to "
+        "people who have that group in the project, whatever their role; a task without one goes to anybody. --set "
+        "replaces all groups that the person has in the project.",
+    )
+    groups.add_argument("project")
+    groups.add_argument("handle", nargs="?", help="the person's name")
+    groups.add_argument("--set", dest="words", metavar="WORDS", help="with commas between them; '' for none")
+    groups.set_defaults(run=lambda a: group_commands.prefs_groups(a.store, a.project, a.handle, a.words))
     backup = actions.add_parser("backup", help="copy a live SQLite store")
     backup.add_argument("target")
     backup.set_defaults(run=lambda a: commands.prefs_backup(a.store, a.target))
@@ -124,6 +140,7 @@ def _import(args: argparse.Namespace) -> Table:
         args.files,
         file_format=args.file_format,
         keep_rankings=not args.without_rankings,
+        group=args.group,
     )
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from preference_ui import backup as backups
-from preference_ui.db import Store, open_store
+from preference_ui.db import Store
 from preference_ui.errors import DataError, StoreError
 from preference_ui.events import Transaction, head
 from preference_ui.export import (
@@ -24,6 +23,7 @@ from preference_ui.export import (
     read_snapshot,
 )
 from preference_ui.formats import FORMATS, write_file, write_preferences
+from preference_ui.group_commands import group_tables
 from preference_ui.hints import ranking_page, training_on
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.importing import check_file, import_file
@@ -36,47 +36,10 @@ from preference_ui.set_aside import restore, set_aside
 from preference_ui.settings import ProjectSettings
 from preference_ui.statistics import Interval, ProjectReport, project_report
 from preference_ui.statistics.report import RaterReport
+from preference_ui.tables import Opened, Place, Table
 from preference_ui.versions import freeze
 
-Place = Store | str | Path | None
 EXPORT_FORMATS = (*FORMATS, "sft", "judgments")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts to print.
-
-    Attributes:
-        notes: lines to show below it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    notes: tuple[str, ...] = ()
-
-    def render(self) -> str:
-        """Aligned plain text."""
-        widths = [max(len(c), *(len(r[i]) for r in self.rows), 0) for i, c in enumerate(self.columns)]
-        lines = [self.title] if self.title else []
-        for row in (self.columns, *self.rows):
-            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return "\n".join([*lines, *self.notes])
-
-
-class _Opened:
-    """Opens a store by path or URL and closes it again; an open one is left open."""
-
-    def __init__(self, place: Place, create: bool = False, migrate: bool = True) -> None:
-        self._given = isinstance(place, Store)
-        self._store = place if isinstance(place, Store) else open_store(place, create, migrate=migrate)
-
-    def __enter__(self) -> Store:
-        return self._store
-
-    def __exit__(self, *_: object) -> None:
-        if not self._given:
-            self._store.close()
 
 
 def prefs_import(
@@ -88,17 +51,24 @@ def prefs_import(
     keep_rankings: bool = True,
     settings: ProjectSettings | None = None,
     guideline: str = "",
+    group: str = "",
 ) -> Table:
-    """Import files into a project, made with the given settings when it is missing and the files fit."""
-    with _Opened(place, create=True) as store:
+    """Import files into a project, made with the given settings when it is missing and the files fit.
+
+    Args:
+        group: of all their items; see ``importing.import_file``.
+    """
+    with Opened(place, create=True) as store:
         if project not in {known.name for known in list_projects(store)}:
             for path in paths:
-                check_file(path, file_format)
+                check_file(path, file_format, group)
         info = ensure_project(store, project, guideline=guideline, settings=settings)
         rows: list[tuple[str, ...]] = []
         notes: list[str] = []
         for path in paths:
-            report = import_file(store, info.id, path, file_format=file_format, keep_rankings=keep_rankings)
+            report = import_file(
+                store, info.id, path, file_format=file_format, keep_rankings=keep_rankings, group=group
+            )
             figures = (report.num_items, report.num_new, report.num_rankings, len(report.left_out))
             rows.append((str(path), *map(str, figures)))
             notes += [f"left out: {line}" for line in report.left_out[:20]]
@@ -121,7 +91,7 @@ def prefs_sample(
     overrides: Sequence[str] = (),
 ) -> Table:
     """Let a policy answer prompts and put its answers into the queue; see ``sampling``."""
-    with _Opened(place) as store:
+    with Opened(place) as store:
         name = chosen_project(store, project)
         at = Path(folder) if folder else Path("runs/samples") / f"{name}-{store.clock():%Y%m%d-%H%M%S}"
         order = SampleOrder(run, at, prompts, limit, responses_per_prompt, seed, config, overrides)
@@ -157,7 +127,7 @@ def prefs_export(
     """
     if file_format not in EXPORT_FORMATS:
         raise DataError(f"--format {file_format!r} is not one of {', '.join(EXPORT_FORMATS)}")
-    with _Opened(place) as store:
+    with Opened(place) as store:
         if file_format in ("sft", "judgments"):
             snapshot = export_snapshot(store, project, with_retired=with_retired)
             data, count = _demonstration_lines(snapshot) if file_format == "sft" else _votes_lines(snapshot)
@@ -280,8 +250,9 @@ def _range(interval: Interval, percent: bool = True) -> str:
 
 def prefs_stats(place: Place, project: str) -> list[Table]:
     """The project's figures and each rater's."""
-    with _Opened(place) as store:
+    with Opened(place) as store:
         r = report_of(store, project)
+        groups = group_tables(store, project)
     figures = [
         ("votes", str(r.votes)), ("items with votes", str(r.items)),
         ("pair agreement", _range(r.pair_agreement)), ("Kendall tau-b", _range(r.kendall_tau, False)),
@@ -312,6 +283,7 @@ def prefs_stats(place: Place, project: str) -> list[Table]:
         Table("raters", columns, raters),
         Table("agreement by couple of raters", ("one", "other", "kappa", "pairs"), kappa),
         Table("coverage", ("topic", "votes"), topics),
+        *groups,
     ]
 
 
@@ -327,7 +299,7 @@ def prefs_freeze(
     actor: str = "command line",
 ) -> Table:
     """Freeze the votes so far as the next dataset version, those on retired items only with ``with_retired``."""
-    with _Opened(place) as store:
+    with Opened(place) as store:
         options = pair_options(store, project, votes, ties, weight_by_reliability)
         version = freeze(store, project, options, include_edits=include_edits, with_retired=with_retired, actor=actor)
         train = training_on(store, version.name)
@@ -347,7 +319,7 @@ def prefs_set_aside(
     Raises:
         DataError: no such person or project, or no reason.
     """
-    with _Opened(place) as store:
+    with Opened(place) as store:
         person = find_annotator(store, handle)
         if person is None:
             raise DataError(f"no annotator {handle!r}")
@@ -365,7 +337,7 @@ def prefs_set_aside(
 
 def prefs_backup(place: Place, target: str | Path) -> Table:
     """Copy a SQLite store while it is in use, as it is: an older one can be kept before it is migrated."""
-    with _Opened(place, migrate=False) as store:
+    with Opened(place, migrate=False) as store:
         path = backups.backup(store, target)
     return Table("backup", ("file", "bytes"), [(str(path), str(path.stat().st_size))])
 
@@ -376,7 +348,7 @@ def prefs_verify(place: Place, expected_head: tuple[int, str] | None = None) -> 
     Raises:
         StoreError: something is wrong; the message lists it.
     """
-    with _Opened(place) as store:
+    with Opened(place) as store:
         result = backups.verify(store, expected_head)
         where = store.url
     if not result.ok:
@@ -392,5 +364,5 @@ def prefs_verify(place: Place, expected_head: tuple[int, str] | None = None) -> 
 
 def prefs_guideline(place: Place, project: str, version: int | None = None) -> str:
     """Markdown of a guideline version."""
-    with _Opened(place) as store:
+    with Opened(place) as store:
         return get_guideline(store, get_project(store, project).id, version)

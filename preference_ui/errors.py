@@ -58,6 +58,10 @@ class TaskTaken(LeaseError):
     """A skipped task has no room left for who skipped it."""
 
 
+class OtherGroup(LeaseError):
+    """A task that somebody wants back is for a group that this person no longer has."""
+
+
 class StaleGuideline(DataError):
     """A new guideline was written from a version that is no longer in force; nothing was published.
 
@@ -164,6 +168,7 @@ __all__ = [
     "LateAnswer",
     "LeaseError",
     "LockedOut",
+    "OtherGroup",
     "RlhfError",
     "StaleAccount",
     "StaleGuideline",

@@ -17,6 +17,8 @@ from preference_ui.models import Event
 GENESIS = "0" * 64
 # Votes that a lead takes out, and lets count again.
 SET_ASIDE, RESTORE = "judgment.set_aside", "judgment.restore"
+# The entity is a membership, named "project id/annotator id".
+SET_GROUPS = "membership.groups"
 # Any constant shared by all writers of one PostgreSQL database will do.
 CHAIN_LOCK = 0x70726566
 # Clocks of machines that look after each other differ by less.

@@ -32,6 +32,7 @@ class JudgmentRecord:
         created: when this revision was stored; ``first_event``: the chain's position of the rater's first one.
         answered: when the answer was first given; a change of mind, or setting it aside and back, does not move it.
         retired: a lead has taken the item, or the one that it repeats, out of the queue.
+        group: of the item; empty: anybody could take it.
         imported: ranked elsewhere: nobody saw the responses in the order of ``shown``.
         edits: ``(response id, better text)``.
         ratings: ``(response id, axis, value)``.
@@ -62,6 +63,7 @@ class JudgmentRecord:
     first_event: int
     retired: bool = False
     imported: bool = False
+    group: str = ""
     edits: tuple[tuple[str, str], ...] = ()
     ratings: tuple[tuple[str, str, int], ...] = ()
     flags: tuple[tuple[str | None, str], ...] = ()
@@ -103,8 +105,8 @@ _JUDGMENTS = (
         Judgment.id, Judgment.lease_id, Judgment.retracted, Judgment.tiers_json, Judgment.strength, Judgment.all_bad,
         Judgment.rationale, Judgment.active_ms, Judgment.wall_ms, Judgment.guideline_version, Judgment.revision,
         Judgment.created, Lease.item_id, Lease.annotator_id, Lease.permutation_json, Item.kind, Item.base_needed,
-        Item.needed, Item.repeat_of_lease_id, Item.state, Annotator.handle, Prompt.content_sha256, Prompt.topic,
-        Prompt.messages_json, Event.seq, Event.action,
+        Item.needed, Item.repeat_of_lease_id, Item.state, Item.group, Annotator.handle, Prompt.content_sha256,
+        Prompt.topic, Prompt.messages_json, Event.seq, Event.action,
     )
     .join(Lease, Lease.id == Judgment.lease_id)
     .join(Item, Item.id == Lease.item_id)
@@ -181,6 +183,7 @@ def read_snapshot(
             handle=row.handle,
             prompt_sha256=row.content_sha256,
             topic=row.topic,
+            group=row.group,
             tiers=tuple(tuple(t) for t in json.loads(row.tiers_json)),
             shown=tuple(json.loads(row.permutation_json)),
             margin=margins[row.strength] if row.strength is not None and row.strength < len(margins) else 0.0,

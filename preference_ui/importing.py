@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from preference_ui.db import Store
 from preference_ui.errors import DataError
 from preference_ui.events import Transaction
 from preference_ui.export import IMPORT
+from preference_ui.groups import checked_group
 from preference_ui.ids import new_id
 from preference_ui.models import GoldKey, Item, ItemResponse, Lease, Response
 from preference_ui.people import ensure_annotator
@@ -46,6 +48,7 @@ def import_file(
     file_format: str | None = None,
     keep_rankings: bool = True,
     rater: str | None = None,
+    group: str = "",
     actor: str = "system",
     shown: str = "",
     progress: Callable[[int, int], None] | None = None,
@@ -58,12 +61,14 @@ def import_file(
         file_format: ``native``, ``trl``, ``hh`` or ``oasst``; default: seen from the first record.
         keep_rankings: store rankings found in the file as votes; otherwise people rank these items anew.
         rater: account that imported votes belong to; default ``import:<file name>``. It cannot log in.
+        group: of every item of the file; a row with another one is refused, before anything is stored.
 
     Raises:
         DataError: naming file, line and field; batches before the faulty one stay.
     """
     info = get_project(store, project)
     result = read_candidates(Path(path), file_format, shown=shown)
+    result.candidates = _in_group(result.candidates, group)
     ranked, before = 0, _num_items(store, info)
     handle = rater or f"import:{Path(shown or path).name}"[:64]
     for start in range(0, len(result.candidates), _BATCH):
@@ -72,6 +77,7 @@ def import_file(
         batch = result.candidates[start : start + _BATCH]
         item_ids = _add(store, info, batch, actor)
         result.left_out.extend(_unused_gold(store, list(zip(item_ids, batch, strict=True))))
+        result.left_out.extend(_unused_groups(store, list(zip(item_ids, batch, strict=True))))
         votes = [(i, c) for i, c in zip(item_ids, batch, strict=True) if c.tiers and c.spec.gold_tiers is None]
         if keep_rankings and votes:
             rater_id = ensure_annotator(store, handle).id
@@ -81,14 +87,28 @@ def import_file(
     return ImportReport(len(result.candidates), _num_items(store, info) - before, ranked, result.left_out)
 
 
-def check_file(path: str | Path, file_format: str | None = None) -> None:
+def check_file(path: str | Path, file_format: str | None = None, group: str = "") -> None:
     """Reads a file as ``import_file`` does, and stores nothing.
 
     Raises:
         DataError: naming file, line and field.
     """
-    for candidate in read_candidates(Path(path), file_format).candidates:
+    for candidate in _in_group(read_candidates(Path(path), file_format).candidates, group):
         check_spec(candidate.spec, candidate.where)
+
+
+def _in_group(candidates: list[Candidate], group: str) -> list[Candidate]:
+    """All in the group that was given for the whole file; neither a row's nor the file's wins over the other."""
+    word = checked_group(group, "--group")
+    if not word:
+        return candidates
+    for candidate in candidates:
+        if candidate.spec.group not in ("", word):
+            raise DataError(
+                f"{candidate.where}: field 'group' is {candidate.spec.group!r}, and --group {word!r} was given for the "
+                "whole file; leave one of them out"
+            )
+    return [dataclasses.replace(c, spec=dataclasses.replace(c.spec, group=word)) for c in candidates]
 
 
 def _num_items(store: Store, project: ProjectInfo) -> int:
@@ -133,6 +153,19 @@ def _unused_gold(store: Store, pairs: Sequence[tuple[str, Candidate]]) -> list[s
         if stored != [{names[item_id, responses[i].text] for i in tier} for tier in candidate.spec.gold_tiers or ()]:
             problems.append(f"{candidate.where}: gold_tiers: the project has this task with other ones, and they stay")
     return problems
+
+
+def _unused_groups(store: Store, pairs: Sequence[tuple[str, Candidate]]) -> list[str]:
+    """Which groups were given for tasks that were there before, in another group or in none."""
+    with store.read() as session:
+        rows = session.execute(select(Item.id, Item.group).where(Item.id.in_([item_id for item_id, _ in pairs])))
+        groups: dict[str, str] = {row.id: row.group for row in rows}
+    return [
+        f"{candidate.where}: field 'group': the project has this task in "
+        f"{f'the group {groups[item_id]!r}' if groups[item_id] else 'no group'}, and it stays so"
+        for item_id, candidate in pairs
+        if candidate.spec.group not in ("", groups[item_id])
+    ]
 
 
 def _record_all(store: Store, project: ProjectInfo, rater_id: str, votes: Sequence[tuple[str, Candidate]]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, cast, column, func, select
+from sqlalchemy import ColumnElement, Text, cast, column, func, or_, select
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.orm import Session
 
@@ -37,6 +37,7 @@ class ItemLine:
     item_id: str
     opening: str
     topic: str
+    group: str
     kind: str
     state: str
     priority: float
@@ -61,7 +62,7 @@ def find_items(store: Store, project: str, *, text: str = "", state: str = "all"
     """Search a project's items, oldest first, a page at a time.
 
     Args:
-        text: stands in the topic or in a turn of the prompt, upper and lower case alike (SQLite: of A to Z).
+        text: stands in the topic, the group or a turn of the prompt, upper and lower case alike (SQLite: of A to Z).
         state: one of ``STATES``.
         page: from 1.
 
@@ -96,7 +97,9 @@ def get_item(store: Store, project: str, item_id: str) -> ItemLine | None:
 
 def _line(item: Item, messages: str, topic: str) -> ItemLine:
     opening = json.loads(messages)[-1]["content"][:100]
-    return ItemLine(item.id, opening, topic, item.kind, item.state, item.priority, item.done, item.needed)
+    return ItemLine(
+        item.id, opening, topic, item.group, item.kind, item.state, item.priority, item.done, item.needed
+    )  # fmt: skip
 
 
 def _conditions(session: Session, project_id: str, text: str, state: str) -> Sequence[ColumnElement[bool]]:
@@ -106,7 +109,8 @@ def _conditions(session: Session, project_id: str, text: str, state: str) -> Seq
     elif state != "all":
         where.append(Item.state == state)
     if text:
-        where.append(Prompt.topic.icontains(text, autoescape=True) | _in_a_turn(session, text))
+        words = (Prompt.topic.icontains(text, autoescape=True), Item.group.icontains(text, autoescape=True))
+        where.append(or_(*words, _in_a_turn(session, text)))
     return where
 
 

@@ -13,11 +13,12 @@ from sqlalchemy.orm import aliased
 
 from preference_ui.errors import LeaseError
 from preference_ui.events import Transaction
+from preference_ui.groups import open_to
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Annotator, Item, ItemResponse, Judgment, Lease
 from preference_ui.places import move_item
 from preference_ui.projects import ProjectInfo
-from preference_ui.searches import NEXT_GOLD, ROOM, next_normal
+from preference_ui.searches import ROOM, next_gold, next_normal
 
 HELD = "active"
 GIVEN_BACK = ("expired", "released")
@@ -72,6 +73,7 @@ _SKIPPED_GOLD = (
         Item.project_id == bindparam("project"),
         Item.kind == "gold",
         Item.state == "open",
+        open_to(bindparam("project"), bindparam("who")),
         _NOT_BEFORE,
     )
     .order_by(Lease.decided_at)
@@ -220,6 +222,8 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
             Item.project_id == project.id,
             Item.kind == "normal",
             Item.state != "retired",
+            # Of a group that was taken away since nothing is asked again.
+            open_to(project.id, annotator_id),
             ~asked_again,
         )
         .order_by(Lease.decided_at, Lease.id)
@@ -236,6 +240,7 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
         project_id=project.id,
         prompt_id=source.prompt_id,
         kind="repeat",
+        group=source.group,
         state="open",
         base_needed=1,
         needed=1,
@@ -261,25 +266,24 @@ def _make_repeat(tx: Transaction, annotator_id: str, project: ProjectInfo) -> tu
 def choose(
     tx: Transaction, annotator_id: str, project: ProjectInfo, *, only_gold: bool = False
 ) -> tuple[Item, list[str]] | None:
-    """Pick the next item: normal, or now and then gold or a repeat, which nothing shown tells apart.
+    """Pick the next item that is open to the annotator: normal, or now and then gold or a repeat.
 
-    Without normal work there is nothing to mix into and the answer is None (a ``gold_rate`` of 1 makes a
-    screening project that needs no normal work).
+    Nothing shown tells them apart. Without normal work there is nothing to mix into and the answer is None (a
+    ``gold_rate`` of 1 makes a screening project that needs no normal work).
 
     Returns:
         The locked item, and for a repeat the order shown the first time (else an empty list).
     """
     settings = project.settings
-    who = {"who": annotator_id, "project": project.id, "now": tx.now}
     if only_gold:
-        gold = tx.session.scalars(NEXT_GOLD, who | {"kind": "gold"}).first()
+        gold = next_gold(tx, annotator_id, project.id)
         return None if gold is None else (gold, [])
     draw = tx.rng.random()
     normal = next_normal(tx, annotator_id, project.id)
     if normal is None and settings.gold_rate < 1:
         return None
     if draw < settings.gold_rate:
-        gold = tx.session.scalars(NEXT_GOLD, who | {"kind": "gold"}).first()
+        gold = next_gold(tx, annotator_id, project.id)
         if gold is not None:
             return gold, []
     elif draw < settings.gold_rate + settings.repeat_rate:
@@ -298,7 +302,7 @@ def lock_free_item(tx: Transaction, annotator_id: str, project: ProjectInfo, ite
     """Lock one normal item that has room for this annotator.
 
     Raises:
-        LeaseError: it has none, or the annotator had it before.
+        LeaseError: it has none, the annotator had it before, or it is for a group that the annotator lacks.
     """
     item = tx.session.scalars(
         ROOM.where(

@@ -15,12 +15,28 @@ from preference_ui.db import Store
 from preference_ui.events import head
 from preference_ui.export import JudgmentRecord, Snapshot, read_snapshot
 from preference_ui.models import Item, Prompt
+from preference_ui.projects import ProjectInfo
 from preference_ui.ranking import strict_pairs
+from preference_ui.takers import num_takers
 from preference_ui.zones import zone_of
 
 DAYS_SHOWN = 30
 # Upper edges of how many times longer the longer text is; the last class is open.
 LENGTH_EDGES = (1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class GroupCoverage:
+    """Votes given and asked for on a group's normal items, and how many people get them."""
+
+    done: int
+    needed: int
+    people: int
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether votes are missing that nobody can give."""
+        return self.done < self.needed and not self.people
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ class Overview:
         longer_wins: ``(times longer up to, share of pairs the longer won, number of pairs)``.
         seconds: time in use per vote, where it was measured.
         topics: ``topic -> (votes given, votes asked for)``.
+        groups: coverage by group, where there are groups.
         head_seq: position of the event chain that all this was read at.
         zone / day: where the project counts days, and which it was when all this was read.
     """
@@ -47,6 +64,7 @@ class Overview:
     longer_wins: list[tuple[float, float, int]]
     seconds: list[float]
     topics: dict[str, tuple[int, int]]
+    groups: dict[str, GroupCoverage]
     head_seq: int
     zone: tzinfo
     day: date
@@ -64,22 +82,35 @@ def head_of(store: Store) -> int:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What is counted where the snapshot was read: ``topic -> (votes given, votes asked for)``, and the chain's end."""
+    """What is counted where the snapshot was read: ``topic -> (votes given, votes asked for)``, and the chain's end.
+
+    Attributes:
+        groups: with ``""`` for the items of none; empty where no item has a group.
+    """
 
     topics: dict[str, tuple[int, int]]
+    groups: dict[str, GroupCoverage]
     head_seq: int
 
 
-def coverage_of(session: Session, project_id: str) -> Coverage:
+def coverage_of(session: Session, project: ProjectInfo) -> Coverage:
     """Counts of the normal items that are asked for."""
-    topics = session.execute(
-        select(Prompt.topic, func.sum(Item.done), func.sum(Item.needed))
+    rows = session.execute(
+        select(Prompt.topic, Item.group, func.sum(Item.done), func.sum(Item.needed))
         .join(Prompt, Prompt.id == Item.prompt_id)
-        .where(Item.project_id == project_id, Item.kind == "normal", Item.state != "retired")
-        .group_by(Prompt.topic)
-        .order_by(Prompt.topic)
+        .where(Item.project_id == project.id, Item.kind == "normal", Item.state != "retired")
+        .group_by(Prompt.topic, Item.group)
+        .order_by(Prompt.topic, Item.group)
     ).all()
-    return Coverage({row[0]: (int(row[1]), int(row[2])) for row in topics}, head(session)[0])
+    topics: dict[str, tuple[int, int]] = {}
+    groups: dict[str, tuple[int, int]] = {}
+    for topic, group, done, needed in rows:
+        for table, key in ((topics, topic), (groups, group)):
+            before = table.get(key, (0, 0))
+            table[key] = (before[0] + int(done), before[1] + int(needed))
+    people = {group: num_takers(session, project, group) for group in groups} if groups.keys() - {""} else {}
+    by_group = {group: GroupCoverage(*groups[group], people[group]) for group in sorted(people)}
+    return Coverage(topics, by_group, head(session)[0])
 
 
 def overview_of(snapshot: Snapshot, coverage: Coverage, now: datetime) -> Overview:
@@ -101,6 +132,7 @@ def overview_of(snapshot: Snapshot, coverage: Coverage, now: datetime) -> Overvi
         longer_wins=_longer_wins(records, snapshot.lengths),
         seconds=[r.active_ms / 1000 for r in records if r.active_ms],
         topics=coverage.topics,
+        groups=coverage.groups,
         head_seq=coverage.head_seq,
         zone=zone,
         day=today,
@@ -111,7 +143,7 @@ def overview(store: Store, project: str) -> Overview:
     """All series as the store stands now."""
     with store.read() as session:
         snapshot = read_snapshot(session, project, texts=False)
-        coverage = coverage_of(session, snapshot.project.id)
+        coverage = coverage_of(session, snapshot.project)
     return overview_of(snapshot, coverage, store.clock())
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from preference_ui.db import Store
 from preference_ui.errors import ConfigError, DataError, StaleSettings
 from preference_ui.events import Transaction
+from preference_ui.groups import checked_group
 from preference_ui.ids import canonical_json, checked_text, new_id, sha256_text
 from preference_ui.models import (
     GoldKey,
@@ -67,6 +68,7 @@ class ItemSpec:
     Attributes:
         gold_tiers: for a gold item, the expected tiers as indices into ``responses``, best first.
         priority: higher is asked earlier.
+        group: which people it is for, see ``groups``; empty: anybody.
     """
 
     prompt: tuple[Message, ...]
@@ -77,6 +79,7 @@ class ItemSpec:
     language: str = ""
     split: str = ""
     source: str = ""
+    group: str = ""
 
 
 _PROJECT = select(Project.id, Project.name, Project.settings_json, Project.guideline_version).where(
@@ -250,6 +253,7 @@ def add_items(store: Store, project_id: str, specs: Sequence[ItemSpec], *, actor
 
 def check_spec(spec: ItemSpec, where: str) -> None:
     """Raises a DataError that begins with ``where`` for an item that does not fit."""
+    checked_group(spec.group, f"{where}: field 'group'")
     count = len(spec.responses)
     if not MIN_RESPONSES <= count <= MAX_RESPONSES:
         raise DataError(f"{where}: has {count} responses; an item takes {MIN_RESPONSES} to {MAX_RESPONSES}")
@@ -368,6 +372,7 @@ def _insert_item(tx: Transaction, project: ProjectInfo, prompt_id: str, response
             done=0,
             skips=0,
             priority=spec.priority,
+            group=checked_group(spec.group, "group"),
             created=tx.now,
         )
     )

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, aliased
 from preference_ui.db import Store
 from preference_ui.errors import DataError, WordedDataError
 from preference_ui.events import Transaction
+from preference_ui.groups import open_to
 from preference_ui.leases import VOTED
 from preference_ui.models import Annotator, GoldKey, Item, Judgment, Lease, Membership
 from preference_ui.projects import ProjectInfo, load_project
@@ -176,10 +177,10 @@ def _require_gold(session: Session, project: ProjectInfo, annotator_id: str) -> 
 
 
 def _new_gold(session: Session, project: ProjectInfo, annotator_id: str) -> int:
-    """How many gold items somebody has never answered."""
+    """How many gold items that somebody may get and has never answered."""
     answered = exists().where(Lease.item_id == Item.id, Lease.annotator_id == annotator_id, Lease.revision > 0)
     query = select(func.count()).where(Item.project_id == project.id, Item.kind == "gold", Item.state == "open")
-    return session.scalar(query.where(~answered)) or 0
+    return session.scalar(query.where(~answered, open_to(project.id, annotator_id))) or 0
 
 
 def held_up(session: Session, project: ProjectInfo) -> dict[str, str]:

@@ -144,7 +144,8 @@ def reserve(store: Store, project: str, annotator_id: str, item_id: str) -> None
     """Keep one open item for the person who asked for it: the next claim brings it. A task held stays held.
 
     Raises:
-        LeaseError: the account is closed, or the item is full, not open, or was shown to this person before.
+        LeaseError: the account is closed, or the item is full, not open, not for this person's groups, or was shown
+            to this person before.
     """
 
     def change(tx: Transaction) -> None:

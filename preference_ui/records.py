@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preference_ui.errors import DataError
+from preference_ui.groups import row_group
 from preference_ui.projects import ItemSpec, ResponseSpec
 from preference_ui.settings import MAX_RESPONSES
 from rlhf.data.schema import Message
@@ -222,7 +223,10 @@ def _native(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
             for number in ("step", "num_tokens"):
                 if number in extra:
                     extra[number] = _whole(extra[number], f"{where}: field {number!r}")
-            grouped.setdefault(key, (where, row, []))[2].append({"text": row["response"], **extra})
+            first, kept, texts = grouped.setdefault(key, (where, row, []))
+            if (kept.get("group") or "") != (row.get("group") or ""):
+                raise DataError(f"{where}: field 'group' is another one than at {first}, for the same prompt")
+            texts.append({"text": row["response"], **extra})
             continue
         responses = row.get("responses")
         if responses is None:
@@ -267,18 +271,23 @@ def _native_item(where: str, row: Record, responses: Any) -> Candidate:
             responses=tuple(_response(r, where) for r in responses),
             gold_tiers=tuple(tuple(t) for t in gold) if gold else None,
             priority=_finite(row.get("priority") or 0.0, f"{where}: field 'priority'"),
+            group=_group(row, where),
             **{name: str(row.get(name) or "") for name in _TEXT_FIELDS},
         ),
         tuple(tuple(t) for t in tiers) if tiers else None,
     )
 
 
-def _pair(where: str, prompt: tuple[Message, ...], chosen: str, rejected: str, result: ReadResult) -> None:
+def _group(row: Record, where: str) -> str:
+    return row_group(row.get("group"), f"{where}: field 'group'")
+
+
+def _pair(where: str, row: Record, prompt: tuple[Message, ...], chosen: str, rejected: str, result: ReadResult) -> None:
     if chosen == rejected:
         result.left_out.append(f"{where}: both responses are the same")
         return
     # The better one stands first in the file; the page shuffles, so that gives nothing away.
-    spec = ItemSpec(prompt, (ResponseSpec(chosen), ResponseSpec(rejected)), source=where)
+    spec = ItemSpec(prompt, (ResponseSpec(chosen), ResponseSpec(rejected)), source=where, group=_group(row, where))
     result.candidates.append(Candidate(where, spec, ((0,), (1,))))
 
 
@@ -289,7 +298,7 @@ def _trl(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
         if isinstance(chosen, str) and isinstance(rejected, str):
             if not prompt:
                 raise DataError(f"{where}: plain-text pairs need a field 'prompt'")
-            _pair(where, _messages(prompt, where), chosen, rejected, result)
+            _pair(where, row, _messages(prompt, where), chosen, rejected, result)
             continue
         turns = [_messages(chosen, where), _messages(rejected, where)]
         head = _messages(prompt, where) if prompt else turns[0][:-1]
@@ -297,7 +306,7 @@ def _trl(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
             raise DataError(f"{where}: chosen and rejected differ before their last turn")
         if prompt and (len(turns[0]) != 1 or len(turns[1]) != 1):
             raise DataError(f"{where}: with a prompt, chosen and rejected hold one turn each")
-        _pair(where, head, turns[0][-1].content, turns[1][-1].content, result)
+        _pair(where, row, head, turns[0][-1].content, turns[1][-1].content, result)
 
 
 def parse_transcript(text: str, where: str) -> tuple[Message, ...]:
@@ -328,7 +337,7 @@ def _hh(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
         if not usable or chosen[:-1] != rejected[:-1] or chosen[-2].role != "user":
             result.left_out.append(f"{where}: the two transcripts do not answer one prompt")
             continue
-        _pair(where, chosen[:-1], chosen[-1].content, rejected[-1].content, result)
+        _pair(where, row, chosen[:-1], chosen[-1].content, rejected[-1].content, result)
 
 
 def _oasst(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
@@ -336,8 +345,9 @@ def _oasst(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
     if "message_id" in rows[0][1] and "prompt" not in rows[0][1]:
         roots = _tree_of(rows)
     else:
-        roots = [(where, row["prompt"]) for where, row in rows]
+        roots = [(where, {"group": row.get("group"), **row["prompt"]}) for where, row in rows]
     for where, root in roots:
+        group = _group(root, where)
         stack: list[tuple[Record, tuple[Message, ...]]] = [(root, ())]
         while stack:
             node, before = stack.pop()
@@ -345,7 +355,7 @@ def _oasst(rows: Sequence[tuple[str, Record]], result: ReadResult) -> None:
             path = (*before, Message(role, node["text"]))
             replies = [r for r in node.get("replies") or [] if not r.get("deleted")]
             if role == "user":
-                _siblings(where, node, path, replies, result)
+                _siblings(where, node, path, replies, group, result)
             stack += [(reply, path) for reply in reversed(replies)]
 
 
@@ -368,7 +378,7 @@ def _oasst_role(row: Record) -> str:
 
 
 def _siblings(
-    where: str, node: Record, path: tuple[Message, ...], replies: Sequence[Record], result: ReadResult
+    where: str, node: Record, path: tuple[Message, ...], replies: Sequence[Record], group: str, result: ReadResult
 ) -> None:
     answers = {r["text"]: r for r in replies if r.get("role") == "assistant"}
     ranked = sorted((r for r in answers.values() if r.get("rank") is not None), key=lambda r: r["rank"])
@@ -385,8 +395,9 @@ def _siblings(
         else:
             tiers.append([index])
     spec = ItemSpec(
-        path, tuple(ResponseSpec(r["text"]) for r in chosen), language=str(node.get("lang") or "")[:24], source=where
-    )
+        path, tuple(ResponseSpec(r["text"]) for r in chosen), language=str(node.get("lang") or "")[:24], source=where,
+        group=group,
+    )  # fmt: skip
     result.candidates.append(Candidate(where, spec, tuple(tuple(t) for t in tiers) if len(ranked) >= 2 else None))
 
 

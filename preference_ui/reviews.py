@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, bindparam, exists, func, insert, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import and_, bindparam, func, insert, select, update
+from sqlalchemy.orm import Session
 
 from preference_ui import leases, places
 from preference_ui.agreements import Agreements, current_votes
@@ -18,62 +18,29 @@ from preference_ui.events import Transaction
 from preference_ui.export import JudgmentRecord, read_snapshot
 from preference_ui.guidelines import add_guideline
 from preference_ui.ids import checked_text, new_id
-from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Membership, Prompt
+from preference_ui.models import Annotator, Decision, Flag, Item, ItemResponse, Judgment, Lease, Prompt
 from preference_ui.projects import ProjectInfo, load_project
 from preference_ui.ranking import mean_agreement
 from preference_ui.set_aside import set_one_aside
+from preference_ui.takers import TAKERS, of_project, rarest_takers
 from rlhf.data.schema import Message
 
 VERDICTS = ("guideline_unclear", "rater_error", "subjective")
 
 
-# Whoever skipped, answered or holds an item does not get it again.
-_HAD_IT = (
-    exists()
-    .where(Lease.item_id == Item.id, Lease.annotator_id == Annotator.id, Lease.state.not_in(leases.GIVEN_BACK))
-    .correlate(Item, Annotator)
-)
-_other = aliased(Item)
-_RANKED_HERE = Annotator.id.in_(
-    select(Lease.annotator_id)
-    .join(_other, _other.id == Lease.item_id)
-    .where(_other.project_id == bindparam("project"), Lease.state.in_(leases.VOTED))
-)
-# Leads who never ranked in the project are not counted on. Accounts without a password cannot log in.
-_OUTSIDE = exists().where(
-    bindparam("round") > 0, Annotator.role == "annotator", Membership.project_id == bindparam("project"),
-    Membership.annotator_id == Annotator.id, Membership.state != "qualified",
-)  # fmt: skip
-_CAN_TAKE = and_(
-    Annotator.active,
-    ~_OUTSIDE.correlate(Annotator),
-    Annotator.password_hash.is_not(None),
-    (Annotator.role == "annotator") | _RANKED_HERE,
-)
-_TAKERS = exists().where(_CAN_TAKE, ~_HAD_IT).correlate(Item)
 _LEFT_OVER = and_(
-    Item.project_id == bindparam("project"), Item.kind == "normal", Item.state == "open", Item.active == 0, ~_TAKERS
+    Item.project_id == bindparam("project"), Item.kind == "normal", Item.state == "open", Item.active == 0, ~TAKERS
 )
 _WAITING = select(Item.id).where(
     Item.project_id == bindparam("project"),
     Item.kind == "normal",
     (Item.state == "review") | and_(Item.skips > 0, _LEFT_OVER),
 )
-# Who has had the fewest tasks: one that nobody is left to take is among them.
-_RAREST = (
-    select(Annotator.id)
-    .where(_CAN_TAKE)
-    .order_by(
-        select(func.count())
-        .where(Lease.annotator_id == Annotator.id, Lease.state.not_in(leases.GIVEN_BACK))
-        .scalar_subquery()
-    )
-    .limit(1)
-)
 _STRANDED = select(Item.id).where(
     Item.id.in_(
         select(Lease.item_id).where(Lease.annotator_id == bindparam("rarest"), Lease.state.not_in(leases.GIVEN_BACK))
     ),
+    Item.group == bindparam("group"),
     _LEFT_OVER,
 )
 
@@ -122,14 +89,16 @@ def _settled(session: Session) -> set[str]:
     return {*session.scalars(quiet), *session.scalars(select(Item.id).where(Item.state == "retired"))}
 
 
-def _of(info: ProjectInfo) -> dict[str, object]:
-    return {"project": info.id, "round": info.settings.qualify_items}
-
-
 def _stranded(session: Session, info: ProjectInfo) -> set[str]:
-    """Open items that everybody who could take them has had. Without anybody who can rank there are none yet."""
-    rarest = session.scalar(_RAREST, _of(info))
-    return set(session.scalars(_STRANDED, {**_of(info), "rarest": rarest})) if rarest else set()
+    """Open items that everybody who could take them has had.
+
+    Without anybody who can rank there are none yet, nor of a group that nobody has: the overview says that of the whole
+    group, once.
+    """
+    found: set[str] = set()
+    for group, rarest in rarest_takers(session, info).items():
+        found.update(session.scalars(_STRANDED, {**of_project(info), "group": group, "rarest": rarest}))
+    return found
 
 
 def inbox(
@@ -148,7 +117,7 @@ def inbox(
     with store.read() as session:
         info = load_project(session, project)
         scores, settled = (known or Agreements()).read(session, info.id), _settled(session)
-        waiting = set(session.scalars(_WAITING, _of(info)))
+        waiting = set(session.scalars(_WAITING, of_project(info)))
         disputed = {i for i, score in scores.items() if score < below} - settled | waiting
         order = sorted(disputed, key=lambda i: (scores.get(i, 1.0), i))[:limit]
         flagged = flagged_items(session, info.id) - disputed - settled

@@ -11,14 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import case, func, select
 
 from preference_ui.db import Store
 from preference_ui.errors import ConfigError, DataError, GenerationError
+from preference_ui.groups import row_group
 from preference_ui.importing import ImportReport, import_file
 from preference_ui.models import Item, PolicyVersion, Prompt, Response
 from preference_ui.projects import get_project, list_projects
+from preference_ui.records import read_records
 from preference_ui.settings import MAX_RESPONSES, MIN_RESPONSES
 
 CANDIDATES_FILE = "candidates.jsonl"
@@ -62,8 +65,11 @@ def chosen_project(store: Store, name: str | None) -> str:
     return names[0]
 
 
-def prompts_in_need(store: Store, project: str, run: str, limit: int) -> list[tuple[str, list[dict[str, str]]]]:
-    """Prompts of a project as ``(id, messages)``: unanswered by ``run`` first, then those with the fewest votes."""
+def prompts_in_need(store: Store, project: str, run: str, limit: int) -> list[dict[str, Any]]:
+    """Prompts of a project as rows to answer: unanswered by ``run`` first, then those with the fewest votes.
+
+    A row has the group of its prompt's tasks, where they have one (of several the last in order).
+    """
     with store.read() as session:
         info = get_project(store, project)
         # A run trained anew in the same place carries its digest behind "#".
@@ -75,14 +81,17 @@ def prompts_in_need(store: Store, project: str, run: str, limit: int) -> list[tu
             .exists()
         )
         rows = session.execute(
-            select(Prompt.id, Prompt.messages_json)
+            select(Prompt.id, Prompt.messages_json, func.max(Item.group))
             .join(Item, Item.prompt_id == Prompt.id)
             .where(Item.project_id == info.id, Item.kind == "normal", Item.state != "retired")
             .group_by(Prompt.id, Prompt.messages_json)
             .order_by(case((answered, 1), else_=0), func.sum(Item.done), Prompt.id)
             .limit(limit)
         ).all()
-    return [(prompt_id, json.loads(messages)) for prompt_id, messages in rows]
+    return [
+        {"id": prompt_id, "messages": json.loads(messages)} | ({"group": group} if group else {})
+        for prompt_id, messages, group in rows
+    ]
 
 
 def sample_into(store: Store, project: str, order: SampleOrder) -> ImportReport:
@@ -99,6 +108,7 @@ def sample_into(store: Store, project: str, order: SampleOrder) -> ImportReport:
         raise ConfigError(f"--count {order.limit} must be at least 1")
     if order.folder.exists():
         raise ConfigError(f"{order.folder} exists already: choose another --run-dir")
+    _check_groups(order.prompts)
     prompts = order.prompts or str(_write_prompts(store, project, order))
     command = [
         sys.executable, "-m", "rlhf.cli", "sample", "--no-next",
@@ -115,12 +125,24 @@ def sample_into(store: Store, project: str, order: SampleOrder) -> ImportReport:
     return import_file(store, project, order.folder / CANDIDATES_FILE, actor="rlhf prefs sample")
 
 
+def _check_groups(prompts: str | None) -> None:
+    """Refuses groups that the import would refuse when all is drawn. What else is wrong, `rlhf sample` says."""
+    if prompts is None or not Path(prompts).is_file():
+        return
+    try:
+        rows = read_records(Path(prompts))
+    except DataError:
+        return
+    for where, row in rows:
+        row_group(row.get("group"), f"{where}: field 'group'")
+
+
 def _write_prompts(store: Store, project: str, order: SampleOrder) -> Path:
     found = prompts_in_need(store, project, order.run, order.limit)
     if not found:
         raise DataError(f"project {project!r} has no prompts yet: give some with --prompts FILE")
     path = order.folder.with_name(f"{order.folder.name}-{PROMPTS_FILE}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"id": key, "messages": messages}, ensure_ascii=False) + "\n" for key, messages in found)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)
     path.write_text("".join(lines), encoding="utf-8")
     return path

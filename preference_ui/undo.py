@@ -6,8 +6,9 @@ from sqlalchemy import bindparam, select
 
 from preference_ui import leases, places
 from preference_ui.db import Store
-from preference_ui.errors import FrozenAnswer, LateAnswer, LeaseError, TaskTaken
+from preference_ui.errors import FrozenAnswer, LateAnswer, LeaseError, OtherGroup, TaskTaken
 from preference_ui.events import Transaction
+from preference_ui.groups import open_groups
 from preference_ui.ids import canonical_json, new_id
 from preference_ui.models import Item, Lease
 from preference_ui.projects import load_project
@@ -51,6 +52,7 @@ def withdraw(store: Store, annotator_id: str, lease_id: str) -> Assignment:
         FrozenAnswer: part of a frozen dataset.
         LateAnswer: the vote came late; revise it instead.
         TaskTaken: the skipped task has no room left.
+        OtherGroup: the task is for a group that the caller no longer has; an answer can still be revised.
         LeaseError: not the caller's, or neither answered nor skipped.
     """
 
@@ -71,6 +73,8 @@ def _withdraw(tx: Transaction, annotator_id: str, lease_id: str) -> Assignment:
         leases.hold(tx, lease, project)
         return assignment_of(tx.session, lease)
     refuse_frozen(lease)
+    if item.group not in open_groups(tx, item.project_id, annotator_id):
+        raise OtherGroup("this task is for a group that is no longer yours; change the answer instead")
     # Whatever comes of it is decided under the guideline of today, the retraction included.
     lease.guideline_version = project.guideline_version
     if lease.state == "skipped":

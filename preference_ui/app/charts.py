@@ -57,12 +57,21 @@ def columns(
 
 
 def rows(
-    labels: Sequence[str], values: Sequence[float], texts: Sequence[str], *, totals: Sequence[float] | None = None
+    labels: Sequence[str],
+    values: Sequence[float],
+    texts: Sequence[str],
+    *,
+    totals: Sequence[float] | None = None,
+    room: float = 70.0,
 ) -> str:
-    """Lying bars, one per row, of a full length ``totals`` (by default the largest value)."""
+    """Lying bars, one per row, of a full length ``totals`` (by default the largest value).
+
+    Args:
+        room: for the texts at the right.
+    """
     line, left = 26.0, 125.0
     full = totals or [max([*values, 1e-9])] * len(values)
-    wide = WIDTH - left - 70
+    wide = WIDTH - left - room
     parts = []
     for index, (label, value, words, total) in enumerate(zip(labels, values, texts, full, strict=True)):
         y = index * line + 6

@@ -128,7 +128,7 @@ class Dashboard:
         else:
             with self.site.store.read() as session:
                 snapshot = read_snapshot(session, self.site.project, texts=False)
-                coverage = coverage_of(session, snapshot.project.id)
+                coverage = coverage_of(session, snapshot.project)
                 gold = gold_keys(session, snapshot.project.id)
             # With the reading over: it would keep the database from tidying up behind everybody who votes meanwhile.
             seen, report = overview_of(snapshot, coverage, computed), project_report(snapshot, gold)
@@ -216,7 +216,7 @@ def _pictures(seen: Overview, report: ProjectReport, locale: str) -> list[str]:
     raters, cut = _worst_raters(report)
     handles = [r.handle for r in sorted(report.raters, key=lambda r: (-r.votes, r.handle))][:KAPPA_RATERS]
     topics = sorted(seen.topics.items(), key=lambda entry: entry[1][0] / max(1, entry[1][1]))[:20]
-    return [
+    shown = [
         picture("quality", _quality(report, locale)),
         picture("throughput", charts.columns(days, counts, [f"{c:.0f}" for c in counts]) if any(counts) else "",
                 f"{percent(seen.done / seen.needed)} · {seen.done} / {seen.needed}" if seen.needed else ""),
@@ -234,6 +234,26 @@ def _pictures(seen: Overview, report: ProjectReport, locale: str) -> list[str]:
                 [f"{done} / {needed}" for _, (done, needed) in topics],
                 totals=[float(needed) for _, (_, needed) in topics]) if topics else ""),
     ]  # fmt: skip
+    if seen.groups:
+        shown.append(picture("groups", _groups(seen, locale), _stuck(seen, locale)))
+    return shown
+
+
+def _groups(seen: Overview, locale: str) -> str:
+    """Votes by group, and how many people can give those that are missing; the groups with fewest people first."""
+    found = sorted(seen.groups.items(), key=lambda entry: (entry[1].people, entry[1].done - entry[1].needed))[:20]
+    words = [
+        translate(locale, "lead.groups.row", done=group.done, needed=group.needed, people=group.people)
+        for _, group in found
+    ]
+    names = [name or translate(locale, "lead.groups.none") for name, _ in found]
+    done, needed = ([float(getattr(group, key)) for _, group in found] for key in ("done", "needed"))
+    return charts.rows(names, done, words, totals=needed, room=165.0)
+
+
+def _stuck(seen: Overview, locale: str) -> str:
+    names = [name for name, group in seen.groups.items() if name and group.is_stuck]
+    return translate(locale, "lead.groups.nobody", names=", ".join(names)) if names else ""
 
 
 def _worst_raters(report: ProjectReport) -> tuple[list[RaterReport], bool]:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 def _label(lead: LeadPage, line: ItemLine) -> str:
     state = lead.say(f"items.{line.state}")
-    parts = [line.opening, line.topic, state, lead.say("items.votes", done=line.done, needed=line.needed)]
+    group = lead.say("items.group", name=line.group) if line.group else ""
+    parts = [line.opening, line.topic, group, state, lead.say("items.votes", done=line.done, needed=line.needed)]
     if line.kind == "gold":
-        parts[2:] = [lead.say("items.gold"), state, lead.say("items.answers", done=line.done)]
+        parts[3:] = [lead.say("items.gold"), state, lead.say("items.answers", done=line.done)]
     if line.priority:
         parts.append(lead.say("items.urgent", value=f"{line.priority:g}"))
     return " · ".join(filter(None, parts))

@@ -11,9 +11,11 @@ import gradio as gr
 
 from preference_ui.app.boxes import Shown, as_sent, note_box
 from preference_ui.app.dashboard import POLL_SECONDS, Look, number
+from preference_ui.app.lead_groups import groups_events, groups_group
 from preference_ui.app.lead_round import Ruling, round_group, round_words
 from preference_ui.app.refusal import Refusal, in_words, refusable
 from preference_ui.errors import ConfigError, DataError, StaleAccount
+from preference_ui.groups import groups_by_person
 from preference_ui.people import Person, create_annotator, get_annotator, list_annotators, update_annotator
 from preference_ui.projects import load_project
 from preference_ui.qualification import standings
@@ -36,10 +38,11 @@ class ShownPerson(Shown):
 
 def _people_html(lead: LeadPage, look: Look) -> str:
     raters = {r.annotator_id: r for r in look.figures.report.raters} if look.figures else {}
-    heads = ("name", "role", "active", "answers", "reliability", "round")
     with lead.site.store.read() as session:
         project = load_project(session, lead.site.project)
         rounds = standings(session, project) if project.settings.qualify_items else {}
+        groups = groups_by_person(session, project.id)
+    heads = ("name", "role", "active", "answers", "reliability", *(["groups"] if groups else []), "round")
     lines = []
     for person in list_annotators(lead.site.store):
         found = raters.get(person.id)
@@ -49,6 +52,7 @@ def _people_html(lead: LeadPage, look: Look) -> str:
             "✓" if person.active else "–",
             "–" if look.figures is None else str(found.votes if found else 0),
             number(found.beta) if found else "–",
+            *([", ".join(groups.get(person.id, ())) or "–"] if groups else []),
             round_words(lead, rounds.get(person.id) if person.role == "annotator" else None),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
@@ -85,6 +89,7 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
                 active = gr.Checkbox(value=True, label=lead.say("people.active"))
                 new_password = gr.Textbox(label=lead.say("people.new_password"), type="password", max_length=1000)
                 change = gr.Button(lead.say("people.change"))
+            groups = groups_group(lead)
             gr.Markdown(f"## {lead.say('people.aside')}\n\n{lead.say('people.aside.hint')}")
             with gr.Group():
                 why = gr.Textbox(label=lead.say("people.aside.reason"), max_length=2000)
@@ -190,6 +195,8 @@ def people_tab(lead: LeadPage, tab: gr.Tab, event: dict[str, Any]) -> None:
     ask.click(refusable(confirm), [who, why], [sure, asked], **as_sent(event))
     sure.click(refusable(put_aside), [who, asked, why], [table, timer, why, sure, asked], **as_sent(event))
     undo.click(refusable(take_back), who, [table, timer], **as_sent(event))
+
+    groups_events(lead, groups, tab, who, ([table, timer], lambda: _table(lead)), event)
 
     def ruling(act: Ruling, done: str) -> Callable[..., tuple[str, Any]]:
         def rule(person_id: str | None, request: gr.Request) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-HEAD = "0003"
+HEAD = "0004"
 _UPGRADE_LOCK = 0x70726567
 
 

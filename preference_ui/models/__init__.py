@@ -20,6 +20,7 @@ from preference_ui.models.people import (
     AnnotatorStat,
     AuthSession,
     LoginAttempt,
+    MemberGroup,
     Membership,
 )
 from preference_ui.models.work import (
@@ -51,6 +52,7 @@ __all__ = [
     "Judgment",
     "Lease",
     "LoginAttempt",
+    "MemberGroup",
     "Membership",
     "PolicyVersion",
     "Project",

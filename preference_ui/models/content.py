@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, Integer, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from preference_ui.models.base import Base, Digest, Id, Kind, Name, UtcDateTime
+from preference_ui.models.base import Base, Digest, Id, Kind, Name, UtcDateTime, Word
 
 
 class Project(Base):
@@ -111,6 +111,8 @@ class Item(Base):
     done: Mapped[int] = mapped_column(Integer, default=0)
     skips: Mapped[int] = mapped_column(Integer, default=0)
     priority: Mapped[float] = mapped_column(Float, default=0.0)
+    # Who may take it: people who have this group in the project; empty: anybody.
+    group: Mapped[str] = mapped_column(Word, default="", server_default="")
     # A repeat item asks one annotator again about what the lease answered.
     repeat_of_lease_id: Mapped[str | None] = mapped_column(Id)
     assigned_to: Mapped[str | None] = mapped_column(Id, ForeignKey("annotator.id"))
@@ -119,8 +121,8 @@ class Item(Base):
     created: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-# In the very order that claims ask for, so that the next item is the first entry.
-_QUEUE = (Item.project_id, Item.kind, Item.state)
+# In the very order that claims ask for, so that the next item of a group is its first entry.
+_QUEUE = (Item.project_id, Item.kind, Item.state, Item.group)
 Index("ix_item_queue", *_QUEUE, Item.done.desc(), Item.priority.desc(), Item.id)
 Index("ix_item_gold", *_QUEUE, Item.priority.desc(), Item.id)
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Boolean, CheckConstraint, Float, ForeignKey, Index, Integer, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from preference_ui.models.base import Base, Digest, Id, Kind, Name, UtcDateTime
+from preference_ui.models.base import Base, Digest, Id, Kind, Name, UtcDateTime, Word
 
 ROLES = ("annotator", "reviewer", "admin")
 
@@ -76,6 +76,19 @@ class Membership(Base):
     answered: Mapped[int] = mapped_column(Integer, default=0)
     right: Mapped[int] = mapped_column(Integer, default=0)
     decided_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class MemberGroup(Base):
+    """A group that one annotator has in a project: items of it may go to this person, besides those of no group.
+
+    It stands apart from ``Membership``, which nobody has before a first claim under a qualification round.
+    """
+
+    __tablename__ = "member_group"
+
+    project_id: Mapped[str] = mapped_column(Id, ForeignKey("project.id"), primary_key=True)
+    annotator_id: Mapped[str] = mapped_column(Id, ForeignKey("annotator.id"), primary_key=True)
+    group: Mapped[str] = mapped_column(Word, primary_key=True)
 
 
 class AnnotatorStat(Base):

@@ -62,7 +62,10 @@ def open_inputs(config: SampleConfig, run_dir: Path | None) -> tuple[OpenPolicy,
 
 
 def _write(path: Path, config: SampleConfig, prompts: list[PromptRow], drawn: Drawn) -> int:
-    """One line per prompt in the store's import format; returns how many prompts have something to compare."""
+    """One line per prompt in the store's import format; returns how many prompts have something to compare.
+
+    A prompt's ``group`` goes along: it says which people rank its task.
+    """
     origin, lines = Origin.of(config.model.name, config.model.revision), []
     for row, texts, rollouts, seeds in zip(prompts, drawn.texts, drawn.rollouts, drawn.seeds, strict=True):
         responses = origin.candidates(texts, rollouts, seeds, config.sampling)
@@ -70,6 +73,8 @@ def _write(path: Path, config: SampleConfig, prompts: list[PromptRow], drawn: Dr
             continue
         prompt = [message.as_dict() for message in row.messages]
         line = {"id": row.id, "prompt": prompt, "responses": responses, "source": origin.run}
+        if row.meta.get("group"):
+            line["group"] = row.meta["group"]
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomic(path, "".join(lines))
     return len(lines)

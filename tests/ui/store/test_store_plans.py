@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import event, insert, text, update
 from store_helpers import MakeProject, by_text, claim, item_spec, people
 
 from preference_ui import queue
 from preference_ui.db import Store
 from preference_ui.ids import new_id, sha256_text
+from preference_ui.memberships import set_groups
 from preference_ui.models import Item, ItemResponse, Prompt, Response
 from preference_ui.projects import add_items
 
@@ -55,6 +56,17 @@ def _fill(store: Store, project_id: str) -> None:
             connection.execute(text("ANALYZE"))
 
 
+def _share_out(store: Store, *groups: str) -> None:
+    """A third of the items each for a group, and a third for anybody."""
+    with store.engine.begin() as connection:
+        for number, group in enumerate(groups):
+            third = Item.priority.in_((number, number + len(groups)))
+            connection.execute(update(Item).where(third).values(group=group))
+    if store.is_postgres:
+        with store.engine.begin() as connection:
+            connection.execute(text("ANALYZE"))
+
+
 @contextmanager
 def _plans(store: Store) -> Iterator[list[str]]:
     """Collects the plans of all that is read meanwhile."""
@@ -82,15 +94,19 @@ def _plans(store: Store) -> Iterator[list[str]]:
             plans.append("\n".join(str(row[-1]) for row in rows) + f"\n-- {statement}")
 
 
-@pytest.mark.parametrize("act", ["normal", "onward", "gold", "undo", "import"])
+@pytest.mark.parametrize("act", ["normal", "groups", "onward", "gold", "undo", "import"])
 def test_no_plan_sorts_or_reads_a_whole_table(store: Store, make_project: MakeProject, act: str) -> None:
     project = make_project(0, gold_rate=1.0 if act == "gold" else 0.0, repeat_after_seconds=0)
     _fill(store, project.id)
     ann, bo = people(store, "ann", "bo")
+    if act == "groups":
+        _share_out(store, "da", "zh")
+        set_groups(store, project.id, ann, ("da", "other"), actor="lead")
     task = claim(store, bo)
     queue.submit(store, bo, task.lease_id, by_text(task))
     actions: dict[str, Callable[[], object]] = {
         "normal": lambda: claim(store, ann),
+        "groups": lambda: claim(store, ann),
         "onward": lambda: claim(store, ann),
         "gold": lambda: claim(store, ann),
         "undo": lambda: queue.last_decided(store, "helpline", bo),
@@ -107,6 +123,7 @@ def test_no_plan_sorts_or_reads_a_whole_table(store: Store, make_project: MakePr
     assert [plan for plan in large if any(word in plan.split("\n-- ")[0] for word in bad)] == []
     needed = {
         "normal": "ix_item_queue",
+        "groups": "ix_item_queue",
         "onward": "ix_item_queue",
         "gold": "ix_item_gold",
         "undo": "ix_lease_decided",

@@ -17,24 +17,30 @@ from preference_ui.db import Store
 from preference_ui.events import Transaction
 from preference_ui.ids import new_id
 from preference_ui.items import change_item, find_items
+from preference_ui.memberships import set_groups
 from preference_ui.models import Item, Lease
 from preference_ui.projects import add_items
 from preference_ui.set_aside import set_aside
 
 OWN = 3000
+# All that is open to a person, without regard to what an index offers.
+_IN_ORDER = searches._UNSEEN.order_by(Item.done.desc(), Item.priority.desc(), Item.id)
 
 
+@pytest.mark.parametrize("words", [(), ("da", "zh")], ids=["no groups", "groups"])
 def test_it_gives_what_a_search_from_the_start_gives(
-    store: Store, make_project: MakeProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, make_project: MakeProject, clock: Clock, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     project = make_project(60, num_responses=2, overlap=3, adaptive_extra=1, max_skips=2, lease_seconds=100)
     crew = people(store, *(f"p{n}" for n in range(4)))
+    grouped = [item_spec(100 + n, 2, group=words[n % 2], priority=float(n % 3)) for n in range(60) if words]
+    add_items(store, project.id, grouped)
     rng, searched, went_on = random.Random(5), [0], [0]
     hinted = searches.next_normal
 
     def both(tx: Transaction, who: str, project_id: str) -> Item | None:
         values = {"who": who, "project": project_id, "now": tx.now, "kind": "normal"}
-        from_start = tx.session.scalars(searches._NEXT_NORMAL, values).first()
+        from_start = tx.session.scalars(_IN_ORDER, values).first()
         known = (project_id, who) in searches._ends.get(store.engine, {})
         found = hinted(tx, who, project_id)
         assert found is from_start, "another item than a search from the start gives"
@@ -54,9 +60,13 @@ def test_it_gives_what_a_search_from_the_start_gives(
             change_item(store, project.id, line.item_id, actor="lead", priority=float(rng.randrange(3)),
                         retired=rng.random() < 0.2)  # fmt: skip
         elif act < 0.09:
-            add_items(store, project.id, [item_spec(next(spare), 2, priority=float(rng.randrange(3)))])
+            priority, group = float(rng.randrange(3)), rng.choice(("", *words))
+            add_items(store, project.id, [item_spec(next(spare), 2, priority=priority, group=group)])
         elif act < 0.1:
             set_aside(store, project.id, rng.choice(crew), "clicks", actor="lead")
+        elif words and act < 0.16:
+            mine = rng.sample(words, rng.randrange(len(words) + 1))
+            set_groups(store, project.id, rng.choice(crew), mine, actor="lead")
         elif task is None:
             continue
         elif act < 0.2:

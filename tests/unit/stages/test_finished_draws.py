@@ -100,6 +100,15 @@ def test_unless_finished_leaves_the_candidates(
     assert len(draws) == 1
 
 
+def test_candidates_are_for_the_group_of_their_prompt(draws: list[list[str]], tiny_base: Path, tmp_path: Path) -> None:
+    """`rlhf prefs import` reads it, so people who lack the group do not get the task."""
+    config = config_of("sample", tmp_path, tiny_base)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hvem?", "group": "da"}\n{"prompt": "Who?", "group": ""}\n')
+    sample.run_sample(config)
+    lines = (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("group") for line in lines] == ["da", None]
+
+
 def test_candidates_appear_whole_or_not_at_all(
     draws: list[list[str]], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
