@@ -21,7 +21,7 @@ from preference_ui.groups import row_group
 from preference_ui.importing import ImportReport, import_file
 from preference_ui.models import Item, PolicyVersion, Prompt, Response
 from preference_ui.projects import get_project, list_projects
-from preference_ui.records import read_records
+from preference_ui.record_files import read_records
 from preference_ui.settings import MAX_RESPONSES, MIN_RESPONSES
 
 CANDIDATES_FILE = "candidates.jsonl"

@@ -15,7 +15,8 @@ from preference_ui.db import Store
 from preference_ui.errors import DataError
 from preference_ui.importing import check_ranking
 from preference_ui.projects import check_spec, get_project
-from preference_ui.records import Candidate, ReadResult, Record, format_of, read_records, read_rows
+from preference_ui.record_files import Record, read_records
+from preference_ui.records import Candidate, ReadResult, format_of, read_rows
 from preference_ui.settings import ProjectSettings
 
 _LINE = re.compile(r"(?::|\[| row )(\d+)")
