@@ -12,16 +12,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+import rlhf
+
 GPU = torch.device("cuda", 0)
+FOLDERS = tuple(str(Path(str(package.__file__)).parent) for package in (rlhf, transformers))
 WAITING = {
     "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select",
     "aten::_unique2", "aten::repeat_interleave",
@@ -265,9 +270,9 @@ def _place() -> str:
     """The innermost line of the library, or of what it calls models by."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        for folder in ("/rlhf/", "/transformers/"):
-            if folder in frame.f_code.co_filename:
-                return f"{folder[1:]}{frame.f_code.co_filename.rpartition(folder)[2]}:{frame.f_lineno}"
+        for folder in FOLDERS:
+            if frame.f_code.co_filename.startswith(folder):
+                return f"{Path(folder).name}{frame.f_code.co_filename.removeprefix(folder)}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
 

@@ -17,6 +17,7 @@ from preference_ui import queue
 from preference_ui.app.guard import MAX_UPLOAD_BYTES
 from preference_ui.datasets import VERSION_FILES, version_lines
 from preference_ui.db import Store
+from preference_ui.hints import training_on
 from preference_ui.items import find_items
 from preference_ui.models import Event
 from preference_ui.versions import freeze, get_version
@@ -239,9 +240,7 @@ def test_the_whole_way_in_the_page(place: Place, visit: Callable[..., Visit], tm
     for words in ("data-boss", "ties dropped", "left out (0)", newest.sha256[:12]):
         expect(row).to_contain_text(words)
     train = page.get_by_label("Train on the newest version")
-    expect(train).to_have_value(
-        f"rlhf reward --config configs/reward/tiny_cpu.yaml data.train=store:helpline@v{newest.number}"
-    )
+    expect(train).to_have_value(training_on(store, f"store:helpline@v{newest.number}"))
     lead.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the line").click()
     page.wait_for_function("async line => await navigator.clipboard.readText() === line", arg=train.input_value())
