@@ -23,6 +23,7 @@ from cluster.submit import follow_job, prepare, send
 from rlhf.config import STAGES, build_config, config_hash, load_config, read_tree
 from rlhf.config.base import Section
 from rlhf.config.claim import claim, release_run_dir
+from rlhf.config.finished import is_finished
 from rlhf.config.same import asks_for_the_same, holds_the_same
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.telemetry.console import get_console, print_table
@@ -161,8 +162,7 @@ class Pipeline:
             return holds_the_same(folder / "config.json", config)
         if folder.absolute() == Path(record["config"].get("run_dir", "")).absolute():
             return asks_for_the_same(record["config"], config)
-        last = "summary.json" if step.stage in ("sample", "evaluate") else "run.json"
-        return (folder / last).is_file() and holds_the_same(folder / "config.json", config)
+        return is_finished(folder) and holds_the_same(folder / "config.json", config)
 
     def _moved(self, step: Step, record: dict[str, Any]) -> str:
         before = record.get("config", {}).get("run_dir")

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.config.base import Section
 from rlhf.config.held import as_recorded
 from rlhf.config.load import build_config, config_hash
-from rlhf.config.sources import STORE_PREFIX
+from rlhf.config.sources import is_of_store
 from rlhf.errors import ConfigError
 
 FREE_SECTIONS = ("run_dir", "telemetry", "checkpoint", "recovery", "placement", "sample_every_steps", "sync_tolerance",
@@ -29,11 +29,7 @@ def _reads_no_format(keys: Mapping[str, Any]) -> bool:
     """Whether no file is left that ``data.format`` could be the format of."""
     train, evaluation = keys.get("data.train"), keys.get("data.evaluation")
     listed = isinstance(train, list) and any(isinstance(source, Mapping) for source in train)
-    return (listed or _is_of_store(train)) and (evaluation is None or _is_of_store(evaluation))
-
-
-def _is_of_store(given: Any) -> bool:
-    return isinstance(given, str) and given.startswith(STORE_PREFIX)
+    return (listed or is_of_store(train)) and (evaluation is None or is_of_store(evaluation))
 
 
 _IDLE: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...]], ...] = (

@@ -69,7 +69,7 @@ def files_of(given: Mixed) -> str | tuple[str, ...]:
     return tuple(found)
 
 
-def is_of_store(given: Mixed) -> bool:
+def is_of_store(given: object) -> bool:
     """Whether rankings of the preference store are meant, and no files."""
     return isinstance(given, str) and given.startswith(STORE_PREFIX)
 

@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.finished import RUN_FILE
 from rlhf.config.job_copy import in_job_copy
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.trust import check_files, read_object
 
 BUILTIN_PREFIX = "builtin:"
-RUN_FILE = "run.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ASSETS = Path(__file__).parent.parent / "assets"
 """Where shipped models lie."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config import SamplingConfig
+from rlhf.config.finished import SUMMARY_FILE
 from rlhf.data.schema import RowError, check_text
 from rlhf.models.source import ModelSource, resolve_model
 from rlhf.rollout.protocol import Rollout
-from rlhf.stages.run_dir import SUMMARY_FILE
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from rlhf.config import EvaluateConfig, ModelConfig, RewardModelSource
+from rlhf.config.finished import SUMMARY_FILE
 from rlhf.data.meta import about
 from rlhf.data.schema import PromptRow, prompt_hash
 from rlhf.stages.drawing import OpenPolicy, draw, open_policy
 from rlhf.stages.kept_answers import identity_of_answers, keep_answers, kept_answers
 from rlhf.stages.prompts import read_prompts
-from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_atomic, write_json
 from rlhf.stages.scoring import check_sources, open_source, prompt_text
 from rlhf.stages.scoring_rows import FaultPolicy
 from rlhf.stages.starting_model import with_starting_models

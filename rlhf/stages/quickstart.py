@@ -15,19 +15,20 @@ from typing import Any
 
 from preference_ui.db import STORE_VARIABLE, Store, open_store
 from rlhf.config import EvaluateConfig, PlacementConfig, derive_seed, load_config
+from rlhf.config.finished import SUMMARY_FILE, is_finished
 from rlhf.data.helpline.rows import demonstrations, prompts
 from rlhf.data.loading import load_prompts
 from rlhf.data.schema import prompt_hash
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import CheckpointError
-from rlhf.models.source import BUILTIN_PREFIX, RUN_FILE
+from rlhf.models.source import BUILTIN_PREFIX
 from rlhf.stages import quickstart_people as people
 from rlhf.stages.drawing import open_policy
 from rlhf.stages.evaluate import draw_answers, judged_in_both_orders, make_judge, write_samples
 from rlhf.stages.ppo import run_ppo
 from rlhf.stages.preferences import read_preferences
 from rlhf.stages.reward import run_reward
-from rlhf.stages.run_dir import SUMMARY_FILE, claim, release_run_dir, set_aside, write_json
+from rlhf.stages.run_dir import claim, release_run_dir, set_aside, write_json
 from rlhf.stages.sample import CANDIDATES_FILE, run_sample
 from rlhf.stages.sft import run_sft
 from rlhf.stages.shipped import shipped_configs
@@ -201,7 +202,7 @@ def _write_data(quick: Quickstart) -> None:
 def _stage(quick: Quickstart, stage: str, title: str, run: Callable[..., dict[str, Any]]) -> None:
     config = quick.config(stage)
     directory = Path(config.run_dir)
-    if (directory / (SUMMARY_FILE if stage == "sample" else RUN_FILE)).is_file():  # its last one
+    if is_finished(directory):
         if stage not in quick.state["stages"]:  # the process ended before it was noted
             _note(quick, stage, json.loads((directory / SUMMARY_FILE).read_text(encoding="utf-8")))
         return

@@ -10,19 +10,16 @@ from typing import Any
 from rlhf.config import config_hash, dump_yaml
 from rlhf.config.base import Section
 from rlhf.config.claim import claim, release_run_dir
+from rlhf.config.finished import is_finished
 from rlhf.config.job_copy import in_job_copy
 from rlhf.config.same import holds_the_same
 from rlhf.engine.checkpoint.store import CheckpointStore
 from rlhf.errors import CheckpointError, ConfigError
-from rlhf.models.source import RUN_FILE
 from rlhf.telemetry.environment import git_sha, machine, versions
 from rlhf.telemetry.logging import setup_logging
 
 CONFIG_YAML = "config.yaml"
 CONFIG_JSON = "config.json"
-SUMMARY_FILE = "summary.json"
-UNTRAINED = ("sample", "evaluate")
-"""Stages that leave no model."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -77,17 +74,6 @@ def finished_before(config: Section) -> bool:
     """
     path = Path(config.model_dump(mode="json")["run_dir"])
     return is_finished(path) and holds_the_same(path / CONFIG_JSON, config)
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a run ended well there: trainings write ``run.json`` last of all, the other stages their summary."""
-    if (path / RUN_FILE).is_file():
-        return True
-    try:
-        summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
-        return isinstance(summary, dict) and summary.get("stage") in UNTRAINED
-    except (OSError, ValueError, RecursionError):
-        return False
 
 
 def describe_run(config: Section, *, git_cwd: str | Path = ".") -> dict[str, Any]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import SampleConfig
+from rlhf.config.finished import SUMMARY_FILE
 from rlhf.data.schema import PromptRow
 from rlhf.stages.candidates import Origin
 from rlhf.stages.drawing import Drawn, OpenPolicy, draw, open_policy
 from rlhf.stages.prompts import read_prompts
-from rlhf.stages.run_dir import SUMMARY_FILE, prepare_run_dir, release_run_dir, write_atomic, write_json
+from rlhf.stages.run_dir import prepare_run_dir, release_run_dir, write_atomic, write_json
 from rlhf.stages.starting_model import with_starting_models
 
 CANDIDATES_FILE = "candidates.jsonl"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import DataConfig, TrainerConfig
+from rlhf.config.finished import SUMMARY_FILE
 from rlhf.config.held import held_of
 from rlhf.data.chat import ChatFormat
 from rlhf.data.splits import overlap, split_by_prompt
@@ -27,7 +28,7 @@ from rlhf.stages.resume import (
     require_shared,
     stop_on_signals,
 )
-from rlhf.stages.run_dir import CONFIG_JSON, SUMMARY_FILE, write_json
+from rlhf.stages.run_dir import CONFIG_JSON, write_json
 from rlhf.telemetry.environment import versions
 from rlhf.telemetry.events import EventLog
 from rlhf.telemetry.metrics import MetricsWriter

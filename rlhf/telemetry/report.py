@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.finished import SUMMARY_FILE
 from rlhf.errors import DataError
 from rlhf.telemetry.curves import CURVES, Plot, stage_plots
 from rlhf.telemetry.headline import Card, headline_cards, length_rule, summary_sentence, vote_figures
@@ -19,7 +20,6 @@ from rlhf.telemetry.metrics import METRICS_FILE, read_metrics
 from rlhf.telemetry.runs import RunView, check_run
 
 REPORT_FILE = "report.html"
-SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.jsonl"
 _CONFIG_FILES = ("config.yaml", "resolved_config.yaml", "config.json")
 

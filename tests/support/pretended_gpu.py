@@ -46,14 +46,14 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, requires_grad: bool = False) -> There:
-        found: Any = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        found: Any = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch's stubs lack it
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             device="cpu", requires_grad=requires_grad,
         )  # fmt: skip
         found.held = held
         return found
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"There({self.held})"
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from sqlalchemy import inspect, select, update
@@ -159,10 +160,10 @@ def test_every_change_is_one_event_and_words_are_checked(store: Store, project: 
     ]
     with pytest.raises(StaleAccount, match="ann"):
         set_groups(store, "helpline", ann, (), actor="lead", seen=("da",))
-    bad = ("x" * 65, "a,b", "a\u200bb", "a\nb", "\ud800", "a\0", 5)
+    bad: tuple[Any, ...] = ("x" * 65, "a,b", "a\u200bb", "a\nb", "\ud800", "a\0", 5)
     for word in bad:
         with pytest.raises(DataError, match="groups: "):
-            set_groups(store, "helpline", ann, (word,), actor="lead")  # type: ignore[arg-type]
+            set_groups(store, "helpline", ann, (word,), actor="lead")
     with pytest.raises(DataError, match="too many"):
         set_groups(store, "helpline", ann, map(str, range(MAX_GROUPS + 1)), actor="lead")
     with pytest.raises(DataError, match="no annotator"):

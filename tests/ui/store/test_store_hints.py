@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from preference_ui import commands, hints, sampling
 from preference_ui.db import Store, make_engine
+from preference_ui.ids import utc_now
 
 
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -67,6 +69,6 @@ def test_figures_without_votes_are_dashes(tmp_path: Path) -> None:
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     engine = make_engine("postgresql://ada:secret@db.example.org/votes")
-    store = Store(engine, tmp_path, clock=None, rng=None)  # type: ignore[arg-type]
+    store = Store(engine, tmp_path, utc_now, random.Random(0))
     told = hints.training_on(store, "store:p@v1") + hints.ranking_page(store, "p")
     assert "secret" not in told and told.count("db.example.org/votes") == 2
